@@ -1,0 +1,24 @@
+"""Shared fixtures. Every shape annotation of the package is checked while the tests run."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+install_import_hook("longshot_jax", "beartype.beartype")
+
+import jax  # noqa: E402  (after the platform is chosen)
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the public data sets: LONGSHOT_DATA, or ../shared/data beside the checkout."""
+    named = os.environ.get("LONGSHOT_DATA")
+    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no data folder: set LONGSHOT_DATA to a folder with gsm8k/, gsm8k_aug/, prosqa/, prontoqa/")
+    return folder
