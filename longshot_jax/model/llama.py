@@ -1,0 +1,229 @@
+"""Llama 3 (arXiv:2407.21783) as a Flax NNX module: weights stacked over layers, applied by `lax.scan`.
+
+The one forward pass serves training, prompts, thoughts and decoding: it reads keys and values that earlier
+passes returned (`context`), and returns those of its own positions. Nothing is written in place, so the caller
+decides what lies in a scan's carry and what stays outside.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jaxtyping import Array, Bool, Float, Int
+
+from longshot_jax.model.attention import Segment, attend
+from longshot_jax.model.rope import RopeScaling, rotary_angles, rotary_frequencies, rotate
+from longshot_jax.model.weights import constant, normal, weight
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Shape of a Llama; the names are Hugging Face's where they exist.
+
+    Attributes:
+      vocab_size: rows of the embedding table.
+      hidden_size: D.
+      intermediate_size: width of the gated feed-forward layer.
+      num_hidden_layers: L.
+      num_attention_heads: H, a multiple of `num_key_value_heads`.
+      num_key_value_heads: K.
+      head_dim: C.
+      rope_theta: base of the rotary frequencies.
+      rope_scaling: Llama 3.1's scaling, or None.
+      rms_norm_eps: added to the mean square in every norm.
+      tie_word_embeddings: the output head is the embedding table.
+      max_position_embeddings: context length in tokens.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+
+
+@struct.dataclass
+class KeyValues:
+    """Rotated keys and the values of some positions, for every layer.
+
+    Attributes:
+      keys: Float [L, B, P, K, C].
+      values: Float [L, B, P, K, C].
+    """
+
+    # Plain `Array`: a dataclass that crosses vmap or scan is rebuilt there with fewer dimensions.
+    keys: Array
+    values: Array
+
+
+@struct.dataclass
+class Context:
+    """What a forward pass may read besides itself: positions that come before all of its own.
+
+    Attributes:
+      cache: their keys and values.
+      mask: Bool [B, P]; False where a position is padding or belongs to a stopped trajectory.
+    """
+
+    cache: KeyValues
+    mask: Array
+
+
+def rms_norm(
+    x: Float[Array, "*batch D"], scale: Float[Array, " D"], epsilon: float
+) -> Float[Array, "*batch D"]:
+    """Root-mean-square norm (Zhang & Sennrich 2019, arXiv:1910.07467), computed in float32."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    return wide.astype(x.dtype) * scale.astype(x.dtype)
+
+
+class Layers(nnx.Module):
+    """All decoder layers, stacked on a leading axis L; called with the slice of one layer."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike):
+        self.config = config
+        depth, hidden, inner = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+        heads, kv_heads, head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        into = normal(hidden**-0.5)
+        # Both writers into the residual stream start small, so that its scale does not grow with depth.
+        attention_out = normal((heads * head_dim * 2 * depth) ** -0.5)
+        mlp_out = normal((inner * 2 * depth) ** -0.5)
+
+        def declare(shape, axes, initializer):
+            return weight(rngs, (depth, *shape), ("layers", *axes), initializer, dtype)
+
+        self.attention_norm = declare((hidden,), ("norm",), constant(1.0))
+        self.query = declare((hidden, heads, head_dim), ("embed", "heads", "head_dim"), into)
+        self.key = declare((hidden, kv_heads, head_dim), ("embed", "kv_heads", "head_dim"), into)
+        self.value = declare((hidden, kv_heads, head_dim), ("embed", "kv_heads", "head_dim"), into)
+        self.output = declare((heads, head_dim, hidden), ("heads", "head_dim", "embed"), attention_out)
+        self.mlp_norm = declare((hidden,), ("norm",), constant(1.0))
+        self.gate = declare((hidden, inner), ("embed", "mlp"), into)
+        self.up = declare((hidden, inner), ("embed", "mlp"), into)
+        self.down = declare((inner, hidden), ("mlp", "embed"), mlp_out)
+
+    def __call__(
+        self,
+        x: Float[Array, "B Q D"],
+        cosine: Float[Array, "B Q half"],
+        sine: Float[Array, "B Q half"],
+        visible: Bool[Array, "B Q Q"],
+        context: tuple[Segment, ...],
+    ) -> tuple[Float[Array, "B Q D"], tuple[Float[Array, "B Q K C"], Float[Array, "B Q K C"]]]:
+        """One layer: attention over the context and the own positions, then the feed-forward layer."""
+        epsilon = self.config.rms_norm_eps
+
+        def of(parameter: nnx.Param) -> Array:
+            return parameter[...].astype(x.dtype)
+
+        with jax.named_scope("attention"):
+            normed = rms_norm(x, self.attention_norm[...], epsilon)
+            queries = rotate(jnp.einsum("bqd,dhc->bqhc", normed, of(self.query)), cosine, sine)
+            keys = rotate(jnp.einsum("bqd,dkc->bqkc", normed, of(self.key)), cosine, sine)
+            values = jnp.einsum("bqd,dkc->bqkc", normed, of(self.value))
+            mixed = attend(queries, (*context, Segment(keys, values, visible)))
+            x = x + jnp.einsum("bqhc,hcd->bqd", mixed, of(self.output))
+        with jax.named_scope("feed_forward"):
+            normed = rms_norm(x, self.mlp_norm[...], epsilon)
+            x = x + (jax.nn.silu(normed @ of(self.gate)) * (normed @ of(self.up))) @ of(self.down)
+        return x, (keys, values)
+
+
+class Llama(nnx.Module):
+    """Llama without a cache of its own: `hidden, keys_and_values = llama(embeddings, positions, mask, context)`.
+
+    Attributes:
+      config: shape.
+      compute_dtype: of activations; weights are stored in `weight_dtype` and cast at use.
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        rngs: nnx.Rngs,
+        *,
+        compute_dtype: jax.typing.DTypeLike = jnp.float32,
+        weight_dtype: jax.typing.DTypeLike = jnp.float32,
+        remat: bool = False,
+    ):
+        self.config = config
+        self.compute_dtype = jnp.dtype(compute_dtype)
+        self.remat = remat
+        table = (config.vocab_size, config.hidden_size)
+        spread = normal(config.hidden_size**-0.5)
+        self.embedding = weight(rngs, table, ("vocab", "embed"), spread, weight_dtype)
+        self.layers = Layers(config, rngs, weight_dtype)
+        self.final_norm = weight(rngs, (config.hidden_size,), ("norm",), constant(1.0), weight_dtype)
+        if not config.tie_word_embeddings:
+            self.head = weight(rngs, table, ("vocab", "embed"), spread, weight_dtype)
+
+    def embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+        """Rows of the embedding table, in the compute dtype."""
+        return self.embedding[...][tokens].astype(self.compute_dtype)
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Next-token logits of (normed) last hidden states, accumulated in float32."""
+        table = self.embedding if self.config.tie_word_embeddings else self.head
+        return jnp.einsum(
+            "...d,vd->...v", hidden, table[...].astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
+
+    def __call__(
+        self,
+        embeddings: Float[Array, "B Q D"],
+        positions: Int[Array, "B Q"],
+        mask: Bool[Array, "B Q"],
+        context: tuple[Context, ...] = (),
+    ) -> tuple[Float[Array, "B Q D"], KeyValues]:
+        """One causal pass over Q new positions.
+
+        Args:
+          embeddings: input embeddings, tokens and thoughts alike.
+          positions: rotary positions, counted over real positions only.
+          mask: False where a position is padding; nobody sees it.
+          context: earlier positions, visible to every query where their mask says so.
+
+        Returns:
+          The last hidden states after the final norm (what COCONUT feeds back and the head reads), and the keys
+          and values of the new positions.
+        """
+        config = self.config
+        frequencies = rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        cosine, sine = rotary_angles(positions, frequencies)
+        length = embeddings.shape[1]
+        visible = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
+        graph, stacked = nnx.split(self.layers)
+
+        def layer(x, sliced):
+            weights, caches = sliced
+            segments = tuple(
+                Segment(cache.keys, cache.values, part.mask[:, None])
+                for cache, part in zip(caches, context, strict=True)
+            )
+            return nnx.merge(graph, weights)(x, cosine, sine, visible, segments)
+
+        body = jax.checkpoint(layer) if self.remat else layer
+        caches = tuple(part.cache for part in context)
+        x, (keys, values) = jax.lax.scan(body, embeddings.astype(self.compute_dtype), (stacked, caches))
+        return rms_norm(x, self.final_norm[...], config.rms_norm_eps), KeyValues(keys, values)

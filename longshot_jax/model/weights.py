@@ -1,0 +1,43 @@
+"""One declaration gives a weight its shape, its logical axes and its initializer."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def weight(
+    rngs: nnx.Rngs,
+    shape: Sequence[int],
+    axes: Sequence[str | None],
+    initializer: jax.nn.initializers.Initializer,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> nnx.Param:
+    """Declares a trainable weight.
+
+    Args:
+      rngs: the `params` stream gives the initial value.
+      shape: dimensions of the weight.
+      axes: one logical axis name per dimension; `longshot_jax.model.sharding` maps them to mesh axes.
+      initializer: of `jax.nn.initializers`.
+      dtype: of the stored (master) weight.
+    """
+    if len(shape) != len(axes):
+        raise ValueError(f"a weight of shape {tuple(shape)} needs {len(shape)} axis names, got {tuple(axes)}")
+    return nnx.Param(initializer(rngs.params(), tuple(shape), dtype), logical_axes=tuple(axes))
+
+
+def normal(standard_deviation: float) -> jax.nn.initializers.Initializer:
+    """Normal initializer with the given standard deviation."""
+    return jax.nn.initializers.normal(standard_deviation)
+
+
+def zeros() -> jax.nn.initializers.Initializer:
+    """Zero initializer."""
+    return jax.nn.initializers.zeros
+
+
+def constant(value: float) -> jax.nn.initializers.Initializer:
+    """Constant initializer."""
+    return jax.nn.initializers.constant(value)
