@@ -1,0 +1,82 @@
+# The doors to the project. A fresh machine needs Python >= 3.11 with venv, make and git; the rest goes into .venv.
+#
+#   make demo       environment, then the whole method on the embedded task
+#   make test       environment, then the fast tests
+#   make test-slow  also PyTorch, as the oracle of the parity tests, then the slow tests
+#   make lint       ruff and pyright
+#   make venv       the environment alone
+#   make clean      remove what tools left behind; .venv and runs/ stay
+
+PYTHON ?= python3
+PY := .venv/bin/python
+
+# A driver decides between CPU wheels and CUDA's. The choice is part of the stamp's name, so that a driver
+# which appears later makes the next `make venv` install CUDA's.
+ACCELERATOR := $(shell if nvidia-smi >/dev/null 2>&1 || [ -e /proc/driver/nvidia ]; then echo cuda; else echo cpu; fi)
+PROJECT := $(if $(filter cuda,$(ACCELERATOR)),.[cuda],.)
+
+# -qq: errors only. Nothing that an activated environment or a user's pip settings say may lead past .venv.
+PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check
+export PIP_USER := 0
+unexport PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON VIRTUAL_ENV
+
+NEEDS := pyproject.toml requirements.txt
+MADE := .venv/.made
+RUN := .venv/.installed-$(ACCELERATOR)
+TEST := .venv/.installed-test
+LINT := .venv/.installed-lint
+PARITY := .venv/.installed-parity
+
+.PHONY: venv test test-slow lint demo clean
+
+venv: $(RUN)
+
+test: $(TEST)
+	$(PY) -m pytest
+
+# The fast tests of files that ask for PyTorch run here too: without it, `make test` has skipped them.
+test-slow: $(PARITY)
+	@asking=$$(grep -lE '(import|from) torch|importorskip\(.torch' tests/test_*.py || true); \
+	  if [ -n "$$asking" ]; then echo "$(PY) -m pytest" $$asking; $(PY) -m pytest $$asking; fi
+	$(PY) -m pytest -m slow
+
+lint: $(LINT)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+demo: $(RUN)
+	$(PY) scripts/demo.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# A .venv that works is kept, whoever made it; a half-made or too old one is made anew.
+$(MADE):
+	@$(PY) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  command -v "$(PYTHON)" >/dev/null || { echo "error: '$(PYTHON)' is not there; name a Python 3.11 or newer: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 2; }; \
+	  "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1), but Python 3.11 or newer is needed: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 2; }; \
+	  "$(PYTHON)" -m venv --clear .venv; }
+	@touch $@
+
+$(RUN): $(MADE) $(NEEDS)
+	@echo "Installing LongShot JAX for $(ACCELERATOR) into .venv (some minutes the first time) ..."
+	@$(PIP_INSTALL) -e '$(PROJECT)'
+	@touch $@
+
+# The project itself stands in $(RUN); these add the needs of one extra to it.
+$(TEST): $(RUN)
+	@echo "Installing what the tests need ..."
+	@$(PIP_INSTALL) -e '.[test]'
+	@touch $@
+
+$(LINT): $(RUN)
+	@echo "Installing ruff and pyright ..."
+	@$(PIP_INSTALL) -e '.[lint]'
+	@touch $@
+
+$(PARITY): $(TEST)
+	@echo "Installing PyTorch, which only the parity tests use ..."
+	@$(PIP_INSTALL) -e '.[parity]'
+	@touch $@

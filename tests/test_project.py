@@ -1,0 +1,147 @@
+"""The promises of the project's frame: its needs, portable files of one subject, imports, configs with a purpose."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PYTHON_FILES = sorted(
+    path
+    for folder in ("longshot_jax", "scripts", "configs", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+)
+MOST_LINES = 400
+
+# Folders that exist on one machine and not on the next. /usr/bin/env, /dev and /proc are everywhere.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.*)}>])/(?:home|root|Users|work|tmp|opt|mnt|media|srv|data|scratch|content|var/tmp)/\w|\b[A-Z]:\\\w"
+)
+REGISTRY_HOST = re.compile(
+    r"\b(?:pypi|pythonhosted|npmjs|anaconda|debian|pytorch)\.(?:org|com)\b", re.IGNORECASE
+)
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def project_files() -> list[Path]:
+    """What git tracks or would track: no build product, no environment, no run."""
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout: which files belong to the project is not known")
+    files = [ROOT / name for name in listed.split("\0") if name]
+    return [path for path in files if path.is_file()]
+
+
+def offences(pattern: re.Pattern[str], text: str) -> list[str]:
+    """Lines (1-based, shortened) in which the pattern occurs."""
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if match := pattern.search(line):
+            found.append(f"{number}: {line[max(0, match.start() - 20) : match.end() + 20].strip()}")
+    return found
+
+
+def needs(lines: list[str]) -> set[str]:
+    return {str(Requirement(line)) for line in lines}
+
+
+def test_requirements_are_those_of_pyproject(pyproject: dict):
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    stated = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    assert len(stated) == len(set(stated))
+    assert needs(stated) == needs(pyproject["dependencies"])
+
+
+def test_requirements_name_the_cuda_extra(pyproject: dict):
+    (extra,) = pyproject["optional-dependencies"]["cuda"]
+    comments = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("#")]
+    assert any(f'pip install "{extra}"' in line for line in comments)
+
+
+def test_no_need_is_pytorch_or_tensorflow(pyproject: dict):
+    names = {Requirement(line).name.lower() for line in pyproject["dependencies"]}
+    assert not {name for name in names if name.startswith(("torch", "tensorflow", "tf-"))}
+
+
+def test_no_file_holds_a_path_of_one_machine(project_files: list[Path]):
+    found = {
+        str(path.relative_to(ROOT)): lines
+        for path in project_files
+        if (lines := offences(MACHINE_PATH, path.read_text(errors="ignore")))
+    }
+    assert not found
+
+
+def test_no_file_names_a_registry_host(project_files: list[Path]):
+    found = {
+        str(path.relative_to(ROOT)): lines
+        for path in project_files
+        if (lines := offences(REGISTRY_HOST, path.read_text(errors="ignore")))
+    }
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "line"),
+    [
+        (MACHINE_PATH, 'data = "/' + 'home/ann/gsm8k"'),
+        (MACHINE_PATH, "--workdir=/" + "tmp/x"),
+        (MACHINE_PATH, "C:" + "\\Users"),
+        (REGISTRY_HOST, "https://files.python" + "hosted.org/x.whl"),
+        (REGISTRY_HOST, "--index-url https://download.py" + "torch.org/whl/cpu"),
+    ],
+)
+def test_the_search_sees_what_it_looks_for(pattern: re.Pattern[str], line: str):
+    (found,) = offences(pattern, f"one\n{line}\n")
+    assert found.startswith("2: ")
+
+
+@pytest.mark.parametrize(
+    "line", ["runs/home/x", "../shared/data/gsm8k", "#!/usr/bin/env bash", "/path/to/llama"]
+)
+def test_the_search_lets_portable_paths_pass(line: str):
+    assert not offences(MACHINE_PATH, line)
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_too_long(path: Path):
+    assert len(path.read_text().splitlines()) <= MOST_LINES, "one subject a file: this one holds more"
+
+
+def test_the_package_imports_neither_pytorch_nor_tensorflow():
+    """Every module, in a fresh interpreter, beside a PyTorch that may be installed for the parity tests."""
+    program = """
+import importlib, pkgutil, sys
+import longshot_jax
+names = [module.name for module in pkgutil.walk_packages(longshot_jax.__path__, "longshot_jax.")]
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+print(*sorted({"torch", "tensorflow", "keras"} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", program]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    count, foreign = answer.stdout.split("\n")[:2]
+    modules = [path for path in PYTHON_FILES if path.is_relative_to(ROOT / "longshot_jax")]
+    assert int(count) == len(modules) - 1, "every module was imported, the package itself not counted"
+    assert foreign == ""
+
+
+def test_every_config_says_what_it_is_for():
+    configs = sorted((ROOT / "configs").rglob("*.py"))
+    assert configs, "configs/ is empty"
+    silent = [path.name for path in configs if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert not silent
