@@ -1,0 +1,144 @@
+"""The memory bank: a ring of remembered positions of the reasoning space, read while thinking, written afterwards.
+
+The bank is data, a constant for one rollout and all its epochs: gradients pass through what is asked of it, never
+into it. Everything has fixed shapes and runs under jit.
+
+Shapes: M memory slots, R reasoning dimension, K candidates of one write, B questions, N trajectories, T thoughts.
+"""
+
+from typing import no_type_check
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+
+# Scores at or below this count as zero: dividing by smaller sums would blow up rounding errors in the gradient.
+_SMALLEST_SCORE = 1e-6
+
+
+@no_type_check  # JAX rebuilds it with leaves that are no arrays: shardings, shapes, None.
+@struct.dataclass
+class MemoryBank:
+    """Remembered positions with how good they were. Slots from ``filled`` on are empty and hold zeros.
+
+    Attributes:
+      positions: points of the reasoning space.
+      values: what a trajectory that passed there earned, or was expected to earn; units of reward.
+      ages: number of writes since the entry was stored; zero for the newest entries and for empty slots.
+      filled: number of slots in use.
+      next_slot: where the next entry goes; once the ring is full, that is the oldest entry.
+    """
+
+    positions: Float[Array, "M R"]
+    values: Float[Array, " M"]
+    ages: Int[Array, " M"]
+    filled: Int[Array, ""]
+    next_slot: Int[Array, ""]
+
+
+def empty_bank(slots: int, dim: int) -> MemoryBank:
+    """A bank of ``slots`` empty slots for positions of size ``dim``."""
+    return MemoryBank(
+        positions=jnp.zeros((slots, dim)),
+        values=jnp.zeros(slots),
+        ages=jnp.zeros(slots, jnp.int32),
+        filled=jnp.zeros((), jnp.int32),
+        next_slot=jnp.zeros((), jnp.int32),
+    )
+
+
+def _unit(x: Float[Array, "*batch R"]) -> Float[Array, "*batch R"]:
+    # Added under the root, so that the gradient at a zero vector is zero and not NaN.
+    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
+
+def read_bank(
+    bank: MemoryBank, state: Float[Array, "*batch R"], top: int
+) -> tuple[Float[Array, "*batch R"], Bool[Array, "*batch"]]:
+    """Mean of the ``top`` entries of largest cosine × value, weighted by that score; and whether there was any.
+
+    Only entries with a positive score are read: one of value zero or less was no good, and must not be
+    recommended to the states that point away from it (two negatives make a positive score). The weights are the
+    scores over their sum rather than a softmax, so that an entry's influence fades to nothing as its score falls
+    to zero, instead of ending at a jump. Differentiable in ``state``, deterministic (equal scores: lower slot
+    first), float32. Where nothing was read the result is zeros and the flag False. Costs O(M R) per state.
+    """
+    positions, values = jax.lax.stop_gradient((bank.positions, bank.values))
+    query = state.astype(jnp.promote_types(state.dtype, jnp.float32))
+    # Full precision: a top-k that differs between rollout and rescore would change the policy between the two.
+    cosine = jnp.matmul(_unit(query), _unit(positions).T, precision=jax.lax.Precision.HIGHEST)
+
+    score = cosine * values
+    readable = (jnp.arange(values.shape[0]) < bank.filled) & (values > 0) & (score > _SMALLEST_SCORE)
+    score, slot = jax.lax.top_k(jnp.where(readable, score, 0.0), min(top, values.shape[0]))
+
+    total = jnp.sum(score, axis=-1)
+    has_read = total > 0
+    weight = score / jnp.where(has_read, total, 1.0)[..., None]
+    read = jnp.einsum("...k,...kr->...r", weight, positions[slot], precision=jax.lax.Precision.HIGHEST)
+    return read.astype(state.dtype), has_read
+
+
+def fuse(
+    state: Float[Array, "*batch R"], read: Float[Array, "*batch R"], has_read: Bool[Array, "*batch"]
+) -> Float[Array, "*batch R"]:
+    """Half the state and half what was read; the state itself where nothing was read."""
+    return jnp.where(has_read[..., None], 0.5 * (state + read), state)
+
+
+def write_bank(
+    bank: MemoryBank,
+    positions: Float[Array, "K R"],
+    values: Float[Array, " K"],
+    keep: Bool[Array, " K"],
+) -> MemoryBank:
+    """Stores the kept candidates in their order, over the oldest entries once the ring is full.
+
+    Every entry grows one write older, whether or not anything is kept. Of more than M kept candidates the last M
+    stay, as if they had been written one by one.
+    """
+    slots = bank.values.shape[0]
+    order = jnp.cumsum(keep) - 1  # rank of a kept candidate among the kept
+    count = jnp.sum(keep, dtype=jnp.int32)
+    stays = keep & (order >= count - slots)
+    # A slot beyond the ring is no slot: its write is dropped. The others are distinct, so the order of the scatter
+    # does not matter.
+    slot = jnp.where(stays, (bank.next_slot + order) % slots, slots)
+    filled = jnp.minimum(bank.filled + count, slots)
+
+    in_use = jnp.arange(slots) < bank.filled
+    return MemoryBank(
+        positions=bank.positions.at[slot].set(positions.astype(bank.positions.dtype), mode="drop"),
+        values=bank.values.at[slot].set(values.astype(bank.values.dtype), mode="drop"),
+        ages=jnp.where(in_use, bank.ages + 1, 0).at[slot].set(0, mode="drop"),
+        filled=filled,
+        next_slot=(bank.next_slot + count) % slots,
+    )
+
+
+def best_positions(
+    positions: Float[Array, "B N T R"],
+    mask: Bool[Array, "B N T"],
+    values: Float[Array, "B N T"],
+    count: int,
+) -> tuple[Float[Array, "K R"], Float[Array, " K"], Bool[Array, " K"]]:
+    """The ``count`` positions of largest value in a batch, as candidates for `write_bank` (K = ``count``).
+
+    Ordered from worst to best: a ring overwrites its oldest entries first, so the best is written last and lives
+    longest. Masked positions, and those with anything not finite, are never kept; where fewer than ``count``
+    remain, the rest are zeros with ``keep`` False.
+    """
+    positions = positions.reshape(-1, positions.shape[-1])
+    values = values.reshape(-1)
+    usable = mask.reshape(-1) & jnp.isfinite(values) & jnp.all(jnp.isfinite(positions), axis=-1)
+
+    missing = max(count - values.shape[0], 0)
+    positions = jnp.pad(positions, ((0, missing), (0, 0)))
+    values, usable = jnp.pad(values, (0, missing)), jnp.pad(usable, (0, missing))
+
+    _, best = jax.lax.top_k(jnp.where(usable, values, -jnp.inf), count)
+    chosen = best[::-1]
+    keep = usable[chosen]
+    return jnp.where(keep[:, None], positions[chosen], 0.0), jnp.where(keep, values[chosen], 0.0), keep
