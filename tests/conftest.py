@@ -7,7 +7,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-install_import_hook("longshot_jax", "beartype.beartype")
+install_import_hook("longshot_jax", "shape_checks.check_functions")
 
 import jax  # noqa: E402  (after the platform is chosen)
 

@@ -59,16 +59,10 @@ class LlamaConfig:
 
 @struct.dataclass
 class KeyValues:
-    """Rotated keys and the values of some positions, for every layer.
+    """Rotated keys and the values of some positions, for every layer; [L, B, N, P, K, C] for N trajectories."""
 
-    Attributes:
-      keys: Float [L, B, P, K, C].
-      values: Float [L, B, P, K, C].
-    """
-
-    # Plain `Array`: a dataclass that crosses vmap or scan is rebuilt there with fewer dimensions.
-    keys: Array
-    values: Array
+    keys: Float[Array, "L B P K C"]
+    values: Float[Array, "L B P K C"]
 
 
 @struct.dataclass
@@ -81,7 +75,7 @@ class Context:
     """
 
     cache: KeyValues
-    mask: Array
+    mask: Bool[Array, "B P"]
 
 
 def rms_norm(

@@ -1,0 +1,150 @@
+"""Decode an answer from every trajectory's thoughts, all rows at once, until every row has ended."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from longshot_jax.model.llama import Context, KeyValues
+from longshot_jax.thoughts.densities import categorical_entropy, categorical_log_prob
+from longshot_jax.thoughts.navigator import Reasoner
+from longshot_jax.thoughts.think import EncodedPrompt, Thoughts, extend
+
+
+@struct.dataclass
+class TokenScores:
+    """What the policy says of answer tokens; zero where there is none.
+
+    Attributes:
+      log_probs: Float [B, N, A], under the temperature that sampled.
+      entropies: Float [B, N, A], in nats.
+      values: Float [B, N, A], expected return before each token.
+    """
+
+    log_probs: Array
+    entropies: Array
+    values: Array
+
+
+@struct.dataclass
+class Answers:
+    """Decoded tokens.
+
+    Attributes:
+      tokens: Int [B, N, A]; the end token is the last real one.
+      mask: Bool [B, N, A], True up to and including the end token.
+      ended: Bool [B, N], whether the end token was produced within A tokens.
+      scores: of every token.
+    """
+
+    tokens: Array
+    mask: Array
+    ended: Array
+    scores: TokenScores
+
+
+def score_tokens(
+    reasoner: Reasoner,
+    hidden: Float[Array, "*batch D"],
+    tokens: Int[Array, "*batch"],
+    mask: Bool[Array, "*batch"],
+    temperature: Float[Array, ""],
+) -> TokenScores:
+    """Log-probs, entropies and values of tokens, from the hidden states that predict them."""
+    logits = reasoner.llama.logits(hidden) / temperature
+    return TokenScores(
+        log_probs=jnp.where(mask, categorical_log_prob(logits, tokens), 0.0),
+        entropies=jnp.where(mask, categorical_entropy(logits), 0.0),
+        values=jnp.where(mask, reasoner.navigator.value(hidden), 0.0),
+    )
+
+
+def decode_answers(
+    reasoner: Reasoner,
+    prompt: EncodedPrompt,
+    thoughts: Thoughts,
+    opening: tuple[int, ...],
+    end_token: int,
+    length: int,
+    temperature: Float[Array, ""],
+    keys: Key[Array, "B N"] | None,
+) -> Answers:
+    """Samples (or, without keys, picks greedily) up to `length` tokens after each trajectory's last thought.
+
+    Args:
+      reasoner: the policy.
+      prompt: encoded questions.
+      thoughts: whose context the answer attends to.
+      opening: forced tokens between the thoughts and the answer, such as `<|end-latent|>`; not actions.
+      end_token: ends an answer.
+      length: A, including the end token.
+      temperature: divides the logits; log-probs and entropies are under it too (in greedy decoding as well).
+      keys: one per trajectory, so that a row's tokens do not depend on the batch around it.
+    """
+    shape = thoughts.counts.shape
+    config, llama = reasoner.llama.config, reasoner.llama
+    capacity = len(opening) + length
+    cache_shape = (config.num_hidden_layers, *shape, capacity, config.num_key_value_heads, config.head_dim)
+    start = prompt.lengths[:, None] + thoughts.counts
+
+    def append(tokens, slot, alive, cache, seen):
+        """One more input token per row: returns the next hidden state and the grown cache."""
+        own = (thoughts.context, Context(cache, seen))
+        embeddings = llama.embed(tokens)[:, :, None]
+        hidden, new = extend(reasoner, embeddings, (start + slot)[..., None], alive[..., None], prompt, own)
+        cache = KeyValues(
+            jax.lax.dynamic_update_slice_in_dim(cache.keys, new.keys, slot, axis=3),
+            jax.lax.dynamic_update_slice_in_dim(cache.values, new.values, slot, axis=3),
+        )
+        return hidden[:, :, 0], cache, jax.lax.dynamic_update_slice_in_dim(seen, alive[..., None], slot, 2)
+
+    empty = jnp.zeros(cache_shape, llama.compute_dtype)
+    cache, seen = KeyValues(empty, empty), jnp.zeros((*shape, capacity), bool)
+    hidden, everyone = thoughts.last_hidden, jnp.ones(shape, bool)
+    for slot, token in enumerate(opening):
+        hidden, cache, seen = append(jnp.full(shape, token), slot, everyone, cache, seen)
+
+    def choose(logits, index):
+        if keys is None:
+            return jnp.argmax(logits, axis=-1)
+        sample = lambda key, row: jax.random.categorical(jax.random.fold_in(key, index), row)  # noqa: E731
+        return jax.vmap(jax.vmap(sample))(keys, logits)
+
+    def unfinished(carry):
+        index, *_, alive, _ = carry
+        return (index < length) & jnp.any(alive)
+
+    def next_token(carry):
+        index, hidden, cache, seen, alive, answers = carry
+        token = choose(llama.logits(hidden) / temperature, index)
+        token = jnp.where(alive, token, end_token).astype(jnp.int32)
+        scores = score_tokens(reasoner, hidden, token, alive, temperature)
+
+        def put(array, column):
+            return jax.lax.dynamic_update_slice_in_dim(array, column[..., None], index, axis=2)
+
+        goes_on = alive & (token != end_token)
+        answers = Answers(
+            tokens=put(answers.tokens, token),
+            mask=put(answers.mask, alive),
+            ended=answers.ended | (alive & ~goes_on),
+            scores=jax.tree.map(put, answers.scores, scores),
+        )
+        hidden, cache, seen = append(token, len(opening) + index, goes_on, cache, seen)
+        return index + 1, hidden, cache, seen, goes_on, answers
+
+    blank = jnp.zeros((*shape, length), jnp.float32)
+    answers = Answers(
+        tokens=jnp.full((*shape, length), end_token, jnp.int32),
+        mask=jnp.zeros((*shape, length), bool),
+        ended=jnp.zeros(shape, bool),
+        scores=TokenScores(blank, blank, blank),
+    )
+    *_, answers = jax.lax.while_loop(unfinished, next_token, (0, hidden, cache, seen, everyone, answers))
+    return answers
+
+
+def answer_inputs(opening: tuple[int, ...], tokens: Int[Array, "B N A"]) -> Int[Array, "B N I"]:
+    """The input tokens that predict an answer: the opening, then all answer tokens but the last."""
+    forced = jnp.broadcast_to(jnp.asarray(opening, tokens.dtype), (*tokens.shape[:2], len(opening)))
+    return jnp.concatenate([forced, tokens[..., :-1]], axis=-1)

@@ -1,0 +1,233 @@
+"""Think: run thoughts one after the other from an encoded question.
+
+One `lax.scan` over thoughts; inside it each step is vmapped over trajectories. The question's keys and values
+are shared by all trajectories and lie outside the scan's carry, which holds only what thoughts add.
+
+The same function serves rollouts, evaluation, the differentiated curriculum (where every row has a given number
+of thoughts) and the sequential way of rescoring (where actions or noise are given back).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from longshot_jax.model.llama import Context, KeyValues
+from longshot_jax.thoughts.fusion import majority, mean_of_trajectories
+from longshot_jax.thoughts.memory import MemoryBank
+from longshot_jax.thoughts.navigator import Reasoner
+
+
+@struct.dataclass
+class EncodedPrompt:
+    """Questions after their one pass through the model; prompts are padded on the left.
+
+    Attributes:
+      context: keys, values [L, B, S, K, C] and mask [B, S].
+      lengths: Int [B], real tokens, which is also the rotary position of the first thought.
+      hidden: Float [B, D], last hidden state of the last prompt token: h_0.
+    """
+
+    context: Context
+    lengths: Array
+    hidden: Array
+
+
+@struct.dataclass
+class StopRule:
+    """When trajectories may stop; every field is [B, N] or broadcastable.
+
+    A decision is free from `min_steps` on and before `max_steps`; outside it is forced and no action at all.
+
+    Attributes:
+      min_steps: Int, thoughts before which there is no decision.
+      max_steps: Int, thoughts after which there is none.
+      temperature: Float [], divides the stop logit.
+      uniforms: Float [B, N, T + 1] in [0, 1); stops where below the stop probability. None is greedy: stops
+        where the probability exceeds one half.
+    """
+
+    min_steps: Array
+    max_steps: Array
+    temperature: Array | float = 1.0
+    uniforms: Array | None = None
+
+
+@struct.dataclass
+class Thoughts:
+    """N trajectories of up to T thoughts. Step t holds the decision at h_t and, if it went on, thought a_t.
+
+    Attributes:
+      actions: Float [B, N, T, X], sampled a_t.
+      means: Float [B, N, T, X], of their Gaussians.
+      embeddings: Float [B, N, T, D], what was fed back.
+      taken: Bool [B, N, T], whether thought t was taken.
+      hidden: Float [B, N, T + 1, D], h_0 ... h_T; constant after the stop.
+      stop_logits: Float [B, N, T + 1], divided by the stop temperature.
+      stops: Bool [B, N, T + 1], the decision at h_t (a vote, where trajectories decide together).
+      free: Bool [B, N, T + 1], whether that decision was an action.
+      context: keys, values [L, B, N, T, K, C] of the thoughts and `taken` as their mask.
+      counts: Int [B, N], number of thoughts taken.
+    """
+
+    actions: Array
+    means: Array
+    embeddings: Array
+    taken: Array
+    hidden: Array
+    stop_logits: Array
+    stops: Array
+    free: Array
+    context: Context
+    counts: Array
+
+    @property
+    def last_hidden(self) -> Array:
+        """Float [B, N, D]: the state after the last thought taken (h_0 if there was none)."""
+        return jnp.take_along_axis(self.hidden, self.counts[..., None, None], axis=2)[:, :, 0]
+
+
+def encode(
+    reasoner: Reasoner, prompt: Int[Array, "B S"], prompt_mask: Bool[Array, "B S"]
+) -> EncodedPrompt:
+    """One pass over left-padded questions, shared by all their trajectories."""
+    positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
+    llama = reasoner.llama
+    hidden, cache = llama(llama.embed(prompt), positions, prompt_mask)
+    return EncodedPrompt(Context(cache, prompt_mask), jnp.sum(prompt_mask, axis=1), hidden[:, -1])
+
+
+def extend(
+    reasoner: Reasoner,
+    embeddings: Float[Array, "B N Q D"],
+    positions: Int[Array, "B N Q"],
+    mask: Bool[Array, "B N Q"],
+    prompt: EncodedPrompt,
+    own: tuple[Context, ...] = (),
+) -> tuple[Float[Array, "B N Q D"], KeyValues]:
+    """New positions of every trajectory (vmap over N), which see the shared prompt and their own past.
+
+    `own` holds what the trajectory itself added before: keys, values [L, B, N, P, K, C], masks [B, N, P].
+
+    Returns last hidden states and the new keys and values [L, B, N, Q, K, C].
+    """
+
+    def one_trajectory(embeddings, positions, mask, own):
+        return reasoner.llama(embeddings, positions, mask, (prompt.context, *own))
+
+    own_axes = tuple(Context(KeyValues(2, 2), 1) for _ in own)
+    over_trajectories = jax.vmap(
+        one_trajectory, in_axes=(1, 1, 1, own_axes), out_axes=(1, KeyValues(2, 2))
+    )
+    return over_trajectories(embeddings, positions, mask, own)
+
+
+def think(
+    reasoner: Reasoner,
+    prompt: EncodedPrompt,
+    memory: MemoryBank | None,
+    stop_rule: StopRule,
+    noise: Float[Array, "B N T X"],
+    std: Float[Array, ""],
+    actions: Float[Array, "B N T X"] | None = None,
+    together: bool = False,
+) -> Thoughts:
+    """Runs N trajectories of up to T thoughts from every question (COCONUT, arXiv:2412.06769, where std is 0).
+
+    Args:
+      reasoner: the policy.
+      prompt: encoded questions.
+      memory: read at every step, constant here.
+      stop_rule: forced and free stops.
+      noise: standard normal; an action is its mean + std · noise. Recorded noise replays a rollout
+        pathwise: gradients flow back through the thoughts.
+      std: standard deviation of thoughts, in units of the action; 0 is deterministic.
+      actions: if given, these are taken instead, as constants: the sequential replay for `score`.
+      together: every trajectory is fed the mean of all that go on, and all stop by majority: the ensemble.
+    """
+    navigator, llama = reasoner.navigator, reasoner.llama
+    batch, trajectories, steps, _ = noise.shape
+    shape = (batch, trajectories)
+    first = jnp.broadcast_to(prompt.hidden[:, None], (*shape, prompt.hidden.shape[-1]))
+    min_steps = jnp.broadcast_to(stop_rule.min_steps, shape)
+    max_steps = jnp.broadcast_to(stop_rule.max_steps, shape)
+
+    config = llama.config
+    cache_shape = (config.num_hidden_layers, *shape, steps, config.num_key_value_heads, config.head_dim)
+    empty = jnp.zeros(cache_shape, llama.compute_dtype)
+
+    def decide(hidden, step, going, uniforms):
+        """The stop decision at h_t: (scaled logit, own decision, is it an action)."""
+        logit = navigator.stop_logit(hidden) / stop_rule.temperature
+        wants = logit > 0 if uniforms is None else uniforms < jax.nn.sigmoid(logit)
+        free = going & (step >= min_steps) & (step < max_steps)
+        stops = jnp.where(step < min_steps, False, (step >= max_steps) | wants)
+        return logit, stops, free
+
+    def ends(stops, going):
+        if not together:
+            return stops
+        return jnp.broadcast_to(majority(stops, going)[:, None], shape)
+
+    def step(carry, inputs):
+        hidden, going, cache, taken = carry
+        index, step_noise, step_action, uniforms = inputs
+        logit, stops, free = decide(hidden, index, going, uniforms)
+        goes_on = going & ~ends(stops, going)
+        with jax.named_scope("thought"):
+            mean = navigator.action_mean(hidden, memory)
+            action = mean + std * step_noise if step_action is None else step_action
+            fed = action
+            if together:
+                shared = mean_of_trajectories(action, goes_on)
+                fed = jnp.broadcast_to(shared[:, None], action.shape)
+            embedding = navigator.to_embedding(fed, hidden)
+            # A thought is fed back: its embedding is the next input, its position follows the last one.
+            position = jnp.broadcast_to((prompt.lengths + index)[:, None, None], (*shape, 1))
+            after, new = extend(
+                reasoner, embedding[:, :, None], position, goes_on[..., None], prompt, (Context(cache, taken),)
+            )
+        cache = KeyValues(
+            jax.lax.dynamic_update_slice_in_dim(cache.keys, new.keys, index, axis=3),
+            jax.lax.dynamic_update_slice_in_dim(cache.values, new.values, index, axis=3),
+        )
+        taken = jax.lax.dynamic_update_slice_in_dim(taken, goes_on[..., None], index, axis=2)
+        hidden_after = jnp.where(goes_on[..., None], after[:, :, 0], hidden)
+        record = (hidden, logit, stops, free, mean, action, embedding)
+        return (hidden_after, goes_on, cache, taken), record
+
+    def steps_first(x):
+        return None if x is None else jnp.moveaxis(x, 2, 0)
+
+    uniforms = stop_rule.uniforms
+    carry = (first, jnp.ones(shape, bool), KeyValues(empty, empty), jnp.zeros((*shape, steps), bool))
+    (hidden, going, cache, taken), records = jax.lax.scan(
+        step,
+        carry,
+        (
+            jnp.arange(steps),
+            steps_first(noise),
+            steps_first(actions),
+            None if uniforms is None else steps_first(uniforms)[:-1],
+        ),
+    )
+    # The decision after the last possible thought is forced: max_steps never exceeds T.
+    logit, stops, free = decide(hidden, steps, going, None if uniforms is None else uniforms[..., -1])
+    last = (hidden, logit, jnp.ones_like(stops), jnp.zeros_like(free))
+    hiddens, logits, stops, free = (
+        jnp.moveaxis(jnp.concatenate([many, one[None]]), 0, 2)
+        for many, one in zip(records[:4], last, strict=True)
+    )
+    means, taken_actions, embeddings = (jnp.moveaxis(record, 0, 2) for record in records[4:])
+    return Thoughts(
+        actions=taken_actions,
+        means=means,
+        embeddings=embeddings,
+        taken=taken,
+        hidden=hiddens,
+        stop_logits=logits,
+        stops=stops,
+        free=free,
+        context=Context(cache, taken),
+        counts=jnp.sum(taken, axis=-1),
+    )
