@@ -1,0 +1,101 @@
+"""What is shown while a run is at work and at its end."""
+
+import io
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from longshot_jax.training import progress
+from longshot_jax.training.progress import Progress, summary
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_plain_lines_every_half_minute_where_there_is_no_terminal(clock):
+    stream = io.StringIO()
+    with Progress("ppo", total=100, stream=stream) as shown:
+        for _ in range(65):
+            clock[0] += 1
+            shown.advance(loss=jnp.float32(0.123456), accuracy=np.float64(0.5))
+    assert stream.getvalue().splitlines() == [
+        "ppo: 30/100 (30 %), 1 updates/s, 01:10 left, loss 0.1235, accuracy 0.5",
+        "ppo: 60/100 (60 %), 1 updates/s, 00:40 left, loss 0.1235, accuracy 0.5",
+        "ppo: 65/100 (65 %), 1 updates/s, 00:35 left, loss 0.1235, accuracy 0.5",
+    ]
+
+
+def test_rate_of_a_resumed_run_counts_its_own_steps(clock):
+    stream = io.StringIO()
+    with Progress("coconut", total=1000, done=900, stream=stream) as shown:
+        clock[0] += 40
+        shown.advance(10, thoughts=4)
+        shown.note("stage 2")
+    assert stream.getvalue() == "coconut: 910/1000 (91 %), 4 s/update, 06:00 left, thoughts 4\nstage 2\n"
+
+
+def test_figures_stay_until_replaced(clock):
+    stream = io.StringIO()
+    with Progress("ppo", total=10, stream=stream) as shown:
+        shown.advance(loss=1.0, accuracy=0.25)
+        clock[0] += 31
+        shown.advance(loss=float("nan"))
+    assert stream.getvalue().endswith("loss nan, accuracy 0.25\n") and stream.getvalue().count("\n") == 1
+
+
+def test_nothing_done_is_said_without_a_division_by_zero():
+    stream = io.StringIO()
+    with Progress("ppo", total=0, stream=stream):
+        pass
+    assert stream.getvalue() == ""
+
+
+def test_bar_on_a_terminal():
+    stream = Terminal()
+    with Progress("ppo", total=10, done=2, unit="question", stream=stream) as shown:
+        shown.advance(8, loss=0.5, accuracy=0.75)
+        shown.note("kept as the best")
+    text = stream.getvalue()
+    assert "ppo" in text and "10/10" in text and "100%" in text
+    assert "loss 0.5, accuracy 0.75" in text and "questions/s" in text
+    assert "kept as the best\n" in text
+
+
+def test_summary_of_single_values():
+    table = summary(
+        {"accuracy": 0.98764, "thoughts": jnp.float32(3.5), "updates": 1200, "checkpoint": "runs/x"}
+    )
+    assert table.splitlines() == [
+        "accuracy    0.9876",
+        "thoughts    3.5",
+        "updates     1200",
+        "checkpoint  runs/x",
+    ]
+
+
+def test_summary_with_columns():
+    table = summary(
+        {
+            "coconut": {"1": 99.5, "4": 77.25},
+            "ppo": {"1": 100.0, "4": np.float32(98.5), "seconds": 123456.7},
+            "control": {},
+        }
+    )
+    assert table.splitlines() == [
+        "            1      4  seconds",
+        "-------  ----  -----  -------",
+        "coconut  99.5  77.25",
+        "ppo       100   98.5   123457",
+        "control",
+    ]
+    assert summary({}) == ""
