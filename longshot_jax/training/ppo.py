@@ -238,10 +238,12 @@ def clipped_value_loss(
     near_old = old_values + jnp.clip(values - old_values, -clip, clip)
     unclipped = 0.5 * jnp.square(error)
     loss = jnp.maximum(unclipped, 0.5 * jnp.square(returns - near_old))
+    # Within the range the two errors are the same up to rounding, which must not be counted.
+    clipped = (loss > unclipped) & (jnp.abs(values - old_values) > clip) & mask
     return ValueLossSums(
         loss_sum=jnp.sum(loss),
         count=jnp.sum(mask, dtype=loss.dtype),
-        clipped_count=jnp.sum((loss > unclipped) & mask, dtype=loss.dtype),
+        clipped_count=jnp.sum(clipped, dtype=loss.dtype),
         return_sum=jnp.sum(returns),
         return_square_sum=jnp.sum(jnp.square(returns)),
         error_sum=jnp.sum(error),
@@ -285,8 +287,8 @@ def kl_estimate(
 def adapt_kl_coefficient(
     coefficient: Float[Array, ""],
     measured_kl: Float[Array, ""],
-    target: float,
-    horizon_steps: float = 10.0,
+    target: float | Float[Array, ""],
+    horizon_steps: float | Float[Array, ""] = 10.0,
 ) -> Float[Array, ""]:
     """The KL coefficient for the next update (Ziegler et al. 2019, section 2.2): up where the KL is above target.
 
