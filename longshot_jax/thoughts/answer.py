@@ -19,11 +19,13 @@ class TokenScores:
       log_probs: Float [B, N, A], under the temperature that sampled.
       entropies: Float [B, N, A], in nats.
       values: Float [B, N, A], expected return before each token.
+      is_top: Bool [B, N, A], whether the token is the most probable one.
     """
 
     log_probs: Array
     entropies: Array
     values: Array
+    is_top: Array
 
 
 @struct.dataclass
@@ -56,6 +58,7 @@ def score_tokens(
         log_probs=jnp.where(mask, categorical_log_prob(logits, tokens), 0.0),
         entropies=jnp.where(mask, categorical_entropy(logits), 0.0),
         values=jnp.where(mask, reasoner.navigator.value(hidden), 0.0),
+        is_top=mask & (jnp.argmax(logits, axis=-1) == tokens),
     )
 
 
@@ -138,7 +141,7 @@ def decode_answers(
         tokens=jnp.full((*shape, length), end_token, jnp.int32),
         mask=jnp.zeros((*shape, length), bool),
         ended=jnp.zeros(shape, bool),
-        scores=TokenScores(blank, blank, blank),
+        scores=TokenScores(blank, blank, blank, jnp.zeros((*shape, length), bool)),
     )
     *_, answers = jax.lax.while_loop(unfinished, next_token, (0, hidden, cache, seen, everyone, answers))
     return answers

@@ -231,3 +231,34 @@ def think(
         context=Context(cache, taken),
         counts=jnp.sum(taken, axis=-1),
     )
+
+
+def think_given(
+    reasoner: Reasoner,
+    prompt: EncodedPrompt,
+    embeddings: Float[Array, "B N T D"],
+    counts: Int[Array, "B #N"],
+) -> Thoughts:
+    """Thoughts whose embeddings are given, in one causal pass: pause tokens, and the controls of an evaluation.
+
+    Nothing is decided and nothing sampled: actions, means and decisions are zeros.
+    """
+    batch, trajectories, steps, _ = embeddings.shape
+    counts = jnp.broadcast_to(counts, (batch, trajectories))
+    taken = jnp.arange(steps) < counts[..., None]
+    positions = jnp.broadcast_to(prompt.lengths[:, None, None] + jnp.arange(steps), taken.shape)
+    hidden, cache = extend(reasoner, embeddings, positions, taken, prompt)
+    first = jnp.broadcast_to(prompt.hidden[:, None, None], (*hidden.shape[:2], 1, hidden.shape[-1]))
+    decided = jnp.zeros((batch, trajectories, steps + 1), bool)
+    return Thoughts(
+        actions=jnp.zeros_like(embeddings),
+        means=jnp.zeros_like(embeddings),
+        embeddings=embeddings,
+        taken=taken,
+        hidden=jnp.concatenate([first, hidden], axis=2),
+        stop_logits=decided.astype(jnp.float32),
+        stops=decided,
+        free=decided,
+        context=Context(cache, taken),
+        counts=counts,
+    )

@@ -1,0 +1,113 @@
+"""Problems as token ids, laid out around the thoughts.
+
+Two layouts (`markers`):
+
+- `coconut`: question `<|start-latent|>` thoughts `<|end-latent|>` remaining steps `### ` answer. The published one.
+- `answer`: question thoughts remaining steps `<|end-latent|>` answer. The last position before the thoughts predicts
+  the first step, in every stage, which is what lets small models trained from scratch pass from stage to stage.
+
+Without thoughts (`cot`, `no_cot`, `no_thoughts`) COCONUT's layout has no markers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from longshot_jax.data.problems import Problem
+from longshot_jax.data.tokens import Tokens
+from longshot_jax.errors import UserError
+
+Markers = Literal["coconut", "answer"]
+Mode = Literal["coconut", "cot", "no_cot", "no_thoughts", "pause"]
+
+
+def has_thoughts(mode: Mode) -> bool:
+    """Whether a model of this mode has thought slots at all."""
+    return mode in ("coconut", "pause")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How problems become token ids.
+
+    Attributes:
+      tokens: the tokenizer.
+      markers: see the module's docstring.
+      mode: of the curriculum.
+      prompt_length: S.
+    """
+
+    tokens: Tokens
+    markers: Markers
+    mode: Mode
+    prompt_length: int
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """Tokens that are forced between the last thought and a generated answer."""
+        if self.markers == "coconut":
+            return (self.tokens.end_latent,) if has_thoughts(self.mode) else ()
+        return () if self.mode == "cot" else (self.tokens.end_latent,)
+
+    def question(self, problem: Problem) -> list[int]:
+        """Ids of the prompt; a UserError if it is longer than S."""
+        ids = self.tokens.encode_question(problem.question)
+        if self.markers == "coconut" and has_thoughts(self.mode):
+            ids = [*ids, self.tokens.start_latent]
+        if len(ids) > self.prompt_length:
+            raise UserError(
+                f"a prompt has {len(ids)} tokens but config.data.prompt_length is {self.prompt_length}: "
+                f"raise it, or remove the question {problem.question[:60]!r}."
+            )
+        return ids
+
+    def step(self, text: str) -> list[int]:
+        """Ids of one reasoning step in text."""
+        return self.tokens.encode(text + "\n")
+
+    def answer(self, problem: Problem) -> list[int]:
+        """Ids of the answer with what introduces it and its end token."""
+        if self.markers == "coconut":
+            return [*self.tokens.encode("### " + problem.answer), self.tokens.end]
+        return [self.tokens.end_latent, *self.tokens.encode(problem.answer), self.tokens.end]
+
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """Text of a decoded answer: what follows the last `<|end-latent|>`, up to the end token."""
+        ids = [int(i) for i in ids]
+        if self.tokens.end in ids:
+            ids = ids[: ids.index(self.tokens.end)]
+        if self.tokens.end_latent in ids:
+            ids = ids[len(ids) - ids[::-1].index(self.tokens.end_latent) :]
+        return self.tokens.decode(ids)
+
+    def prompts(self, problems: Sequence[Problem]) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
+        """Left-padded prompts and their mask."""
+        return pad_left([self.question(problem) for problem in problems], self.prompt_length, self.tokens.pad)
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], length: int, pad: int
+) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
+    """Rows of ids moved to the right end of a table; the mask is True on real ids."""
+    table = np.full((len(rows), length), pad, np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for row, ids in enumerate(rows):
+        if ids:
+            table[row, -len(ids) :] = ids
+            mask[row, -len(ids) :] = True
+    return table, mask
+
+
+def pad_right(
+    rows: Sequence[Sequence[int]], length: int, pad: int
+) -> tuple[Int[np.ndarray, "B A"], Bool[np.ndarray, "B A"]]:
+    """Rows of ids at the left end of a table; the mask is True on real ids."""
+    table = np.full((len(rows), length), pad, np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for row, ids in enumerate(rows):
+        table[row, : len(ids)] = ids
+        mask[row, : len(ids)] = True
+    return table, mask

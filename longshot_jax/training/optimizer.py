@@ -1,0 +1,124 @@
+"""AdamW with separate rates for backbone and navigator, and gradients summed over micro-batches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from longshot_jax.config import OptimizerConfig
+
+
+def is_trainable(trainable: str) -> Callable[[tuple, Any], bool]:
+    """NNX filter of the weights that are trained: `all`, or the `navigator` alone."""
+
+    def chosen(path: tuple, _: Any) -> bool:
+        return trainable == "all" or "navigator" in path
+
+    return chosen
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW per group; `total_steps` is the length of the schedule in updates."""
+
+    def schedule(peak: float) -> optax.Schedule:
+        decay = max(total_steps - config.warmup_steps, 1)
+        after = {
+            "constant": lambda: optax.constant_schedule(peak),
+            "cosine": lambda: optax.cosine_decay_schedule(peak, decay, config.final_learning_rate),
+            "linear": lambda: optax.linear_schedule(peak, peak * config.final_learning_rate, decay),
+        }[config.schedule]()
+        if not config.warmup_steps:
+            return after
+        # Counted from 1, so that the first update already moves.
+        warmup = optax.linear_schedule(peak / config.warmup_steps, peak, config.warmup_steps)
+        return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+    def adamw(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
+        return optax.adamw(
+            schedule(learning_rate),
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=weight_decay,
+            mask=is_matrix,
+        )
+
+    def group(params: Any) -> Any:
+        def name(path: tuple, _: Any) -> str:
+            return "navigator" if "navigator" in jax.tree_util.keystr(path) else "backbone"
+
+        return jax.tree_util.tree_map_with_path(name, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.multi_transform(
+            {
+                "backbone": adamw(config.learning_rate, config.weight_decay),
+                "navigator": adamw(config.navigator_learning_rate, config.navigator_weight_decay),
+            },
+            group,
+        ),
+    )
+
+
+def is_matrix(params: Any) -> Any:
+    """Which weights decay: all but norms and biases, which are vectors in every layer."""
+
+    def decays(variable: nnx.Variable) -> Any:
+        axes = [axis for axis in variable.get_metadata("logical_axes") if axis != "layers"]
+        return jax.tree.map(lambda _: len(axes) > 1, variable)
+
+    return jax.tree.map(decays, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
+def summed_gradients(
+    loss_and_sums: Callable[[Any, Any], tuple[Float[Array, ""], Any]],
+    params: Any,
+    micro_batches: Any,
+    join: Callable[[Any, Any], Any],
+) -> tuple[Any, Any]:
+    """Gradients of a loss that is a sum over micro-batches, one at a time.
+
+    Args:
+      loss_and_sums: of (params, micro-batch) -> (its share of the loss, sums for metrics). The share is already
+        divided by the *global* count, so that the total does not depend on how the batch is split.
+      params: differentiated.
+      micro_batches: a tree whose leaves have a leading axis of micro-batches.
+      join: adds two micro-batches' sums.
+
+    Returns:
+      Gradients and joined sums.
+    """
+    differentiate = jax.grad(loss_and_sums, has_aux=True)
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    rest = jax.tree.map(lambda x: x[1:], micro_batches)
+    start = differentiate(params, first)
+
+    def add(carry, micro_batch):
+        gradients, sums = carry
+        more, more_sums = differentiate(params, micro_batch)
+        return (jax.tree.map(jnp.add, gradients, more), join(sums, more_sums)), None
+
+    (gradients, sums), _ = jax.lax.scan(add, start, rest)
+    return gradients, sums
+
+
+def apply_if_finite(
+    optimizer: optax.GradientTransformation, gradients: Any, optimizer_state: Any, params: Any
+) -> tuple[Any, Any, Float[Array, ""], Array]:
+    """One optimizer step, or none at all if any gradient is not finite.
+
+    Returns parameters, optimizer state, the gradient's global norm before clipping, and whether it was applied.
+    """
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(norm)
+    updates, new_state = optimizer.update(gradients, optimizer_state, params)
+    new_params = optax.apply_updates(params, updates)
+
+    def keep(new, old):
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    return keep(new_params, params), keep(new_state, optimizer_state), norm, finite
