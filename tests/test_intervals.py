@@ -98,3 +98,13 @@ def test_paired_interval_covers_the_truth_about_as_often_as_it_says():
 def test_no_questions_are_refused():
     with pytest.raises(ValueError, match="no questions"):
         paired_interval(np.zeros(0, bool), np.zeros(0, bool))
+
+
+def test_correlation_is_corrected_for_continuity():
+    # Agreement of 5 · 4 − 4 · 4 = 4, below half of the 17 questions, counts as none: the reaches add as squares.
+    low_a, high_b = wilson_interval(9, 17)[0], wilson_interval(9, 17)[1]
+    reach = np.hypot(9 / 17 - low_a, high_b - 9 / 17)
+    assert paired_interval(*answers(5, 4, 4, 4)).low == pytest.approx(-reach)
+    # Full agreement on 100 questions, half of them right: the correlation is (2500 − 50) / 2500 = 0.98.
+    reach = 0.5 - wilson_interval(50, 100)[0]
+    assert paired_interval(*answers(50, 0, 0, 50)).high == pytest.approx(reach * np.sqrt(2 - 2 * 0.98))

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-
 # Scores at or below this count as zero: dividing by smaller sums would blow up rounding errors in the gradient.
 _SMALLEST_SCORE = 1e-6
 
