@@ -132,7 +132,7 @@ def load_weights(
         checkpoint = _Checkpoint(folder, stack)
         _account(checkpoint, config)
         for (path, leaf), target in zip(jax.tree.leaves_with_path(abstract), targets, strict=True):
-            loaded.append(_place(_reader(checkpoint, layout_of(path), leaf), leaf.shape, target))
+            loaded.append(_place(_reader(checkpoint.tensor, layout_of(path), leaf), leaf.shape, target))
     return jax.tree.unflatten(jax.tree.structure(abstract), loaded)
 
 
@@ -255,19 +255,20 @@ def _row_blocks(tensor: Any, size: int = 4096) -> Iterator[slice]:
 
 
 def _reader(
-    checkpoint: _Checkpoint, layout: Layout, weight: jax.ShapeDtypeStruct
+    tensor_named: Callable[[str], Any], layout: Layout, weight: jax.ShapeDtypeStruct
 ) -> Callable[[Sequence[slice]], np.ndarray]:
     """A function that reads any block of a weight, in its dtype, from the weight's tensors."""
 
     def read(name: str, shape: Sequence[int], ranges: Sequence[range], into: np.ndarray) -> None:
-        tensor = checkpoint.tensor(name)
+        tensor = tensor_named(name)
         if name not in (_TABLE, HEAD):
             into[...] = layout.from_tensor(tensor, shape, ranges)
             return
         rows, columns = ranges
         stored = tensor.get_shape()[0]
         known = range(min(rows.start, stored), min(rows.stop, stored))
-        into[: len(known)] = layout.from_tensor(tensor, shape, [known, columns])
+        if known:
+            into[: len(known)] = layout.from_tensor(tensor, shape, [known, columns])
         if len(known) < len(rows):
             into[len(known) :] = _mean_row(tensor, slice(columns.start, columns.stop))
 
@@ -297,13 +298,10 @@ def _place(
     shape: Sequence[int],
     sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
-    """Puts a weight on the devices, one slice at a time.
-
-    Copies are forced: a device array on CPU that borrows the host's memory could not be donated.
-    """
+    """Puts a weight on the devices; the host holds one slice at a time."""
     if sharding is None:
-        return jnp.array(block([slice(None)] * len(shape)), copy=True)
-    holders: dict[tuple, list[jax.Device]] = {}
+        return jax.block_until_ready(jax.device_put(block([slice(None)] * len(shape))))
+    holders: dict[tuple, list] = {}  # bounds of a slice: the devices that hold it
     for device, index in sharding.addressable_devices_indices_map(tuple(shape)).items():
         assert index is not None
         bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
@@ -311,7 +309,7 @@ def _place(
     pieces = []
     for bounds, devices in holders.items():
         host = block([slice(*pair) for pair in bounds])  # read once for all devices that hold a copy
-        pieces += [jnp.array(host, copy=True, device=device) for device in devices]
+        pieces += [jax.device_put(host, device) for device in devices]
         jax.block_until_ready(pieces)
     return jax.make_array_from_single_device_arrays(tuple(shape), sharding, pieces)
 
