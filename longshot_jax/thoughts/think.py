@@ -148,6 +148,9 @@ def think(
     navigator, llama = reasoner.navigator, reasoner.llama
     batch, trajectories, steps, _ = noise.shape
     shape = (batch, trajectories)
+    if not steps:  # nothing to scan over, and a cache without slots cannot be traced
+        nothing = jnp.zeros((*shape, 0, prompt.hidden.shape[-1]), prompt.hidden.dtype)
+        return think_given(reasoner, prompt, nothing, jnp.zeros(shape, jnp.int32))
     first = jnp.broadcast_to(prompt.hidden[:, None], (*shape, prompt.hidden.shape[-1]))
     min_steps = jnp.broadcast_to(stop_rule.min_steps, shape)
     max_steps = jnp.broadcast_to(stop_rule.max_steps, shape)

@@ -1,0 +1,155 @@
+"""The PPO update: epochs and minibatches as nested scans in one jitted, donated function."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from longshot_jax.config import PPOConfig
+from longshot_jax.thoughts.memory import MemoryBank, best_positions, write_bank
+from longshot_jax.thoughts.navigator import Reasoner
+from longshot_jax.thoughts.rescore import Rollout, Scores, position_mask
+from longshot_jax.training.optimizer import apply_if_finite, summed_gradients
+from longshot_jax.training.policy_loss import (
+    Experience,
+    PolicySums,
+    count_actions,
+    estimate_advantages,
+    policy_loss,
+    policy_sums,
+    rollout_kl_reference,
+)
+from longshot_jax.training.ppo import adapt_kl_coefficient, explained_variance
+from longshot_jax.training.state import TrainState, count_skipped
+
+Update = Callable[[TrainState, Rollout, Scores, Array, Array], tuple[TrainState, dict[str, Array]]]
+
+
+def policy_update(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    config: PPOConfig,
+    opening: tuple[int, ...],
+) -> Update:
+    """Makes `update(state, rollout, recorded, answer_reward, thought_reward) -> state, metrics`.
+
+    To be jitted with the state donated. Rewards are Float [B, N] and [B, N, T + 1].
+    """
+
+    def minibatch_step(state: TrainState, part: Experience) -> tuple[TrainState, dict[str, Array]]:
+        actions = count_actions(part.rollout, config)
+        positions = _count_positions(part.rollout)
+
+        def share(trainable: nnx.State, micro: Experience) -> tuple[Array, PolicySums]:
+            reasoner = nnx.merge(graph, trainable, state.frozen)
+            sums = policy_sums(reasoner, micro, state.memory, config, opening)
+            return policy_loss(sums, actions, positions, state.kl_coefficient, config), sums
+
+        micro_batches = _cut(part, config.micro_batches)
+        gradients, sums = summed_gradients(share, state.trainable, micro_batches, lambda a, b: a + b)
+        trainable, moments, norm, applied = apply_if_finite(
+            optimizer, gradients, state.optimizer, state.trainable
+        )
+        loss = policy_loss(sums, actions, positions, state.kl_coefficient, config)
+        metrics = {"loss": loss, "gradient_norm": norm, "skipped": 1.0 - applied, **_metrics(sums)}
+        state = state.replace(trainable=trainable, optimizer=moments, **count_skipped(state, applied))
+        return state, metrics
+
+    def update(
+        state: TrainState,
+        rollout: Rollout,
+        recorded: Scores,
+        answer_reward: Float[Array, "B N"],
+        thought_reward: Float[Array, "B N Tplus1"],
+    ) -> tuple[TrainState, dict[str, Array]]:
+        reference = None
+        if state.reference is not None:
+            policy = nnx.merge(graph, state.reference, state.frozen)
+            reference = rollout_kl_reference(policy, rollout, state.memory, config, opening)
+        advantages, returns = estimate_advantages(
+            rollout, recorded, answer_reward, thought_reward, config
+        )
+        experience = Experience(rollout, recorded, reference, advantages, returns)
+        order_key, next_key = jax.random.split(state.key)
+
+        def epoch(state: TrainState, key: Array) -> tuple[TrainState, dict[str, Array]]:
+            order = jax.random.permutation(key, answer_reward.shape[0])
+            # Every leaf has a leading axis of questions, but for the rollout's temperatures, which are scalars.
+            shuffled = jax.tree.map(lambda x: x[order] if x.ndim else x, experience)
+            return jax.lax.scan(minibatch_step, state, _cut(shuffled, config.minibatches))
+
+        state = state.replace(key=next_key)
+        old_policy = nnx.merge(graph, state.trainable, state.frozen)
+        state, metrics = jax.lax.scan(epoch, state, jax.random.split(order_key, config.epochs))
+        metrics = {
+            name: jnp.max(x) if name.endswith("_max") else jnp.mean(x) for name, x in metrics.items()
+        }
+        kl_coefficient = state.kl_coefficient
+        if config.kl_target > 0:
+            kl_coefficient = adapt_kl_coefficient(kl_coefficient, metrics["kl"], config.kl_target)
+        metrics["kl_coefficient"] = kl_coefficient
+        memory = state.memory
+        if memory is not None:
+            memory = _remember(old_policy, memory, rollout, returns, config.memory_writes)
+            metrics["memory_entries"] = memory.filled.astype(jnp.float32)
+        return state.replace(kl_coefficient=kl_coefficient, memory=memory), metrics
+
+    return update
+
+
+def _cut(experience: Experience, parts: int) -> Experience:
+    """Cuts the questions into equal parts on a new leading axis; scalars are repeated, so that a scan can run."""
+
+    def cut(x: Array) -> Array:
+        return x.reshape(parts, -1, *x.shape[1:]) if x.ndim else jnp.broadcast_to(x, (parts,))
+
+    return jax.tree.map(cut, experience)
+
+
+def _count_positions(rollout: Rollout) -> Float[Array, ""]:
+    steps = rollout.taken.shape[-1]
+    thoughts = jnp.sum(position_mask(rollout.counts, steps), dtype=jnp.float32)
+    return thoughts + jnp.sum(rollout.token_mask, dtype=jnp.float32)
+
+
+def _remember(
+    policy: Reasoner,
+    memory: MemoryBank,
+    rollout: Rollout,
+    returns: Float[Array, "B N P"],
+    count: int,
+) -> MemoryBank:
+    """Writes the rollout's best positions, once, after all epochs."""
+    navigator = policy.navigator
+    positions = rollout.actions
+    if not navigator.config.in_reasoning_space:
+        positions = positions @ navigator.state_in[...]
+    values = returns[..., : rollout.taken.shape[-1]]
+    return write_bank(memory, *best_positions(positions, rollout.taken, values, count))
+
+
+def _metrics(sums: PolicySums) -> dict[str, Array]:
+    """Averages of the sums, by name."""
+
+    def share(total: Array, count: Array) -> Array:
+        return total / jnp.maximum(count, 1.0)
+
+    metrics = {
+        "value_loss": share(sums.values.loss_sum, sums.values.count),
+        "value_clip_fraction": share(sums.values.clipped_count, sums.values.count),
+        "explained_variance": explained_variance(sums.values),
+        "stop_entropy": share(sums.entropy, sums.stops.count),
+        "token_entropy": share(sums.token_entropy, sums.tokens.count),
+        "kl": share(sums.kl, sums.actions),
+    }
+    for kind in ("stops", "thoughts", "tokens"):
+        part = getattr(sums, kind)
+        metrics[f"{kind}/loss"] = share(part.loss_sum, part.count)
+        metrics[f"{kind}/clip_fraction"] = share(part.clipped_count, part.count)
+        metrics[f"{kind}/ratio"] = share(part.ratio_sum, part.count)
+        metrics[f"{kind}/ratio_max"] = part.ratio_max
+        metrics[f"{kind}/approximate_kl"] = share(part.kl_sum, part.count)
+    return metrics
