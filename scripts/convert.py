@@ -1,0 +1,40 @@
+"""Weights in and out.
+
+python scripts/convert.py from-hf DIR OUT     a Hugging Face Llama directory becomes a run folder
+python scripts/convert.py to-hf CKPT DIR      a run folder becomes a directory that transformers loads
+"""
+
+import argparse
+import sys
+
+from longshot_jax.conversion import from_hf, to_hf
+from longshot_jax.errors import UserError
+
+
+def main() -> int:
+    """Exit code: 0 done, 2 for a mistake in what was given."""
+    parser = argparse.ArgumentParser(description="Llama weights from and to Hugging Face directories.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    importing = commands.add_parser("from-hf", help="make a run folder from a Hugging Face Llama directory")
+    importing.add_argument("directory", metavar="DIR", help="holds config.json and *.safetensors")
+    importing.add_argument("out", metavar="OUT", help="run folder to make")
+    exporting = commands.add_parser("to-hf", help="make a Hugging Face Llama directory from a run folder")
+    exporting.add_argument("checkpoint", metavar="CKPT", help="run folder")
+    exporting.add_argument("directory", metavar="DIR", help="directory to make")
+    exporting.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the tensors written"
+    )
+    flags = parser.parse_args()
+    try:
+        if flags.command == "from-hf":
+            from_hf(flags.directory, flags.out)
+        else:
+            to_hf(flags.checkpoint, flags.directory, flags.dtype)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
