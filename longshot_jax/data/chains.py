@@ -1,0 +1,171 @@
+"""The generated task: chains of operations modulo 10.
+
+    b=3 d=b+4 a=d*7 a?        steps 7, 9        answer 9
+
+A start value, then k operations, each on the variable before: +1 ... +9, *3, *7, *9. All are invertible modulo 10, so
+the answer is uniform whatever is known of a part of the chain, and guessing scores 10 %.
+
+Train and test are disjoint *as functions*: a problem without its variable names is a start value and k operations,
+and a hash of that decides once and for all on which side it is (a fifth is test). For k = 1 there are only 120
+functions: 20 of them, two with each answer, are test, and a test set repeats them under other names; for k = 4 there
+are 207,360. What a test chain shares with training is its parts, never the whole.
+
+Distractors are statements about further variables, computed from the chain or from one another, that the asked
+variable does not depend on. They make prompts of equal length for every number of steps.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, SupportsIndex
+
+import numpy as np
+
+from longshot_jax.data.problems import Problem
+from longshot_jax.errors import UserError
+
+Split = Literal["train", "test"]
+
+NAMES = "abcdefghijklmn"
+OPERATIONS = ("+1", "+2", "+3", "+4", "+5", "+6", "+7", "+8", "+9", "*3", "*7", "*9")
+MAX_OPERATIONS = 9
+_TEST_SHARE = 5  # one function in five
+
+
+def chain_words() -> list[str]:
+    """Every token of the task: 14 names, 10 digits and `=+*?`. White space is not one: it is dropped."""
+    return [*NAMES, *"0123456789", *"=+*?"]
+
+
+def split_of(start: int, operations: Sequence[str]) -> Split:
+    """The side of the function `start`, `operations` (such as 3, ("+4", "*7")); stable over machines and versions."""
+    if len(operations) == 1:
+        return "test" if (start, operations[0]) in _single_step_tests() else "train"
+    return "test" if _hash(start, operations) % _TEST_SHARE == 0 else "train"
+
+
+@functools.cache
+def _single_step_tests() -> frozenset[tuple[int, str]]:
+    """The 20 test functions of one operation: of the 12 with each answer the 2 of lowest hash.
+
+    With so few, a hash alone would leave some answers three times as frequent as others, and guessing above 10 %.
+    """
+    chosen: list[tuple[int, str]] = []
+    for answer in range(10):
+        same = [(x, name) for x in range(10) for name in OPERATIONS if _apply(name, x) == answer]
+        chosen += sorted(same, key=lambda function: _hash(function[0], function[1:]))[:2]
+    return frozenset(chosen)
+
+
+def _hash(start: int, operations: Sequence[str]) -> int:
+    function = " ".join([str(start), *operations])
+    return int.from_bytes(hashlib.sha256(f"chains {function}".encode()).digest()[:8], "big")
+
+
+def chain_problem(seed: int, index: int, operations: int, split: Split, distractors: int = 0) -> Problem:
+    """Problem `index` of the stream `seed`: a pure function of its arguments.
+
+    operations: k, the length of the chain, 1 to 9. distractors: statements that lead nowhere; k + 1 + distractors
+    variables must have names, 14 at most. The prompt has 5 (k + distractors) + 5 tokens.
+
+    Errors: UserError if a count is out of range or the seed negative.
+    """
+    _check_counts(seed, (operations,), distractors)
+    if index < 0:
+        raise UserError(f"a problem's index must not be negative, not {index}")
+    rng = np.random.default_rng((seed, index, operations, distractors, 0 if split == "train" else 1))
+    while True:  # about one draw in five is a test function
+        start = int(rng.integers(10))
+        chain = [OPERATIONS[choice] for choice in rng.integers(len(OPERATIONS), size=operations)]
+        if split_of(start, chain) == split:
+            break
+    names = [NAMES[choice] for choice in rng.permutation(len(NAMES))]
+    # Which of the statements after the first belong to the chain: any of them, in order.
+    on_chain = np.zeros(operations + distractors, bool)
+    on_chain[rng.choice(len(on_chain), size=operations, replace=False)] = True
+
+    current, value, steps = names[0], start, []
+    statements = [f"{current}={start}"]
+    for position, chained in enumerate(on_chain.tolist(), start=1):
+        name = names[position]
+        if chained:
+            operation = chain[len(steps)]
+            statements.append(f"{name}={current}{operation}")
+            current, value = name, _apply(operation, value)
+            steps.append(str(value))
+        else:
+            source = names[int(rng.integers(position))]
+            statements.append(f"{name}={source}{OPERATIONS[int(rng.integers(len(OPERATIONS)))]}")
+    return Problem(" ".join([*statements, f"{current}?"]), tuple(steps), steps[-1])
+
+
+class ChainProblems(Sequence[Problem]):
+    """`count` chains, made when they are asked for; chain lengths alternate through `operations`, equally often.
+
+    distractors: 0 for none. Otherwise the longest chain gets this many and a shorter one as many more as it lacks
+    operations, so that every prompt is equally long and does not tell the number of steps.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        count: int,
+        operations: tuple[int, ...] = (1, 2, 3, 4),
+        split: Split = "train",
+        distractors: int = 0,
+    ):
+        if not operations:
+            raise UserError("operations names no chain length: give at least one from 1 to 9")
+        if count < 1:
+            raise UserError(f"count must be at least 1 chain, not {count}")
+        _check_counts(seed, operations, distractors)
+        self.seed, self.size, self.operations = seed, count, operations
+        self.split: Split = split
+        self.distractors = distractors
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: SupportsIndex) -> Problem:  # type: ignore[override]  (no slices)
+        position = index.__index__()
+        if not 0 <= position < self.size:
+            raise IndexError(f"chain {position} of {self.size}")
+        operations = self.operations[position % len(self.operations)]
+        lacking = max(self.operations) - operations
+        distractors = self.distractors + lacking if self.distractors else 0
+        return chain_problem(self.seed, position, operations, self.split, distractors)
+
+
+def write_chains(
+    path: str | Path, operations: int, count: int, seed: int, split: Split = "test", distractors: int = 0
+) -> None:
+    """Write `count` chains of `operations` operations to `path` as COCONUT's JSON, which load_problems reads.
+
+    Errors: UserError if a count is out of range or the file cannot be written.
+    """
+    problems = ChainProblems(seed, count, (operations,), split, distractors)
+    rows = [{"question": p.question, "steps": list(p.steps), "answer": p.answer} for p in problems]
+    try:
+        Path(path).write_text(json.dumps(rows), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): choose another place") from None
+
+
+def _apply(operation: str, value: int) -> int:
+    operand = int(operation[1:])
+    return (value + operand if operation[0] == "+" else value * operand) % 10
+
+
+def _check_counts(seed: int, operations: tuple[int, ...], distractors: int) -> None:
+    if seed < 0:
+        raise UserError(f"seed must not be negative, not {seed}")
+    for length in operations:
+        if not 1 <= length <= MAX_OPERATIONS:
+            raise UserError(f"operations must be from 1 to {MAX_OPERATIONS}, not {length}")
+    if distractors < 0 or max(operations) + 1 + distractors > len(NAMES):
+        most = len(NAMES) - 1 - max(operations)
+        raise UserError(
+            f"distractors must be from 0 to {most} beside {max(operations)} operations, not {distractors}"
+        )

@@ -1,0 +1,176 @@
+"""A generator of problems in the form of ProsQA (the reasoning task of the COCONUT paper, arXiv:2412.06769).
+
+    Every shumpus is a rempus. Alex is a rempus. ... Tom is a terpus. Is Tom a lempus or scrompus?
+
+Two entities stand at the roots of a directed acyclic graph of concepts. The target is a concept that only the asked
+entity reaches, at the wanted distance; the other candidate is one that only the other entity reaches. Both are
+leaves, so neither is betrayed by having successors. The steps are a shortest chain from the entity to the target.
+
+Sizes are calibrated to the measured statistics of the published validation file: 22.8 nodes and 36.3 statements on
+average, distances 3 to 6 in its proportions. One thing departs on purpose: in the published data the target tends to
+have fewer statements that lead to it than its rival (picking that one scores about 65 %), and a model would learn
+this instead of reasoning. Here the rival has the target's number of them wherever the graph offers one.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import SupportsIndex
+
+import numpy as np
+
+from longshot_jax.data.problems import Problem
+from longshot_jax.errors import UserError
+
+NAMES = tuple(
+    "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
+)
+CONCEPTS = tuple(
+    "bompus boompus brimpus chorpus dumpus felpus fompus gerpus gorpus grimpus gwompus hilpus impus jelpus jompus "
+    "kerpus lempus lorpus numpus quimpus rempus rompus rorpus scrompus shumpus sterpus storpus terpus timpus tumpus "
+    "vumpus worpus wumpus yerpus yimpus yumpus zhorpus zumpus".split()
+)
+HOPS = {3: 124, 4: 133, 5: 36, 6: 7}  # problems by shortest distance in the published validation file
+
+_NODES_MEAN, _NODES_SPREAD, _NODES_RANGE = 22.6, 1.95, (17, 28)
+_EXTRA_ENTITY = 0.035  # a node nobody leads to: one more entity, as bystander
+_PARENTS = (0.40, 0.33, 0.18, 0.065, 0.025)  # shares of nodes with 1, 2, ... 5 statements that lead to them
+_OWN_SIDE = 0.35  # parents from one root's side alone; the same for the other; else from anywhere
+_ROOT, _OTHER = 0, 1
+_ASKED, _RIVAL = 1, 2  # bits: reached by the asked entity, by the other one
+
+
+def prosqa_problem(seed: int, index: int, hops: tuple[int, ...] = (3, 4, 5, 6)) -> Problem:
+    """Problem `index` of the stream `seed`: a pure function of its arguments.
+
+    hops: the distances from entity to target (= number of steps) that occur, in the published proportions.
+
+    Errors: UserError for a hop outside 3 to 6, or a negative seed or index.
+    """
+    shares = _hop_shares(seed, hops)
+    if index < 0:
+        raise UserError(f"a problem's index must not be negative, not {index}")
+    rng = np.random.default_rng((seed, index))
+    distance = int(rng.choice(hops, p=shares))
+    while True:
+        graph = _Graph(rng)
+        pair = graph.candidates(rng, distance)
+        if pair is not None:
+            return _in_words(rng, graph, *pair)
+
+
+class ProsQAProblems(Sequence[Problem]):
+    """`count` problems, made when they are asked for; see prosqa_problem."""
+
+    def __init__(self, seed: int, count: int, hops: tuple[int, ...] = (3, 4, 5, 6)):
+        _hop_shares(seed, hops)
+        if count < 1:
+            raise UserError(f"count must be at least 1 problem, not {count}")
+        self.seed, self.size, self.hops = seed, count, hops
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: SupportsIndex) -> Problem:  # type: ignore[override]  (no slices)
+        position = index.__index__()
+        if not 0 <= position < self.size:
+            raise IndexError(f"problem {position} of {self.size}")
+        return prosqa_problem(self.seed, position, self.hops)
+
+
+class _Graph:
+    """A random graph; nodes 0 and 1 are the asked and the other entity, and every edge leads to a later node."""
+
+    def __init__(self, rng: np.random.Generator):
+        low, high = _NODES_RANGE
+        nodes = min(max(round(rng.normal(_NODES_MEAN, _NODES_SPREAD)), low), high)
+        kinds, pools = rng.random(nodes).tolist(), rng.random(nodes).tolist()
+        numbers = (1 + rng.choice(len(_PARENTS), size=nodes, p=_PARENTS)).tolist()
+        clocks = rng.exponential(size=(nodes, nodes)).tolist()
+        self.parents: list[list[int]] = [[], []]
+        self.sides = [_ASKED, _RIVAL]  # which of the two entities reach a node, as bits
+        depths = [0, 0]
+        for node in range(2, nodes):
+            chosen: list[int] = []
+            if kinds[node] >= _EXTRA_ENTITY or node == 2:
+                # A weighted draw without replacement: the clocks that ring first, each at the rate of its weight.
+                # Deeper nodes weigh more, or chains of five and six would be rare.
+                rings = [(clocks[node][p] / (1.5 * depths[p] + 1.0), p) for p in self._pool(pools[node])]
+                chosen = [parent for _, parent in sorted(rings)[: numbers[node]]]
+            side = 0
+            for parent in chosen:
+                side |= self.sides[parent]
+            self.parents.append(chosen)
+            self.sides.append(side)
+            depths.append(1 + max((depths[parent] for parent in chosen), default=-1))
+
+    def _pool(self, draw: float) -> list[int]:
+        """The nodes from which one node's parents are taken."""
+        if draw >= 2 * _OWN_SIDE:
+            return list(range(len(self.parents)))
+        side = _ASKED if draw < _OWN_SIDE else _RIVAL
+        return [node for node, reached in enumerate(self.sides) if reached in (0, side)]
+
+    def distances(self) -> dict[int, int]:
+        """The shortest distance from the asked entity to each node that it reaches."""
+        children: list[list[int]] = [[] for _ in self.parents]
+        for node, parents in enumerate(self.parents):
+            for parent in parents:
+                children[parent].append(node)
+        found, waiting = {_ROOT: 0}, deque([_ROOT])
+        while waiting:
+            node = waiting.popleft()
+            for child in children[node]:
+                if child not in found:
+                    found[child] = found[node] + 1
+                    waiting.append(child)
+        return found
+
+    def candidates(self, rng: np.random.Generator, distance: int) -> tuple[int, int] | None:
+        """A target at `distance` and its rival, or None where this graph has no such pair."""
+        inner = {parent for parents in self.parents for parent in parents}
+        leaves = [node for node in range(2, len(self.parents)) if node not in inner]
+        found = self.distances()
+        targets = [n for n in leaves if self.sides[n] == _ASKED and found[n] == distance]
+        rivals = [n for n in leaves if self.sides[n] == _RIVAL]
+        if not targets or not rivals:
+            return None
+        target = int(rng.choice(targets))
+        alike = [n for n in rivals if len(self.parents[n]) == len(self.parents[target])]
+        return target, int(rng.choice(alike or rivals))
+
+
+def _in_words(rng: np.random.Generator, graph: _Graph, target: int, rival: int) -> Problem:
+    free_names, free_concepts = rng.permutation(NAMES).tolist(), rng.permutation(CONCEPTS).tolist()
+    words = [(free_concepts if parents else free_names).pop() for parents in graph.parents]
+
+    def statement(parent: int, child: int) -> str:
+        subject = f"Every {words[parent]}" if graph.parents[parent] else words[parent]
+        return f"{subject} is a {words[child]}."
+
+    statements = [
+        statement(parent, child) for child, parents in enumerate(graph.parents) for parent in parents
+    ]
+    order = rng.permutation(len(statements))
+    # Back from the target, always to a parent that is one step nearer to the entity.
+    distances, chain = graph.distances(), [target]
+    while chain[-1] != _ROOT:
+        nearer = distances[chain[-1]] - 1
+        chain.append(int(rng.choice([p for p in graph.parents[chain[-1]] if distances.get(p) == nearer])))
+    chain.reverse()
+    first, second = (target, rival) if rng.random() < 0.5 else (rival, target)
+    question = f"Is {words[_ROOT]} a {words[first]} or {words[second]}?"
+    return Problem(
+        question=" ".join([*(statements[place] for place in order), question]),
+        steps=tuple(statement(parent, child) for parent, child in pairwise(chain)),
+        answer=f"{words[_ROOT]} is a {words[target]}.",
+    )
+
+
+def _hop_shares(seed: int, hops: tuple[int, ...]) -> list[float]:
+    if not hops or any(hop not in HOPS for hop in hops) or len(set(hops)) < len(hops):
+        raise UserError(f"hops must be different numbers from 3 to 6, not {hops}")
+    if seed < 0:
+        raise UserError(f"seed must not be negative, not {seed}")
+    total = sum(HOPS[hop] for hop in hops)
+    return [HOPS[hop] / total for hop in hops]

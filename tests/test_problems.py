@@ -1,0 +1,175 @@
+"""Problems from every file form, from the hub's absence, and from every kind of broken file."""
+
+import json
+import time
+
+import pytest
+
+from longshot_jax.data import problems as problems_module
+from longshot_jax.data.problems import Problem, load_problems
+from longshot_jax.errors import UserError
+
+EQUATIONS = (
+    "How many eggs?||<<16-3-4=9>> <<9*2=18>> #### 18\n"
+    "What was the price? It is \u2028odd.|| #### 26\r\n"
+    "Too || many bars?||<<1+1=2>> #### 1,002\n"
+)
+PROSE = [
+    {"question": "Clips?", "answer": "She sold 48/2 = <<48/2=24>>24.\nIn all <<48+24=72>>72.\n#### 72"},
+    {"question": "Eggs?", "answer": "#### -3.5"},
+]
+PROSQA = {
+    "question": "Tom is a terpus. Every terpus is a lempus. Is Tom a lempus or scrompus?",
+    "answer": "Tom is a lempus.",
+    "steps": ["Tom is a terpus.", "Every terpus is a lempus."],
+    "idx_to_symbol": ["Tom", "terpus", "lempus", "scrompus"],
+    "edges": [[0, 1], [1, 2]],
+    "root": 0,
+    "target": 2,
+    "neg_target": 3,
+}
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text, encoding="utf-8", newline="")
+    return str(path)
+
+
+def test_equation_form(tmp_path):
+    first, second, third = load_problems(write(tmp_path, "a.txt", EQUATIONS))
+    assert first == Problem("How many eggs?", ("<<16-3-4=9>>", "<<9*2=18>>"), "18")
+    assert second == Problem("What was the price? It is \u2028odd.", (), "26")
+    assert third == Problem("Too || many bars?", ("<<1+1=2>>",), "1,002")
+
+
+def test_gsm8k_prose(tmp_path):
+    lines = "\n".join(json.dumps(row) for row in PROSE) + "\n\n"
+    first, second = load_problems(write(tmp_path, "a.jsonl", lines))
+    assert first == Problem("Clips?", ("She sold 48/2 = <<48/2=24>>24.", "In all <<48+24=72>>72."), "72")
+    assert second == Problem("Eggs?", (), "-3.5")
+
+
+def test_coconut_json_ignores_other_keys(tmp_path):
+    path = write(tmp_path, "a.json", "\ufeff" + json.dumps([PROSQA, {**PROSQA, "steps": []}]))
+    first, second = load_problems(path)
+    assert first == Problem(PROSQA["question"], tuple(PROSQA["steps"]), "Tom is a lempus.")
+    assert second.steps == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place", "mend"),
+    [
+        ("a.txt", "Good?||<<1+1=2>> #### 2\nBroken #### 3\n", "line 2", "no ||"),
+        ("a.txt", "Broken?||<<1+1=2>> 2\n", "line 1", "no ####"),
+        ("a.txt", "Broken?||<<1+1=2>> and so #### 2\n", "line 1", "'and so'"),
+        ("a.txt", "Broken?||<<1+1=2> #### 2\n", "line 1", "no equation"),
+        ("a.txt", "Empty?||<<1+1=2>> ####  \n", "line 1", '"answer" is empty'),
+        ("a.txt", "\n \n  ||<<1+1=2>> #### 2\n", "line 3", '"question" is empty'),
+        ("a.txt", "", "a.txt", "no problems"),
+        ("a.txt", "\n\n", "a.txt", "no problems"),
+        ("a.jsonl", '{"question": "a", "answer": "#### 1"}\n{"question": \n', "line 2", "broken JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1", "nested"),
+        ("a.jsonl", "[1]\n", "line 1", "not an object"),
+        ("a.jsonl", '{"question": "a"}\n', "line 1", '"answer" is missing'),
+        ("a.jsonl", '{"question": "a", "answer": 7}\n', "line 1", '"answer" must be a text, not int'),
+        ("a.jsonl", '{"question": "a", "answer": "so 7"}\n', "line 1", "#### N"),
+        ("a.jsonl", '{"question": "a", "answer": "so 7\\n####"}\n', "line 1", '"answer" is empty'),
+        ("a.jsonl", '{"question": " ", "answer": "#### 7"}\n', "line 1", '"question" is empty'),
+        ("a.jsonl", "", "a.jsonl", "no problems"),
+        ("a.json", "", "a.json", "no problems"),
+        ("a.json", "[]", "a.json", "no problems"),
+        ("a.json", "[\n{},\n{]", "line 3", "broken JSON"),
+        ("a.json", "[" * 100_000, "a.json", "nested"),
+        ("a.json", '{"question": "a"}', "a.json", "no JSON list"),
+        ("a.json", '[{"question": "a", "answer": "b", "steps": []}, 3]', "item 2", "not an object"),
+        ("a.json", '[{"answer": "b", "steps": []}]', "item 1", '"question" is missing'),
+        ("a.json", '[{"question": "a", "answer": "", "steps": []}]', "item 1", '"answer" is empty'),
+        ("a.json", '[{"question": "a", "answer": null, "steps": []}]', "item 1", "not NoneType"),
+        ("a.json", '[{"question": "a", "answer": "b"}]', "item 1", '"steps"'),
+        ("a.json", '[{"question": "a", "answer": "b", "steps": "c"}]', "item 1", '"steps"'),
+        ("a.json", '[{"question": "a", "answer": "b", "steps": ["c", 1]}]', "item 1", '"steps"'),
+        ("a.json", '[{"question": "a", "answer": "b", "steps": ["c", " "]}]', "item 1", '"steps"'),
+        ("a.csv", "question,answer", "a.csv", ".json, .jsonl or .txt"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, name, text, place, mend):
+    path = write(tmp_path, name, text)
+    with pytest.raises(UserError) as caught:
+        load_problems(path)
+    message = str(caught.value)
+    assert message.startswith(path) and place in message and mend in message
+    assert "\n" not in message
+
+
+def test_missing_file_folder_and_encoding(tmp_path):
+    with pytest.raises(UserError, match=r"no data file .*none\.json"):
+        load_problems(str(tmp_path / "none.json"))
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(UserError, match="not a data file"):
+        load_problems(str(tmp_path / "folder.json"))
+    (tmp_path / "latin.txt").write_bytes("Café?|| #### 1".encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_problems(str(tmp_path / "latin.txt"))
+
+
+def test_hub_name_without_network_fails_quickly(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"openai/gsm8k:main:train is out of reach .*local"):
+        load_problems("openai/gsm8k:main:train")
+    assert time.monotonic() - began < 5
+
+
+def test_hub_rows_of_both_forms(monkeypatch):
+    import datasets
+
+    asked = []
+    sets = {"main": PROSE, "steps": [PROSQA], "broken": [PROSE[0], {"question": "a"}], "none": []}
+
+    def load_dataset(name, config, split):
+        asked.append((name, config, split))
+        if config == "unknown":
+            raise ValueError("BuilderConfig 'unknown' not found.\nAvailable: main")
+        return sets[config]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(problems_module, "hub_reachable", lambda: True)
+    assert load_problems("openai/gsm8k:main:train")[0].answer == "72"
+    assert asked == [("openai/gsm8k", "main", "train")]
+    assert load_problems("gsm8k:steps:train[:10%]")[0].answer == "Tom is a lempus."
+    with pytest.raises(UserError, match=r"gsm8k:broken:test, item 2: \"answer\" is missing"):
+        load_problems("gsm8k:broken:test")
+    with pytest.raises(UserError, match="holds no problems"):
+        load_problems("gsm8k:none:test")
+    with pytest.raises(UserError, match=r"cannot be loaded.*not found") as caught:
+        load_problems("gsm8k:unknown:test")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "count", "with_steps"),
+    [
+        ("gsm8k_aug/test.txt", 1319, None),
+        ("gsm8k_aug/valid.txt", 500, None),
+        ("gsm8k_aug/train_no_aug.txt", 6973, 6884),
+        ("gsm8k/train.jsonl", 7473, 7473),
+        ("gsm8k/test.jsonl", 1319, 1319),
+        ("prosqa/prosqa_valid.json", 300, 300),
+        ("prontoqa/prontoqa.json", 3000, 3000),
+    ],
+)
+def test_real_files_load_whole(shared_data, file, count, with_steps):
+    loaded = load_problems(str(shared_data / file))
+    assert len(loaded) == count
+    if with_steps is not None:
+        assert sum(bool(problem.steps) for problem in loaded) == with_steps
+
+
+def test_both_forms_of_gsm8k_agree(shared_data):
+    """The equation form keeps order and answers of the published test file."""
+    prose = load_problems(str(shared_data / "gsm8k/test.jsonl"))
+    equations = load_problems(str(shared_data / "gsm8k_aug/test.txt"))
+    strip = str.maketrans("", "", ", ")
+    assert [p.answer.translate(strip) for p in prose] == [p.answer.translate(strip) for p in equations]
