@@ -4,7 +4,6 @@ Tiny random models of each Llama 3 generation; the rotary scaling is tested beyo
 where an unscaled model would differ.
 """
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,15 +73,6 @@ GENERATIONS = {
         "rope_parameters": scaled(8.0),
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def foreign_warnings():
-    """Warnings of PyTorch and transformers about themselves are not this project's."""
-    with warnings.catch_warnings():
-        for module in ("torch", "transformers"):
-            warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
-        yield
 
 
 @pytest.fixture(scope="module", params=GENERATIONS, ids=str)
