@@ -56,7 +56,9 @@ class DataConfig:
       operations: numbers of operations of generated chains, drawn uniformly.
       distractors: statements in generated chains that the question does not depend on.
       generated_train, generated_test: numbers of generated problems.
-      prompt_length: S, tokens of a question with its markers; a longer one is an error.
+      prompt_length: most tokens of a question with its markers; a longer one is an error.
+      prompt_bucket: a batch's prompts are padded to the next multiple of this, one compilation for each; 0 pads
+        all to `prompt_length`.
       answer_length: tokens of remaining steps and answer in the curriculum, and of a decoded answer.
     """
 
@@ -69,6 +71,7 @@ class DataConfig:
     generated_train: int = 1_000_000
     generated_test: int = 1_000
     prompt_length: int = 26
+    prompt_bucket: int = 0
     answer_length: int = 8
 
 
@@ -352,7 +355,12 @@ def _check(run: RunConfig) -> None:
     for stage in run.stages:
         if stage not in ("curriculum", "ppo"):
             raise UserError(f"config.stages holds {stage!r}: it may hold 'curriculum' and 'ppo'.")
-    ppo, curriculum = run.ppo, run.curriculum
+    ppo, curriculum, data = run.ppo, run.curriculum, run.data
+    if data.prompt_bucket and data.prompt_length % data.prompt_bucket:
+        raise UserError(
+            f"config.data.prompt_length {data.prompt_length} is not a multiple of config.data.prompt_bucket "
+            f"{data.prompt_bucket}."
+        )
     if curriculum.micro_batch_size and curriculum.batch_size % curriculum.micro_batch_size:
         raise UserError(
             f"config.curriculum.batch_size {curriculum.batch_size} is not a multiple of "

@@ -37,13 +37,16 @@ class Layout:
       tokens: the tokenizer.
       markers: see the module's docstring.
       mode: of the curriculum.
-      prompt_length: S.
+      prompt_length: most tokens of a prompt, a multiple of `bucket`.
+      bucket: prompts of a batch are padded to the next multiple of this, so that a few shapes serve all batches;
+        0 pads every batch to `prompt_length`.
     """
 
     tokens: Tokens
     markers: Markers
     mode: Mode
     prompt_length: int
+    bucket: int = 0
 
     @property
     def opening(self) -> tuple[int, ...]:
@@ -84,8 +87,12 @@ class Layout:
         return self.tokens.decode(ids)
 
     def prompts(self, problems: Sequence[Problem]) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
-        """Left-padded prompts and their mask."""
-        return pad_left([self.question(problem) for problem in problems], self.prompt_length, self.tokens.pad)
+        """Left-padded prompts and their mask; S is the bucket of the longest."""
+        rows = [self.question(problem) for problem in problems]
+        length = self.prompt_length
+        if self.bucket:
+            length = -(-max(len(row) for row in rows) // self.bucket) * self.bucket
+        return pad_left(rows, length, self.tokens.pad)
 
 
 def pad_left(

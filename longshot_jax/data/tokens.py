@@ -115,6 +115,8 @@ class Tokens:
     def train_bpe(cls, texts: Iterable[str], vocabulary_size: int, multiple: int = 1) -> "Tokens":
         """A byte-level BPE learned from `texts`, of at most `vocabulary_size` tokens, special ones included.
 
+        Every digit is a token of its own: numbers that merge into one token cannot be calculated with.
+
         Errors: UserError if the size leaves no room for the 256 bytes and 5 special tokens.
         """
         least = _BYTES + 2 + len(_LATENT_TOKENS)
@@ -123,7 +125,12 @@ class Tokens:
         import tokenizers
 
         model = tokenizers.Tokenizer(tokenizers.models.BPE())
-        model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [
+                tokenizers.pre_tokenizers.Digits(individual_digits=True),
+                tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
         model.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocabulary_size,
