@@ -120,6 +120,7 @@ class CurriculumConfig:
       last_stage_loss: the same for the last stage.
       reset_optimizer: fresh moments at each stage.
       batch_size: problems per update; micro_batch_size: problems per forward pass, 0 for all at once.
+      max_skipped: updates in a row skipped for non-finite gradients before the run ends.
       optimizer: see there; a schedule spans one stage.
     """
 
@@ -136,6 +137,7 @@ class CurriculumConfig:
     reset_optimizer: bool = False
     batch_size: int = 128
     micro_batch_size: int = 0
+    max_skipped: int = 10
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from longshot_jax.training.curriculum import CurriculumBatch, TokenSums, curriculum_sums
-from longshot_jax.training.optimizer import apply_if_finite, summed_gradients
+from longshot_jax.training.optimizer import apply_if_finite, cut_rows, summed_gradients
 from longshot_jax.training.state import TrainState, count_skipped
 
 Update = Callable[[TrainState, CurriculumBatch], tuple[TrainState, dict[str, Array]]]
@@ -33,21 +33,25 @@ def curriculum_update(
             sums = curriculum_sums(reasoner, micro_batch, max_thoughts, pause_token)
             return sums.loss_sum / total, sums
 
-        parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
         gradients, sums = summed_gradients(
-            share, state.trainable, parts, lambda a, b: jax.tree.map(jnp.add, a, b)
+            share,
+            state.trainable,
+            cut_rows(batch, micro_batches),
+            lambda a, b: jax.tree.map(jnp.add, a, b),
         )
+        loss = sums.loss_sum / total
         trainable, moments, norm, applied = apply_if_finite(
-            optimizer, gradients, state.optimizer, state.trainable
+            optimizer, loss, gradients, state.optimizer, state.trainable
         )
+        counts = count_skipped(state, applied)
         metrics = {
-            "loss": sums.loss_sum / total,
+            "loss": loss,
             "token_accuracy": sums.correct / total,
             "gradient_norm": norm,
             "thoughts": jnp.mean(batch.thought_counts.astype(jnp.float32)),
-            "skipped": (~applied).astype(jnp.float32),
+            "skipped": counts["skipped_total"],
+            "skipped_in_a_row": counts["skipped"],
         }
-        state = state.replace(trainable=trainable, optimizer=moments, **count_skipped(state, applied))
-        return state, metrics
+        return state.replace(trainable=trainable, optimizer=moments, **counts), metrics
 
     return update

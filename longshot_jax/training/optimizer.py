@@ -74,6 +74,32 @@ def is_matrix(params: Any) -> Any:
     return jax.tree.map(decays, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
+def restart_schedule(optimizer_state: Any) -> Any:
+    """The same moments at the start of the learning rate's schedule."""
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def restart(node: Any) -> Any:
+        return node._replace(count=jnp.zeros_like(node.count)) if is_schedule(node) else node
+
+    return jax.tree.map(restart, optimizer_state, is_leaf=is_schedule)
+
+
+def cut_rows(tree: Any, parts: int) -> Any:
+    """Cuts the leading axis of every leaf into `parts` on a new leading axis; scalars are repeated.
+
+    A part takes every `parts`-th row: rows that lie on different devices then stay there.
+    """
+
+    def cut(x: Array) -> Array:
+        if not x.ndim:
+            return jnp.broadcast_to(x, (parts,))
+        return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+
+    return jax.tree.map(cut, tree)
+
+
 def summed_gradients(
     loss_and_sums: Callable[[Any, Any], tuple[Float[Array, ""], Any]],
     params: Any,
@@ -107,14 +133,18 @@ def summed_gradients(
 
 
 def apply_if_finite(
-    optimizer: optax.GradientTransformation, gradients: Any, optimizer_state: Any, params: Any
+    optimizer: optax.GradientTransformation,
+    loss: Float[Array, ""],
+    gradients: Any,
+    optimizer_state: Any,
+    params: Any,
 ) -> tuple[Any, Any, Float[Array, ""], Array]:
-    """One optimizer step, or none at all if any gradient is not finite.
+    """One optimizer step, or none at all if the loss or any gradient is not finite.
 
     Returns parameters, optimizer state, the gradient's global norm before clipping, and whether it was applied.
     """
     norm = optax.global_norm(gradients)
-    finite = jnp.isfinite(norm)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
     updates, new_state = optimizer.update(gradients, optimizer_state, params)
     new_params = optax.apply_updates(params, updates)
 

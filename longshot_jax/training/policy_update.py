@@ -12,7 +12,7 @@ from longshot_jax.config import PPOConfig
 from longshot_jax.thoughts.memory import MemoryBank, best_positions, write_bank
 from longshot_jax.thoughts.navigator import Reasoner
 from longshot_jax.thoughts.rescore import Rollout, Scores, position_mask
-from longshot_jax.training.optimizer import apply_if_finite, summed_gradients
+from longshot_jax.training.optimizer import apply_if_finite, cut_rows, summed_gradients
 from longshot_jax.training.policy_loss import (
     Experience,
     PolicySums,
@@ -48,13 +48,13 @@ def policy_update(
             sums = policy_sums(reasoner, micro, state.memory, config, opening)
             return policy_loss(sums, actions, positions, state.kl_coefficient, config), sums
 
-        micro_batches = _cut(part, config.micro_batches)
+        micro_batches = cut_rows(part, config.micro_batches)
         gradients, sums = summed_gradients(share, state.trainable, micro_batches, lambda a, b: a + b)
-        trainable, moments, norm, applied = apply_if_finite(
-            optimizer, gradients, state.optimizer, state.trainable
-        )
         loss = policy_loss(sums, actions, positions, state.kl_coefficient, config)
-        metrics = {"loss": loss, "gradient_norm": norm, "skipped": 1.0 - applied, **_metrics(sums)}
+        trainable, moments, norm, applied = apply_if_finite(
+            optimizer, loss, gradients, state.optimizer, state.trainable
+        )
+        metrics = {"loss": loss, "gradient_norm": norm, **_metrics(sums)}
         state = state.replace(trainable=trainable, optimizer=moments, **count_skipped(state, applied))
         return state, metrics
 
@@ -79,7 +79,7 @@ def policy_update(
             order = jax.random.permutation(key, answer_reward.shape[0])
             # Every leaf has a leading axis of questions, but for the rollout's temperatures, which are scalars.
             shuffled = jax.tree.map(lambda x: x[order] if x.ndim else x, experience)
-            return jax.lax.scan(minibatch_step, state, _cut(shuffled, config.minibatches))
+            return jax.lax.scan(minibatch_step, state, cut_rows(shuffled, config.minibatches))
 
         state = state.replace(key=next_key)
         old_policy = nnx.merge(graph, state.trainable, state.frozen)
@@ -91,6 +91,8 @@ def policy_update(
         if config.kl_target > 0:
             kl_coefficient = adapt_kl_coefficient(kl_coefficient, metrics["kl"], config.kl_target)
         metrics["kl_coefficient"] = kl_coefficient
+        metrics["skipped"] = state.skipped_total
+        metrics["skipped_in_a_row"] = state.skipped
         memory = state.memory
         if memory is not None:
             memory = _remember(old_policy, memory, rollout, returns, config.memory_writes)
@@ -98,15 +100,6 @@ def policy_update(
         return state.replace(kl_coefficient=kl_coefficient, memory=memory), metrics
 
     return update
-
-
-def _cut(experience: Experience, parts: int) -> Experience:
-    """Cuts the questions into equal parts on a new leading axis; scalars are repeated, so that a scan can run."""
-
-    def cut(x: Array) -> Array:
-        return x.reshape(parts, -1, *x.shape[1:]) if x.ndim else jnp.broadcast_to(x, (parts,))
-
-    return jax.tree.map(cut, experience)
 
 
 def _count_positions(rollout: Rollout) -> Float[Array, ""]:

@@ -1,0 +1,138 @@
+"""From a run's settings to its problems, its tokenizer and the check that every problem fits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from longshot_jax.config import RunConfig
+from longshot_jax.data.chains import ChainProblems
+from longshot_jax.data.examples import Layout
+from longshot_jax.data.problems import Problem, load_problems
+from longshot_jax.data.prosqa import ProsQAProblems
+from longshot_jax.data.tokens import Tokens
+from longshot_jax.errors import UserError
+
+# Held-out problems are the same whatever the seed of the run, so that runs can be compared.
+_HELD_OUT_SEED = 7_000_003
+_GENERATED = ("chains", "prosqa")
+_BPE_PROBLEMS = 20_000
+_FIRST_CHECKED = 64  # of generated problems; the others are checked as they are made
+
+
+def train_problems(run: RunConfig) -> Sequence[Problem]:
+    """The training problems: generated on demand, or a file or hub data set in memory; UserError if unreadable."""
+    data = run.data
+    if data.train == "chains":
+        return ChainProblems(run.seed, data.generated_train, data.operations, "train", data.distractors)
+    if data.train == "prosqa":
+        return ProsQAProblems(run.seed, data.generated_train)
+    return load_problems(data.train)
+
+
+def test_problems(run: RunConfig) -> Sequence[Problem]:
+    """The held-out problems; generated ones do not depend on the run's seed."""
+    data = run.data
+    if data.test == "chains":
+        return ChainProblems(
+            _HELD_OUT_SEED, data.generated_test, data.operations, "test", data.distractors
+        )
+    if data.test == "prosqa":
+        return ProsQAProblems(_HELD_OUT_SEED, data.generated_test)
+    return load_problems(data.test)
+
+
+test_problems.__test__ = False  # type: ignore[attr-defined]  # its name is not that of a test
+
+
+def build_tokens(
+    run: RunConfig, workdir: str | Path, problems: Sequence[Problem], model_folder: Path | None = None
+) -> Tokens:
+    """The run's tokenizer, also written to `workdir/tokenizer`, where evaluation and export find it.
+
+    Args:
+      run: its `data.tokenizer` says which.
+      workdir: the run folder.
+      problems: `bpe` is trained on them.
+      model_folder: of the model's weights, for `model`; the tokenizer of `initialize_from` is in its `tokenizer`.
+
+    Raises:
+      UserError: there is no such tokenizer, or it cannot be loaded or written.
+    """
+    folder, kind, multiple = Path(workdir) / "tokenizer", run.data.tokenizer, run.mesh.tensor
+    previous = Path(run.initialize_from) / "tokenizer" if run.initialize_from else None
+    if kind == "chains":
+        tokens = Tokens.for_chains(multiple)
+    elif kind in ("bpe", "model") and previous is not None and previous.is_dir():
+        tokens = Tokens.load(str(previous), multiple)  # whose ids the weights know
+    elif kind == "bpe" and (folder / "tokenizer.json").exists():
+        tokens = Tokens.load(str(folder), multiple)
+    elif kind == "bpe":
+        stride = max(len(problems) // _BPE_PROBLEMS, 1)
+        texts = (_text(problems[index]) for index in range(0, len(problems), stride))
+        tokens = Tokens.train_bpe(texts, run.data.bpe_vocabulary, multiple)
+    elif kind == "model":
+        if model_folder is None:
+            raise UserError(
+                "config.data.tokenizer is 'model', but config.model.source is 'scratch', which has no tokenizer: "
+                "set it to 'bpe', 'chains', a folder or a hub name."
+            )
+        tokens = Tokens.load(str(model_folder), multiple)
+    else:
+        tokens = Tokens.load(kind, multiple)
+    if jax.process_index() == 0:
+        tokens.save(folder)
+    return tokens
+
+
+def _text(problem: Problem) -> str:
+    return "\n".join([problem.question, *problem.steps, f"### {problem.answer}"])
+
+
+def build_layout(run: RunConfig, tokens: Tokens) -> Layout:
+    """How the run's problems become token ids."""
+    return Layout(tokens, run.markers, run.curriculum.mode, run.data.prompt_length, run.data.prompt_bucket)
+
+
+def check_lengths(run: RunConfig, layout: Layout, problems: Sequence[Problem], source: str) -> None:
+    """UserError for the first problem that is too long, before anything is trained.
+
+    A text of n bytes has at most n tokens, so only texts near the limit are encoded. Of generated problems the
+    first few stand for all: the others are checked when they are made.
+    """
+    count = min(len(problems), _FIRST_CHECKED) if source in _GENERATED else len(problems)
+    around = len(layout.tokens.encode_question("?")) + 8  # template and markers, generously
+    texts = "curriculum" in run.stages
+    for index in range(count):
+        problem = problems[index]
+        written = sum(len(step.encode()) + 1 for step in problem.steps) + len(problem.answer.encode()) + 8
+        try:
+            if len(problem.question.encode()) + around > run.data.prompt_length:
+                layout.question(problem)
+            if texts and written > run.data.answer_length:
+                _check_answer(run, layout, problem)
+        except UserError as error:
+            place = source if source in _GENERATED else f"{source}, problem {index + 1}"
+            raise UserError(f"{place}: {error}") from None
+
+
+def _check_answer(run: RunConfig, layout: Layout, problem: Problem) -> None:
+    steps = () if run.curriculum.mode == "no_cot" else problem.steps
+    forced = len(layout.opening) if layout.markers == "coconut" else 0
+    written = (
+        forced + sum(len(layout.step(step)) for step in steps[_shortest(run) :]) + len(layout.answer(problem))
+    )
+    if written > run.data.answer_length:
+        raise UserError(
+            f"steps and answer have {written} tokens but config.data.answer_length is {run.data.answer_length}: "
+            f"raise it, or remove the question {problem.question[:60]!r}."
+        )
+
+
+def _shortest(run: RunConfig) -> int:
+    """Steps that are replaced by thoughts in every stage, so that they are never written."""
+    curriculum = run.curriculum
+    if curriculum.mode == "cot" or curriculum.uniform_prob:
+        return 0
+    first = min(curriculum.stages, default=0)
+    return 1_000_000 if first > curriculum.max_latent_stage else first

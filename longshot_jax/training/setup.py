@@ -1,0 +1,215 @@
+"""From a run's settings to its weights: a Llama from scratch, from a Hugging Face directory, or from another run."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from longshot_jax.config import RunConfig
+from longshot_jax.conversion import llama_from_json
+from longshot_jax.data.hub import hub_reachable
+from longshot_jax.data.tokens import Tokens
+from longshot_jax.errors import UserError
+from longshot_jax.model.huggingface import load_weights, read_config
+from longshot_jax.model.huggingface_layout import abstract_state
+from longshot_jax.model.llama import Llama, LlamaConfig
+from longshot_jax.model.sharding import shardings
+from longshot_jax.thoughts.navigator import Reasoner, match_feedback_scale
+from longshot_jax.training.checkpoint import Checkpoints
+
+_LATENT_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A reasoner before its weights exist.
+
+    Attributes:
+      llama: shape of the Llama, embedding rows included.
+      graph: structure of the `Reasoner`.
+      abstract: shapes and dtypes of its weights.
+      placement: their shardings.
+    """
+
+    llama: LlamaConfig
+    graph: nnx.GraphDef
+    abstract: nnx.State
+    placement: nnx.State
+
+
+def model_folder(run: RunConfig) -> Path | None:
+    """The Hugging Face directory with the weights, fetched from the hub where it is a name; None from scratch.
+
+    Raises:
+      UserError: it is no directory, and the hub cannot be reached or does not know it.
+    """
+    source = run.model.source
+    if source == "scratch" or run.initialize_from:
+        return None
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise UserError(
+            f"config.model.source {source!r} is no directory: give a Hugging Face directory, a hub name, or 'scratch'."
+        )
+    import huggingface_hub  # takes a second, so only here
+
+    offline = not hub_reachable()
+    try:
+        fetched = huggingface_hub.snapshot_download(
+            source, allow_patterns=["*.json", "*.safetensors", "*.jinja"], local_files_only=offline
+        )
+    except Exception as error:  # of many kinds; each means that there are no weights
+        reason = (
+            "the hub is out of reach and it was not downloaded before" if offline else _first_line(error)
+        )
+        raise UserError(
+            f"config.model.source {source!r} is no directory, and {reason}: give a local Hugging Face directory."
+        ) from None
+    return Path(fetched)
+
+
+def draw(run: RunConfig, tokens: Tokens, mesh: Mesh, folder: Path | None) -> Blueprint:
+    """The shape of the run's reasoner; nothing is allocated.
+
+    Raises:
+      UserError: the model's config cannot be read, the tokenizer does not fit it, or the mesh does not divide it.
+    """
+    llama = _llama_config(run, tokens, folder)
+    if not (run.initialize_from or folder):
+        tokens.check_fits(llama.vocab_size)
+    reasoner = nnx.eval_shape(lambda: _make(run, llama))
+    graph, abstract = nnx.split(reasoner)
+    return Blueprint(llama, graph, abstract, shardings(abstract, mesh))
+
+
+def _make(run: RunConfig, llama: LlamaConfig) -> Reasoner:
+    rngs = nnx.Rngs(run.seed)
+    dtype = jnp.dtype(run.model.compute_dtype)
+    return Reasoner(Llama(llama, rngs, compute_dtype=dtype, remat=run.model.remat), run.thoughts, rngs)
+
+
+def _llama_config(run: RunConfig, tokens: Tokens, folder: Path | None) -> LlamaConfig:
+    if run.initialize_from:
+        host, _ = _other_run(run)
+        llama = llama_from_json(host["llama"])
+        tokens.check_fits(llama.vocab_size)
+        return llama
+    if folder is not None:
+        llama = read_config(folder)
+        # Only the latent tokens may lie beyond the model's own rows: otherwise it is another model's tokenizer.
+        tokens.check_fits(llama.vocab_size + _LATENT_TOKENS)
+        rows = max(llama.vocab_size, tokens.vocabulary_size)
+        multiple = run.mesh.tensor
+        return replace(llama, vocab_size=-(-rows // multiple) * multiple)
+    shape = run.model
+    heads = shape.num_attention_heads
+    if shape.hidden_size % (2 * heads):
+        raise UserError(
+            f"config.model.hidden_size {shape.hidden_size} is not a multiple of 2 x num_attention_heads "
+            f"(2 x {heads}): rotary positions turn pairs of each head."
+        )
+    kv_heads = shape.num_key_value_heads or heads
+    if heads % kv_heads:
+        raise UserError(
+            f"config.model.num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}."
+        )
+    return LlamaConfig(
+        vocab_size=tokens.vocabulary_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=shape.hidden_size // heads,
+        tie_word_embeddings=shape.tie_word_embeddings,
+    )
+
+
+def build_reasoner(run: RunConfig, blueprint: Blueprint, folder: Path | None) -> nnx.State:
+    """All weights of the run's reasoner at its start, each on its devices.
+
+    Raises:
+      UserError: weights cannot be read or do not fit.
+    """
+    llama = navigator = None
+    if run.initialize_from:
+        llama, navigator = _weights_of_other_run(run, blueprint)
+    elif folder is not None:
+        llama = load_weights(
+            folder,
+            replace(blueprint.llama, vocab_size=read_config(folder).vocab_size),
+            embedding_rows=blueprint.llama.vocab_size,
+            sharding=blueprint.placement["llama"],
+        )
+    if llama is None:
+        start = jax.jit(
+            lambda: nnx.split(_make(run, blueprint.llama))[1], out_shardings=blueprint.placement
+        )
+        return start()
+    if navigator is not None:
+        return _joined(blueprint, llama, navigator)
+    # Nothing of the random Llama is computed: the compiler drops what is not returned.
+    fresh = jax.jit(
+        lambda: nnx.split(_make(run, blueprint.llama))[1]["navigator"],
+        out_shardings=blueprint.placement["navigator"],
+    )
+
+    def fit(weights: nnx.State) -> nnx.State:
+        reasoner = nnx.merge(blueprint.graph, weights)
+        match_feedback_scale(reasoner)
+        return nnx.split(reasoner)[1]
+
+    return jax.jit(fit, donate_argnums=0, out_shardings=blueprint.placement)(
+        _joined(blueprint, llama, fresh())
+    )
+
+
+def _joined(blueprint: Blueprint, llama: Any, navigator: Any) -> nnx.State:
+    """Both parts as one state; their leaves follow each other in the order of the names."""
+    structure = jax.tree.structure(blueprint.abstract)
+    return jax.tree.unflatten(structure, [*jax.tree.leaves(llama), *jax.tree.leaves(navigator)])
+
+
+def _other_run(run: RunConfig) -> tuple[dict[str, Any], Any]:
+    """The host part and the name of the checkpoint that `initialize_from` means: the best, else the newest."""
+    with Checkpoints.reader(run.initialize_from) as checkpoints:
+        which = "latest" if checkpoints.best_step is None else checkpoints.best_step
+        host = checkpoints.host(which)
+    if "llama" not in host or "llama_path" not in host:
+        raise UserError(f"config.initialize_from {run.initialize_from} holds no Llama: give the folder of a run.")
+    return host, which
+
+
+def _weights_of_other_run(run: RunConfig, blueprint: Blueprint) -> tuple[Any, Any]:
+    """The Llama of another run, and its navigator where it is of the same kind."""
+    host, which = _other_run(run)
+    aims = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        blueprint.abstract,
+        blueprint.placement,
+    )
+    template = _like(abstract_state(blueprint.llama, jnp.float32), aims["llama"])
+    with Checkpoints.reader(run.initialize_from) as checkpoints:
+        llama, _ = checkpoints.restore_partial(template, host["llama_path"], which)
+        navigator, theirs = None, host.get("config", {}).get("thoughts")
+        ours = {**vars(run.thoughts)}
+        # The first logit of stopping is no property of the weights.
+        if theirs is not None and {**theirs, "stop_bias": ours["stop_bias"]} == ours:
+            navigator, _ = checkpoints.restore_partial(
+                aims["navigator"], "trainable.navigator", which
+            )
+    return llama, navigator
+
+
+def _like(structure: Any, leaves: Any) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(structure), jax.tree.leaves(leaves))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
