@@ -1,0 +1,65 @@
+"""GSM8K's equation form with a Llama from scratch: the whole path on real data, on a laptop.
+
+What it is for: to see the curriculum and PPO run end to end on real questions without any pretrained weights. Ten
+million parameters and a few thousand updates cannot do arithmetic word problems: expect a falling loss and an
+accuracy of a few per cent (the figures of one run are in docs/results.md), not a result.
+
+Model: 6 layers of width 384, 10.6 million parameters besides the embeddings; a byte-level BPE of 2,048 tokens trained
+on the questions, one token a digit.
+
+Cost: about 1,800 supervised updates and 200 of PPO; about an hour on one CPU core.
+
+    python scripts/train.py --config configs/scratch_gsm8k.py \
+        --config.data.train=gsm8k_aug/train_no_aug.txt --config.data.test=gsm8k_aug/test.txt --workdir runs/scratch_gsm8k
+"""
+
+from longshot_jax.config import default_config
+
+
+def get_config():
+    """The settings; see the module's docstring."""
+    config = default_config()
+    config.markers = "answer"
+
+    config.model.hidden_size = 384
+    config.model.intermediate_size = 1024
+    config.model.num_hidden_layers = 6
+    config.model.num_attention_heads = 6
+
+    config.data.train = "gsm8k_aug/train_no_aug.txt"
+    config.data.test = "gsm8k_aug/test.txt"
+    config.data.tokenizer = "bpe"
+    config.data.bpe_vocabulary = 2048
+    config.data.prompt_length = 320  # the longest question of train and test has 308 tokens
+    config.data.prompt_bucket = 64
+    config.data.answer_length = 160
+
+    curriculum = config.curriculum
+    curriculum.stages = (0, 1, 2, 3, 4)
+    curriculum.max_latent_stage = 3  # as COCONUT on GSM8K; stage 4 leaves all steps out
+    curriculum.c_thought = 1
+    curriculum.batch_size = 4
+    curriculum.max_steps_per_stage = 360
+    curriculum.optimizer.learning_rate = 3e-4
+    curriculum.optimizer.navigator_learning_rate = 3e-4
+    curriculum.optimizer.warmup_steps = 50
+    curriculum.optimizer.b2 = 0.95
+
+    ppo = config.ppo
+    ppo.iterations = 50
+    ppo.questions = 8
+    ppo.num_trajectories = 4
+    ppo.epochs = 2
+    ppo.minibatches = 2
+    ppo.gradient = "score"
+    ppo.log_prob_scaling = "scaled"
+    ppo.min_steps = 1
+    ppo.max_steps = 4
+    ppo.optimizer.learning_rate = 3e-5
+    ppo.optimizer.navigator_learning_rate = 3e-4
+
+    config.evaluation.every = 500
+    config.evaluation.questions = 64
+    config.evaluation.batch_size = 32
+    config.checkpoint.every = 200
+    return config

@@ -1,0 +1,66 @@
+"""ProsQA with a Llama from scratch: which of two concepts can be reached in a graph of statements, on a laptop.
+
+What it is for: to see the curriculum and PPO run end to end on generated ProsQA and be tested on the published
+validation file. Symbolic ProsQA takes hundreds of epochs from scratch (COCONUT with two layers of width 768: 300
+epochs at batch 256, 98 %); a few thousand small updates are not that. Expect a falling loss and the accuracy of
+guessing between the two candidates at best (the figures of one run are in docs/results.md).
+
+Model: 6 layers of width 384, 10.6 million parameters besides the embeddings; a byte-level BPE trained on the
+problems. Training problems are generated, calibrated to the published files' statistics.
+
+Cost: about 1,800 supervised updates and 200 of PPO; an hour and a half on one CPU core.
+
+    python scripts/train.py --config configs/scratch_prosqa.py \
+        --config.data.test=prosqa/prosqa_valid.json --workdir runs/scratch_prosqa
+"""
+
+from longshot_jax.config import default_config
+
+
+def get_config():
+    """The settings; see the module's docstring."""
+    config = default_config()
+    config.markers = "answer"
+
+    config.model.hidden_size = 384
+    config.model.intermediate_size = 1024
+    config.model.num_hidden_layers = 6
+    config.model.num_attention_heads = 6
+
+    config.data.train = "prosqa"
+    config.data.test = "prosqa/prosqa_valid.json"
+    config.data.generated_train = 20_000
+    config.data.tokenizer = "bpe"
+    config.data.bpe_vocabulary = 512
+    config.data.prompt_length = 384
+    config.data.prompt_bucket = 64
+    config.data.answer_length = 64
+
+    curriculum = config.curriculum
+    curriculum.stages = (0, 1, 2, 3, 4, 5)
+    curriculum.max_latent_stage = 4
+    curriculum.batch_size = 4
+    curriculum.max_steps_per_stage = 300
+    curriculum.optimizer.learning_rate = 3e-4
+    curriculum.optimizer.navigator_learning_rate = 3e-4
+    curriculum.optimizer.warmup_steps = 50
+    curriculum.optimizer.b2 = 0.95
+
+    ppo = config.ppo
+    ppo.iterations = 50
+    ppo.questions = 8
+    ppo.num_trajectories = 4
+    ppo.epochs = 2
+    ppo.minibatches = 2
+    ppo.gradient = "score"
+    ppo.log_prob_scaling = "scaled"
+    ppo.min_steps = 1
+    ppo.max_steps = 6
+    ppo.optimizer.learning_rate = 3e-5
+    ppo.optimizer.navigator_learning_rate = 3e-4
+
+    config.evaluation.every = 500
+    config.evaluation.questions = 64
+    config.evaluation.batch_size = 32
+    config.checkpoint.every = 200
+    return config
