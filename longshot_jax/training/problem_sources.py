@@ -30,7 +30,7 @@ def train_problems(run: RunConfig) -> Sequence[Problem]:
     return load_problems(data.train)
 
 
-def test_problems(run: RunConfig) -> Sequence[Problem]:
+def held_out_problems(run: RunConfig) -> Sequence[Problem]:
     """The held-out problems; generated ones do not depend on the run's seed."""
     data = run.data
     if data.test == "chains":
@@ -40,9 +40,6 @@ def test_problems(run: RunConfig) -> Sequence[Problem]:
     if data.test == "prosqa":
         return ProsQAProblems(_HELD_OUT_SEED, data.generated_test)
     return load_problems(data.test)
-
-
-test_problems.__test__ = False  # type: ignore[attr-defined]  # its name is not that of a test
 
 
 def build_tokens(

@@ -1,0 +1,135 @@
+"""A whole run: the configured stages one after the other, each resumable, in one run folder.
+
+    runs/x/config.json     the settings              runs/x/checkpoints/   the state, newest and best
+    runs/x/tokenizer/      the tokenizer             runs/x/tensorboard/   what TensorBoard shows
+
+Killed anywhere and started again with the same command, a run goes on from its newest checkpoint and ends with the
+same parameters: every batch, every random number and every decision is a function of the settings and of what the
+checkpoint holds.
+"""
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+
+from longshot_jax.config import RunConfig
+from longshot_jax.errors import UserError
+from longshot_jax.evaluation.tensorboard import RunWriter
+from longshot_jax.model.sharding import make_mesh
+from longshot_jax.training.checkpoint import Checkpoints
+from longshot_jax.training.curriculum_loop import CurriculumLoop
+from longshot_jax.training.ppo_loop import PPOLoop
+from longshot_jax.training.problem_sources import (
+    build_layout,
+    build_tokens,
+    check_lengths,
+    held_out_problems,
+    train_problems,
+)
+from longshot_jax.training.progress import summary
+from longshot_jax.training.session import Session
+from longshot_jax.training.setup import build_reasoner, draw, model_folder
+from longshot_jax.training.workdir import check_same_config, prepare_workdir, read_config, write_config
+
+# What changes neither weights nor the meaning of a checkpoint: a run may go on with other values.
+_FREE = ("evaluation", "checkpoint", "mesh")
+_LOOPS = {"curriculum": CurriculumLoop, "ppo": PPOLoop}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+      workdir: its folder.
+      best_step, best_accuracy: of the checkpoint that evaluation uses, on the short evaluation's questions; None
+        where none was measured.
+      stages: for each stage, its number of `updates`, the `sequences` they read, `seconds`, and `accuracy` at its end.
+      seconds: of the whole run, over all its starts.
+    """
+
+    workdir: Path
+    best_step: int | None
+    best_accuracy: float | None
+    stages: dict[str, dict[str, float]]
+    seconds: float
+
+
+def train(run: RunConfig, workdir: str | Path, stream: TextIO | None = None) -> RunResult:
+    """Runs, or goes on with, all stages of a run, and prints a summary.
+
+    Args:
+      run: settings.
+      workdir: the run folder; made where missing.
+      stream: where progress and summary go, standard error by default.
+
+    Raises:
+      UserError: anything the user can mend, as a rule before training starts.
+    """
+    workdir = Path(workdir)
+    if not run.stages:
+        raise UserError("config.stages is empty: name 'curriculum', 'ppo' or both.")
+    mesh = make_mesh(run.mesh)
+    folder = model_folder(run)
+    problems, held_out = train_problems(run), held_out_problems(run)
+    with ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(prepare_workdir(workdir))
+        _check_config(run, workdir)
+        tokens = build_tokens(run, workdir, problems, folder)
+        layout = build_layout(run, tokens)
+        check_lengths(run, layout, problems, run.data.train)
+        check_lengths(run, layout, held_out, run.data.test)
+        blueprint = draw(run, tokens, mesh, folder)
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir, run.checkpoint.keep_last, run.checkpoint.keep_best)
+        )
+        latest = checkpoints.latest_step
+        host = None if latest is None else checkpoints.host(latest)
+        writer = stack.enter_context(RunWriter(workdir / "tensorboard", latest))
+        session = Session(run, blueprint, layout, problems, held_out, mesh, checkpoints, writer, stream)
+        if host is not None:
+            session.seconds_before, session.finished = host["seconds"], host["finished"]
+            session.best = tuple(host["best"]) if host["best"] else None
+        first = 0 if host is None else run.stages.index(host["stage"])
+        # Every stage's settings are checked before the first one trains.
+        loops = [_LOOPS[stage](session) for stage in run.stages[first:]]
+        weights = build_reasoner(run, blueprint, folder) if host is None else None
+        step = 0
+        while loops:
+            weights, step = loops.pop(0).run(weights, host, step)
+            host = None
+        checkpoints.wait()
+        result = RunResult(
+            workdir,
+            session.best[1] if session.best else None,
+            session.best[0] if session.best else None,
+            session.finished,
+            session.seconds,
+        )
+        _report(session, result, stream)
+    return result
+
+
+def _check_config(run: RunConfig, workdir: Path) -> None:
+    """A folder that holds a run goes on only with that run's settings."""
+    if (workdir / "config.json").exists() and (workdir / "checkpoints").exists():
+        check_same_config(workdir, read_config(workdir), asdict(run), _FREE)
+    if jax.process_index() == 0:
+        write_config(workdir, asdict(run))
+
+
+def _report(session: Session, result: RunResult, stream: TextIO | None) -> None:
+    """The table that ends a run, and the run's settings beside its results for TensorBoard."""
+    rows: dict[str, Any] = {name: dict(figures) for name, figures in result.stages.items()}
+    metrics = {f"final/{name}_accuracy": figures["accuracy"] for name, figures in result.stages.items()}
+    if result.best_accuracy is not None:
+        rows["best checkpoint"] = {"accuracy": result.best_accuracy, "step": result.best_step}
+        metrics["final/best_accuracy"] = result.best_accuracy
+    session.writer.hyperparameters(asdict(session.run), metrics)
+    with session.progress("run", 0, 0, "update") as shown:
+        shown.note(summary(rows))
+        shown.note(f"{result.workdir}: {result.seconds:.0f} s in all")

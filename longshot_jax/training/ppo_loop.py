@@ -1,0 +1,321 @@
+"""The PPO stage of a run: roll out, reward, update, iteration after iteration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Int
+
+from longshot_jax.data.answers import same_answer
+from longshot_jax.data.loader import ProblemStream
+from longshot_jax.data.problems import Problem
+from longshot_jax.evaluation.accuracy import answer_texts
+from longshot_jax.evaluation.decoding import rule_after
+from longshot_jax.model.sharding import (
+    batch_sharding,
+    check_divides,
+    fetch,
+    place_batch,
+    replicated,
+    shardings,
+)
+from longshot_jax.thoughts.memory import empty_bank
+from longshot_jax.thoughts.rescore import Rollout, Scores
+from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
+from longshot_jax.training.ahead import Ahead
+from longshot_jax.training.optimizer import is_trainable, make_optimizer
+from longshot_jax.training.policy_update import policy_update
+from longshot_jax.training.rewards import Outcome, answer_rewards, thought_cost_rewards
+from longshot_jax.training.session import Session, as_numbers
+from longshot_jax.training.short_evaluation import ShortEvaluation
+from longshot_jax.training.state import TrainState, start_state
+
+
+@dataclass
+class Questions:
+    """The input of one iteration: its problems, and on the devices prompts [B, S], their mask and lengths [B, N]."""
+
+    problems: Sequence[Problem]
+    prompt: Array
+    mask: Array
+    lengths: Lengths
+
+
+def annealed(bounds: tuple[float, float], iteration: int, iterations: int) -> np.float32:
+    """Linear from the first bound, at iteration 0, to the second, at the last iteration."""
+    share = iteration / max(iterations - 1, 1)
+    return np.float32(bounds[0] + (bounds[1] - bounds[0]) * share)
+
+
+class PPOLoop:
+    """Compiled parts and bookkeeping of one start of PPO."""
+
+    def __init__(self, session: Session):
+        run, self.session, self.config = session.run, session, session.run.ppo
+        config, mesh, layout = self.config, session.mesh, session.layout
+        part = config.questions // (config.minibatches * config.micro_batches)
+        check_divides(part, "config.ppo.questions / (minibatches x micro_batches)", mesh)
+        self.stream = ProblemStream(session.train, config.questions, run.seed + 1)
+        total = config.iterations * config.epochs * config.minibatches
+        self.optimizer = make_optimizer(config.optimizer, total)
+        self.evaluation = ShortEvaluation(session, config.max_steps, steps_written=False)
+        self.rule = rule_after(run, "ppo")
+        self.sampling_key = jax.random.fold_in(jax.random.key(run.seed), 2)
+
+        chosen, whole = is_trainable(config.trainable), replicated(mesh)
+        graph = session.blueprint.graph
+        key = jax.random.fold_in(jax.random.key(run.seed), 3)
+        keeps_reference = config.kl_coefficient > 0 or config.kl_target > 0
+
+        def start(weights: nnx.State) -> TrainState:
+            _, trainable, frozen = nnx.split(nnx.merge(graph, weights), chosen, ...)
+            slots = config.memory_slots
+            return start_state(
+                trainable,
+                frozen,
+                self.optimizer,
+                key,
+                reference=keeps_reference,
+                memory=empty_bank(slots, run.thoughts.reasoning_dim) if slots else None,
+                kl_coefficient=config.kl_coefficient,
+            )
+
+        abstract = jax.eval_shape(start, session.blueprint.abstract)
+        self.placement = shardings(abstract, mesh)
+        self.template = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, self.placement
+        )
+        self.start = jax.jit(start, donate_argnums=0, out_shardings=self.placement)
+        self.rollout = jax.jit(self._rollout)
+        self.update = jax.jit(
+            policy_update(graph, self.optimizer, config, layout.opening),
+            donate_argnums=0,
+            out_shardings=(self.placement, whole),
+        )
+
+    def _rollout(
+        self,
+        state: TrainState,
+        prompt: Int[Array, "B S"],
+        mask: Array,
+        lengths: Lengths,
+        temperatures: Temperatures,
+        iteration: Int[Array, ""],
+    ) -> tuple[Rollout, Scores, dict[str, Array]]:
+        """The trajectories of an iteration and, small enough for the host, how they ended.
+
+        `temperatures.std` is σ relative to the thoughts' rms.
+        """
+        session, config = self.session, self.config
+        key = jax.random.fold_in(self.sampling_key, iteration)
+        rollout, recorded = sample_rollout(
+            nnx.merge(session.blueprint.graph, state.trainable, state.frozen),
+            prompt,
+            mask,
+            state.memory,
+            lengths,
+            temperatures.replace(std=temperatures.std * state.thought_rms),
+            jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(prompt.shape[0])),
+            num_trajectories=config.num_trajectories,
+            max_thoughts=config.max_steps,
+            answer_length=session.run.data.answer_length,
+            opening=session.layout.opening,
+            end_token=session.layout.tokens.end,
+            scaling=config.log_prob_scaling,
+            together=config.together,
+        )
+        squares = jnp.mean(jnp.square(recorded.thoughts.means), axis=-1)
+        taken = jnp.sum(rollout.taken)
+        rms = jnp.sqrt(jnp.sum(squares, where=rollout.taken) / jnp.maximum(taken, 1))
+        decided = jnp.take_along_axis(rollout.free, rollout.counts[..., None], axis=-1)[..., 0]
+        outcome = {
+            "tokens": rollout.tokens,
+            "ended": rollout.ended,
+            "thoughts": rollout.counts,
+            "natural_stop": decided,
+            "thought_rms": jnp.where(taken > 0, rms, 1.0),
+        }
+        rows, whole = batch_sharding(session.mesh), replicated(session.mesh)
+        rollout, recorded = jax.lax.with_sharding_constraint(
+            (rollout, recorded), jax.tree.map(lambda x: rows if x.ndim else whole, (rollout, recorded))
+        )
+        return rollout, recorded, jax.lax.with_sharding_constraint(outcome, whole)
+
+    def make_questions(self, iteration: int) -> Questions:
+        """Input of an iteration: a function of seed and iteration."""
+        config, run = self.config, self.session.run
+        problems = self.stream[iteration]
+        prompt, mask = self.session.layout.prompts(problems)
+        shape = (config.questions, config.num_trajectories)
+        if iteration < config.target_iterations:
+            # Forced: as many thoughts as drawn, whatever the stop head says.
+            rng = np.random.default_rng((run.seed, 2, iteration))
+            drawn = rng.choice(np.asarray(config.target_steps, np.int32), size=shape)
+            lengths = Lengths(drawn, drawn)
+        else:
+            lengths = Lengths(
+                np.full(shape, config.min_steps, np.int32), np.full(shape, config.max_steps, np.int32)
+            )
+        return Questions(problems, *place_batch((prompt, mask, lengths), self.session.mesh))
+
+    def temperatures(self, iteration: int, noise: float | None = None) -> Temperatures:
+        """Those of an iteration; `std` is still relative to the thoughts' rms."""
+        config = self.config
+        bounds = (config.noise, config.stop_temperature, config.token_temperature)
+        values = [annealed(pair, iteration, config.iterations) for pair in bounds]
+        if noise is not None:
+            values[0] = np.float32(noise)
+        return Temperatures(*values)
+
+    def run(self, weights: nnx.State | None, host: dict[str, Any] | None, first_step: int) -> tuple[Any, int]:
+        """Trains for all iterations.
+
+        Args:
+          weights: that PPO starts from; given away. host: the checkpoint's JSON part, to go on from it.
+          first_step: number of the checkpoint at which PPO starts.
+
+        Returns:
+          All weights, and the number of the last checkpoint.
+        """
+        session, config = self.session, self.config
+        every, save_every = session.run.evaluation.every, session.run.checkpoint.every
+        if host is None:
+            done, seconds, offset = 0, 0.0, first_step + 1
+            state = self.start(weights)
+        else:
+            progress = host["progress"]
+            done, seconds, offset = progress["iteration"], progress["seconds"], progress["offset"]
+            state, _ = session.checkpoints.restore(self.template, host["step"])
+        before = session.seconds - seconds
+        with (
+            Ahead(self.make_questions, done) as inputs,
+            session.progress("ppo", config.iterations, done, "iteration") as shown,
+        ):
+
+            def save(metric: float) -> None:
+                progress = {"iteration": done, "offset": offset, "seconds": session.seconds - before}
+                session.save(offset + done, state, "ppo", progress, metric)
+
+            if host is None:
+                state = self._measure_thoughts(state, self.make_questions(0))
+                save(self._evaluate(state, offset, shown))
+            pending: tuple[int, dict[str, Array]] | None = None
+            while done < config.iterations:
+                state, metrics, finished = self._iteration(state, done, inputs.take(), pending)
+                if finished is not None:
+                    self._log_update(offset, *finished, shown)
+                pending, done = (done, metrics), done + 1
+                shown.advance()
+                last = done == config.iterations
+                measured = last or (every and done % every == 0)
+                accuracy = self._evaluate(state, offset + done, shown) if measured else None
+                if last or done % save_every == 0 or session.improves(accuracy):
+                    self._log_update(offset, pending[0], as_numbers(fetch(pending[1])), shown)
+                    pending = None
+                    if last:
+                        session.finished["ppo"] = {
+                            "updates": config.iterations * config.epochs * config.minibatches,
+                            "sequences": config.iterations * config.questions * config.num_trajectories,
+                            "seconds": session.seconds - before,
+                            "accuracy": accuracy,
+                        }
+                    save(accuracy)
+        return nnx.split(nnx.merge(session.blueprint.graph, state.trainable, state.frozen))[1], offset + done
+
+    def _measure_thoughts(self, state: TrainState, first: Questions) -> TrainState:
+        """The rms of the first questions' noise-free thoughts, which σ is relative to."""
+        if not self.config.max_steps:
+            return state
+        still = self.temperatures(0, noise=0.0)
+        *_, outcome = self.rollout(state, first.prompt, first.mask, first.lengths, still, np.int32(0))
+        place = self.placement.thought_rms
+        return state.replace(thought_rms=jax.device_put(outcome["thought_rms"], place))
+
+    def _iteration(
+        self,
+        state: TrainState,
+        iteration: int,
+        questions: Questions,
+        pending: tuple[int, dict[str, Array]] | None,
+    ) -> tuple[TrainState, dict[str, Array], tuple[int, dict[str, float]] | None]:
+        """One rollout with its update. The metrics of the previous update travel with the rollout's outcome."""
+        config, session = self.config, self.session
+        rollout, recorded, outcome = self.rollout(
+            state,
+            questions.prompt,
+            questions.mask,
+            questions.lengths,
+            self.temperatures(iteration),
+            np.int32(iteration),
+        )
+        ended, previous = fetch((outcome, pending[1] if pending else {}))
+        outcomes = self._outcomes(ended, questions.problems)
+        terms = answer_rewards(outcomes, config.rewards)
+        zero = np.zeros(outcomes.correct.shape, np.float32)
+        answer_reward = np.asarray(sum(terms.values(), zero), np.float32)
+        costs = thought_cost_rewards(outcomes.thoughts, config.max_steps, config.rewards.thought_cost)
+        rewards = place_batch((answer_reward, costs), session.mesh)
+        state, metrics = self.update(state, rollout, recorded, *rewards)
+        metrics |= {
+            f"reward/{name}": np.mean(term) for name, term in (terms | {"thought_cost": costs.sum(-1)}).items()
+        }
+        metrics |= self._rollout_metrics(outcomes, ended, answer_reward + costs.sum(-1), iteration)
+        return state, metrics, (pending[0], as_numbers(previous)) if pending else None
+
+    def _outcomes(self, ended: dict[str, np.ndarray], problems: Sequence[Problem]) -> Outcome:
+        texts = answer_texts(ended["tokens"], self.session.layout)
+        correct = [
+            [same_answer(text, problem.answer) for text in row]
+            for row, problem in zip(texts, problems, strict=True)
+        ]
+        count = np.full((len(problems), 1), self.config.num_trajectories, np.int32)
+        return Outcome(
+            np.asarray(correct, bool), ended["ended"], ended["thoughts"], ended["natural_stop"], count
+        )
+
+    def _rollout_metrics(
+        self, outcomes: Outcome, ended: dict[str, np.ndarray], total: np.ndarray, iteration: int
+    ) -> dict[str, Any]:
+        """How the sampled trajectories did; NaN-free scalars, and histograms on the way."""
+        thoughts = outcomes.thoughts
+        metrics: dict[str, Any] = {
+            "reward/total": np.mean(total),
+            "rollout/accuracy": np.mean(outcomes.correct),
+            "rollout/thoughts": np.mean(thoughts),
+            "rollout/natural_stops": np.mean(outcomes.natural_stop),
+            "rollout/ended": np.mean(outcomes.ended),
+            "rollout/thought_rms": ended["thought_rms"],
+        }
+        for count in np.unique(thoughts):
+            metrics[f"rollout/accuracy_with_{count}_thoughts"] = np.mean(outcomes.correct[thoughts == count])
+        names = ("std", "stop", "token")
+        values = self.temperatures(iteration)
+        metrics |= {f"temperature/{name}": getattr(values, name) for name in names}
+        return metrics
+
+    def _log_update(self, offset: int, iteration: int, metrics: dict[str, float], shown: Any) -> None:
+        """Scalars of an iteration, and the guard against non-finite updates."""
+        step = offset + iteration + 1
+        named = {name if "/" in name else f"ppo/{name}": value for name, value in metrics.items()}
+        self.session.writer.scalars(step, named)
+        figures = {
+            "reward": metrics["reward/total"],
+            "accuracy": metrics["rollout/accuracy"],
+            "thoughts": metrics["rollout/thoughts"],
+        }
+        if metrics["skipped"]:
+            figures["skipped"] = int(metrics["skipped"])
+        shown.advance(0, **figures)
+        self.session.check_skipped(
+            metrics["skipped_in_a_row"], self.config.max_skipped, "config.ppo.max_skipped"
+        )
+
+    def _evaluate(self, state: TrainState, step: int, shown: Any) -> float:
+        results = self.evaluation((state.trainable, state.frozen), self.rule, state.memory)
+        self.session.log_evaluation(step, results, self.evaluation.problems)
+        shown.advance(0, held_out=results["accuracy"], held_out_thoughts=results["mean_thoughts"])
+        return results["accuracy"]

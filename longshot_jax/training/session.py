@@ -1,0 +1,139 @@
+"""What the stages of a run share: settings, problems, structure of the model, checkpoints, logs."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from longshot_jax.config import RunConfig
+from longshot_jax.conversion import llama_to_json
+from longshot_jax.data.examples import Layout
+from longshot_jax.data.problems import Problem
+from longshot_jax.errors import UserError
+from longshot_jax.evaluation.tensorboard import RunWriter, samples_table
+from longshot_jax.training.checkpoint import Checkpoints
+from longshot_jax.training.progress import Progress
+from longshot_jax.training.setup import Blueprint
+
+_SAMPLES = 8
+
+
+@dataclass
+class Session:
+    """One start of a run.
+
+    Attributes:
+      run: settings.
+      blueprint: structure and shapes of the reasoner.
+      layout: of prompts and answers.
+      train, held_out: problems.
+      mesh: of devices.
+      checkpoints, writer: of the run folder.
+      stream: where progress goes, None for standard error.
+      seconds_before: time spent by earlier starts of the run, up to the checkpoint.
+      best: highest metric of any checkpoint so far, and its step.
+      finished: for each stage of the run that is done, updates, sequences and seconds.
+    """
+
+    run: RunConfig
+    blueprint: Blueprint
+    layout: Layout
+    train: Sequence[Problem]
+    held_out: Sequence[Problem]
+    mesh: Mesh
+    checkpoints: Checkpoints
+    writer: RunWriter
+    stream: TextIO | None = None
+    seconds_before: float = 0.0
+    best: tuple[float, int] | None = None
+    finished: dict[str, dict[str, float]] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, over all its starts."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def save(
+        self, step: int, state: Any, stage: str, progress: Mapping[str, Any], metric: float | None = None
+    ) -> None:
+        """A checkpoint of the whole run. `progress` is the stage's own part of what is not an array."""
+        if metric is not None and (self.best is None or metric > self.best[0]):
+            self.best = (metric, step)
+        trained = stage == "curriculum" or self.run.ppo.trainable == "all"
+        host = {
+            "config": asdict(self.run),
+            "llama": llama_to_json(self.blueprint.llama),
+            "llama_path": "trainable.llama" if trained else "frozen.llama",
+            "stage": stage,
+            "step": step,
+            "progress": dict(progress),
+            "seconds": self.seconds,
+            "best": self.best,
+            "finished": self.finished,
+        }
+        self.checkpoints.save(step, state, host, metric)
+
+    def improves(self, metric: float | None) -> bool:
+        """Whether a metric is above that of every checkpoint so far."""
+        return metric is not None and (self.best is None or metric > self.best[0])
+
+    def progress(self, name: str, total: int, done: int, unit: str) -> Progress:
+        """A progress bar; only the first process shows one."""
+        if jax.process_index() == 0:
+            return Progress(name, total, done, unit, self.stream)
+        return Progress(name, total, done, unit, _Silent())
+
+    def check_skipped(self, in_a_row: Any, allowed: int, key: str) -> None:
+        """Ends the run if too many updates in a row were skipped."""
+        if int(in_a_row) < allowed:
+            return
+        last = self.checkpoints.latest_step
+        kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is intact"
+        raise UserError(
+            f"{int(in_a_row)} updates in a row were skipped because the loss or its gradient was not finite ({key} "
+            f"allows fewer than {allowed}); {kept}: lower the learning rate or clip_norm in a new --workdir."
+        )
+
+    def log_evaluation(self, step: int, results: Mapping[str, Any], problems: Sequence[Problem]) -> None:
+        """Scalars and sample questions of a short evaluation."""
+        scalars = {
+            "evaluation/accuracy": results["accuracy"],
+            "evaluation/mean_thoughts": results["mean_thoughts"],
+        }
+        for steps, group in results["by_steps"].items():
+            scalars[f"evaluation/accuracy_of_{steps}_steps"] = group["accuracy"]
+            scalars[f"evaluation/thoughts_of_{steps}_steps"] = group["mean_thoughts"]
+        self.writer.scalars(step, scalars)
+        rows = [
+            {
+                "question": problem.question,
+                "expected": problem.answer,
+                "decoded": answer,
+                "right": "yes" if correct else "no",
+            }
+            for problem, answer, correct in zip(problems, results["answers"], results["correct"], strict=True)
+        ]
+        self.writer.text(step, "evaluation/samples", samples_table(rows[:_SAMPLES]))
+
+
+class _Silent:
+    """A stream that shows nothing."""
+
+    def isatty(self) -> bool:
+        return False
+
+    def write(self, _: str) -> int:
+        return 0
+
+    def flush(self) -> None:
+        pass
+
+
+def as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Scalar metrics as Python numbers."""
+    return {name: float(np.asarray(value)) for name, value in metrics.items()}

@@ -1,0 +1,71 @@
+"""Accuracy on some held-out questions while a run is under way: greedy, decoded from the thoughts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longshot_jax.config import RunConfig
+from longshot_jax.data.examples import Layout, has_thoughts
+from longshot_jax.data.problems import Problem
+from longshot_jax.evaluation.accuracy import evaluate
+from longshot_jax.evaluation.decoding import Decoder, ThoughtRule, Weights
+from longshot_jax.thoughts.memory import MemoryBank
+from longshot_jax.training.session import Session
+
+
+@dataclass(frozen=True)
+class _StepsWritten(Layout):
+    """The layout of a model that may still write steps between its thoughts and its answer."""
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        return super().opening if self.markers == "coconut" else ()
+
+
+class ShortEvaluation:
+    """Compiled once, called again and again; `problems` are those that every call measures.
+
+    Args:
+      session: of the run.
+      max_thoughts: T.
+      steps_written: whether the model may write steps before the answer, as in the curriculum.
+    """
+
+    def __init__(self, session: Session, max_thoughts: int, steps_written: bool):
+        settings, layout = session.run.evaluation, session.layout
+        count = min(settings.questions, len(session.held_out))
+        places = [number * len(session.held_out) // count for number in range(count)]
+        self.problems: list[Problem] = [session.held_out[place] for place in places]
+        self._batch_size = min(settings.batch_size, count)
+        if steps_written:
+            layout = _StepsWritten(
+                layout.tokens, layout.markers, layout.mode, layout.prompt_length, layout.bucket
+            )
+        self._decoder = Decoder(
+            session.blueprint.graph, layout, max_thoughts, session.run.data.answer_length
+        )
+
+    def __call__(
+        self, weights: Weights, rule: ThoughtRule, memory: MemoryBank | None = None
+    ) -> Mapping[str, Any]:
+        """Results of `evaluate`, without samples and controls."""
+        return evaluate(
+            self._decoder,
+            weights,
+            self.problems,
+            rule,
+            memory=memory,
+            num_trajectories=0,
+            batch_size=self._batch_size,
+            controls=False,
+        )
+
+
+def rule_of_stage(run: RunConfig, stage: int, problems: Sequence[Problem]) -> ThoughtRule:
+    """The number of thoughts at a stage of the curriculum."""
+    curriculum = run.curriculum
+    if not has_thoughts(curriculum.mode):
+        return ThoughtRule("fixed", 0)
+    most = min(stage, curriculum.max_latent_stage) * curriculum.c_thought
+    by_steps = not curriculum.pad_latent_to_max and all(problem.steps for problem in problems)
+    return ThoughtRule("steps" if by_steps else "fixed", most, per_step=curriculum.c_thought)
