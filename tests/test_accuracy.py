@@ -1,0 +1,232 @@
+"""Evaluation: what is counted, and what must not change the counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from longshot_jax.config import CurriculumConfig, PPOConfig, RunConfig
+from longshot_jax.data.chains import ChainProblems
+from longshot_jax.data.examples import Layout
+from longshot_jax.data.problems import Problem
+from longshot_jax.data.tokens import Tokens
+from longshot_jax.errors import UserError
+from longshot_jax.evaluation.accuracy import evaluate, vote_of
+from longshot_jax.evaluation.decoding import (
+    Decoder,
+    ThoughtRule,
+    full_batches,
+    make_temperatures,
+    rule_after,
+)
+from longshot_jax.model.llama import Llama, LlamaConfig
+from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
+
+TOKENS = Tokens.for_chains()
+STEPS = ThoughtRule("steps", 3)
+NOISY = make_temperatures(std=0.3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Many programs, each run a few times: compilation is what takes time here."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def build(seed=0):
+    def make(rngs):
+        shape = LlamaConfig(TOKENS.vocabulary_size, 16, 24, 1, 2, 2, 8, tie_word_embeddings=True)
+        return Reasoner(Llama(shape, rngs), NavigatorConfig(stop_bias=0.0), rngs)
+
+    graph = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(seed))))[0]
+    state = jax.jit(lambda: nnx.split(make(nnx.Rngs(seed)))[1])()
+    # Larger weights than at the start of training, so that answers differ between questions.
+    return graph, jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, state)
+
+
+GRAPH, STATE = build()
+
+
+def decoder_of(mode="coconut", markers="answer"):
+    return Decoder(GRAPH, Layout(TOKENS, markers, mode, 30), 3 if mode in ("coconut", "pause") else 0, 3)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return decoder_of()
+
+
+@pytest.fixture(scope="module")
+def problems(decoder):
+    """Chains whose gold answer is the model's own where that is a digit, and otherwise unreachable."""
+    chains = list(ChainProblems(0, 11, (1, 2, 3), "test"))
+    greedy = evaluate(decoder, (STATE,), chains, STEPS, num_trajectories=0, controls=False, batch_size=4)
+    answers = greedy["answers"]
+    gold = [answer if answer else "999" for answer in answers]
+    gold[::3] = ["999"] * len(gold[::3])
+    return [Problem(p.question, p.steps, g) for p, g in zip(chains, gold, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def results(decoder, problems):
+    return evaluate(decoder, (STATE,), problems, STEPS, temperatures=NOISY, batch_size=4, num_trajectories=3)
+
+
+def test_counts_are_exact_and_padding_rows_are_not_counted(results, problems):
+    right = [int(problem.answer != "999") for problem in problems]
+    assert 0 < sum(right) < 11
+    assert results["correct"] == right
+    assert results["count"] == 11
+    assert results["accuracy"] == pytest.approx(np.mean(right))
+    low, high = results["confidence_interval"]
+    assert 0 < low < results["accuracy"] < high < 1
+
+
+def test_by_steps(results, problems):
+    assert set(results["by_steps"]) == {"1", "2", "3"}
+    for number, part in results["by_steps"].items():
+        rows = [i for i, problem in enumerate(problems) if len(problem.steps) == int(number)]
+        assert part["count"] == len(rows)
+        assert part["mean_thoughts"] == int(number)
+        assert part["accuracy"] == pytest.approx(np.mean([results["correct"][i] for i in rows]))
+
+
+@pytest.mark.law
+def test_nothing_depends_on_the_batch_size(results, decoder, problems):
+    other = evaluate(
+        decoder, (STATE,), problems, STEPS, temperatures=NOISY, batch_size=11, num_trajectories=3
+    )
+    assert other == results
+
+
+def test_every_number_of_the_contract_is_there(results):
+    assert set(results["controls"]) == {"zero", "noise", "mean", "swap"}
+    for name in ("accuracy", "sampled_accuracy", "vote_accuracy", "mean_accuracy"):
+        assert 0 <= results[name] <= 1
+    assert results["mean_thoughts"] == pytest.approx((1 * 4 + 2 * 4 + 3 * 3) / 11)
+
+
+def test_own_thoughts_given_back_give_the_same_answers(decoder, problems):
+    """Answers are decoded from the thoughts: the same ones, and other ones for a control."""
+    prompts = decoder.layout.prompts(problems[:4])
+    bounds = STEPS.bounds(problems[:4])
+    greedy = decoder.decode(
+        (STATE,), prompts, bounds, NOISY, indices=np.arange(4, dtype=np.int32), key=jax.random.key(0)
+    )
+    again = decoder.decode_given((STATE,), prompts, greedy.thoughts[:, 0], greedy.counts[:, 0])
+    np.testing.assert_array_equal(again.tokens, greedy.tokens)
+    np.testing.assert_allclose(again.values, greedy.values, atol=1e-5)
+
+
+def test_samples_without_noise_at_low_temperature_are_greedy(decoder, problems):
+    cold = make_temperatures(token=1e-4)
+    result = evaluate(
+        decoder,
+        (STATE,),
+        problems,
+        STEPS,
+        temperatures=cold,
+        num_trajectories=3,
+        batch_size=4,
+        controls=False,
+    )
+    for name in ("sampled_accuracy", "vote_accuracy", "mean_accuracy"):
+        assert result[name] == pytest.approx(result["accuracy"])
+
+
+def test_samples_are_those_of_seed_and_question(decoder, problems):
+    def sample(seed, rows):
+        chosen = [problems[row] for row in rows]
+        return decoder.decode(
+            (STATE,),
+            decoder.layout.prompts(chosen),
+            STEPS.bounds(chosen),
+            NOISY,
+            indices=np.array(rows, np.int32),
+            key=jax.random.key(seed),
+            num_trajectories=3,
+        ).tokens
+
+    first = sample(0, [0, 1, 2, 3])
+    np.testing.assert_array_equal(sample(0, [3, 2, 5, 6])[:2], first[jnp.array([3, 2])])
+    assert (sample(1, [0, 1, 2, 3]) != first).any()
+    assert (first[:, 0] != first[:, 1]).any()
+
+
+@pytest.mark.parametrize("mode", ["cot", "no_thoughts"])
+def test_without_thoughts_there_are_no_controls(mode, problems):
+    rule = rule_after(RunConfig(curriculum=CurriculumConfig(mode=mode)), "curriculum")
+    samples = 2 if mode == "cot" else 0
+    result = evaluate(
+        decoder_of(mode, "coconut"), (STATE,), problems[:3], rule, num_trajectories=samples, batch_size=4
+    )
+    assert result["controls"] == {} and result["mean_thoughts"] == 0
+    assert "mean_accuracy" not in result and ("vote_accuracy" in result) == (mode == "cot")
+
+
+def test_pause_thinks_the_latent_token(problems):
+    """Its batch mean and another question's thoughts are the constant itself, so they change nothing."""
+    decoder = decoder_of("pause")
+    result = evaluate(decoder, (STATE,), problems, STEPS, num_trajectories=0, batch_size=4)
+    assert result["mean_thoughts"] == pytest.approx(21 / 11)
+    assert result["controls"]["mean"] == result["controls"]["swap"] == result["accuracy"]
+    rows = np.arange(4, dtype=np.int32)
+    decoded = decoder.decode(
+        (STATE,),
+        decoder.layout.prompts(problems[:4]),
+        STEPS.bounds(problems[:4]),
+        make_temperatures(),
+        indices=rows,
+        key=jax.random.key(0),
+    )
+    table = nnx.merge(GRAPH, STATE).llama.embedding[...]
+    np.testing.assert_array_equal(decoded.thoughts[0, 0, 0], table[TOKENS.latent])
+
+
+def test_a_second_evaluation_compiles_nothing(decoder, problems, results):
+    before = decoder._decode._cache_size(), decoder._decode_given._cache_size()
+    assert before[0] > 0
+    ones = make_temperatures(std=0.1, token=0.7)
+    rule = ThoughtRule("own", 3, 1)
+    evaluate(decoder, (STATE,), problems[:7], rule, temperatures=ones, batch_size=4, num_trajectories=3)
+    assert (decoder._decode._cache_size(), decoder._decode_given._cache_size()) == before
+
+
+def test_own_stopping_keeps_to_its_bounds(decoder, problems):
+    result = evaluate(
+        decoder,
+        (STATE,),
+        problems,
+        ThoughtRule("own", 2, 1),
+        batch_size=4,
+        num_trajectories=0,
+        controls=False,
+    )
+    assert 1 <= result["mean_thoughts"] <= 2
+
+
+def test_rules_of_runs():
+    assert rule_after(RunConfig(), "curriculum") == ThoughtRule("steps", 4)
+    padded = RunConfig(curriculum=CurriculumConfig(pad_latent_to_max=True, c_thought=2, max_latent_stage=3))
+    assert rule_after(padded, "curriculum") == ThoughtRule("fixed", 6, per_step=2)
+    assert rule_after(RunConfig(ppo=PPOConfig(min_steps=2)), "ppo") == ThoughtRule("own", 6, 2)
+
+
+def test_steps_are_needed_where_they_set_the_number_of_thoughts(decoder):
+    with pytest.raises(UserError, match="comes without steps"):
+        evaluate(decoder, (STATE,), [Problem("a=1 a?", (), "1")], STEPS)
+    assert ThoughtRule("steps", 3, per_step=2).bounds([Problem("q", ("1", "2"), "2")])[1].tolist() == [3]
+
+
+def test_vote_takes_equal_numbers_as_one_answer_and_breaks_ties_by_value():
+    assert vote_of(["18", "$18", "5"], [0.0, 0.1, 9.0]) == 1
+    assert vote_of(["18", "5"], [0.0, 1.0]) == 1
+    assert vote_of(["", "", "5"], [9.0, 9.0, 0.0]) == 2
+
+
+def test_last_batch_is_filled_up_with_the_last_row():
+    batches = [(rows.tolist(), real) for rows, real in full_batches(5, 3)]
+    assert batches == [([0, 1, 2], 3), ([3, 4, 4], 2)]

@@ -1,0 +1,74 @@
+"""The controls replace exactly what they claim to replace."""
+
+import numpy as np
+import pytest
+
+from longshot_jax.evaluation.controls import replaced_thoughts, swap_donors
+
+COUNTS = np.array([2, 3, 2, 1, 3, 2, 0], np.int32)
+
+
+@pytest.fixture(scope="module")
+def thoughts():
+    return np.random.default_rng(0).standard_normal((7, 4, 5)).astype(np.float32)
+
+
+def replaced(kind, thoughts, counts=COUNTS, seed=0):
+    result = replaced_thoughts(kind, thoughts, counts, seed)
+    assert result is not None and result.shape == thoughts.shape and result.dtype == thoughts.dtype
+    return result
+
+
+def test_zero(thoughts):
+    assert not replaced("zero", thoughts).any()
+
+
+def test_noise_has_the_norm_of_each_thought_and_nothing_else_of_it(thoughts):
+    noise = replaced("noise", thoughts)
+    taken = np.arange(4) < COUNTS[:, None]
+    norms = np.linalg.norm(thoughts, axis=-1)
+    np.testing.assert_allclose(np.linalg.norm(noise, axis=-1)[taken], norms[taken], rtol=1e-5)
+    cosine = np.sum(noise * thoughts, -1) / norms / np.maximum(np.linalg.norm(noise, axis=-1), 1e-9)
+    assert np.abs(cosine[taken]).max() < 0.99
+    np.testing.assert_array_equal(noise, replaced("noise", thoughts))
+    assert not np.array_equal(noise, replaced("noise", thoughts, seed=1))
+
+
+def test_mean_is_over_the_questions_that_have_the_slot(thoughts):
+    mean = replaced("mean", thoughts)
+    np.testing.assert_allclose(mean[3, 0], thoughts[:6, 0].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(mean[0, 1], thoughts[[0, 1, 2, 4, 5], 1].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(mean[1, 2], thoughts[[1, 4], 2].mean(axis=0), rtol=1e-5)
+
+
+def test_what_lies_in_unused_slots_changes_no_replacement(thoughts):
+    taken = (np.arange(4) < COUNTS[:, None])[..., None]
+    dirty = np.where(taken, thoughts, 1e6).astype(np.float32)
+    for kind in ("noise", "mean", "swap"):
+        clean_rows = np.where(taken, replaced(kind, thoughts), 0)
+        np.testing.assert_array_equal(np.where(taken, replaced(kind, dirty), 0), clean_rows)
+
+
+def test_swap_gives_the_thoughts_of_another_question_of_the_same_count(thoughts):
+    donors = swap_donors(COUNTS)
+    assert donors is not None
+    assert (donors[:6] != np.arange(6)).all()
+    np.testing.assert_array_equal(COUNTS[donors][[0, 1, 2, 4, 5]], COUNTS[[0, 1, 2, 4, 5]])
+    assert len(set(donors[[0, 2, 5]])) == 3  # a ring: nobody gives twice
+    assert COUNTS[donors[3]] == 2  # alone with its count: the nearest with more
+    swapped = replaced("swap", thoughts)
+    np.testing.assert_array_equal(swapped[0, :2], thoughts[donors[0], :2])
+    np.testing.assert_array_equal(swapped[4, :3], thoughts[donors[4], :3])
+
+
+def test_a_donor_with_fewer_thoughts_repeats_its_last(thoughts):
+    counts = np.array([1, 3, 0, 0, 0, 0, 0], np.int32)
+    swapped = replaced("swap", thoughts, counts)
+    np.testing.assert_array_equal(swapped[1, :3], thoughts[[0, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(swapped[0, 0], thoughts[1, 0])
+
+
+def test_one_thinker_cannot_swap(thoughts):
+    counts = np.array([2, 0, 0, 0, 0, 0, 0], np.int32)
+    assert replaced_thoughts("swap", thoughts, counts, 0) is None
+    assert swap_donors(np.zeros(3, np.int32)) is None
