@@ -25,6 +25,7 @@ def get_config():
     config.model.intermediate_size = 1024
     config.model.num_hidden_layers = 6
     config.model.num_attention_heads = 6
+    config.model.rope_theta = 10_000.0
 
     config.data.train = "gsm8k_aug/train_no_aug.txt"
     config.data.test = "gsm8k_aug/test.txt"

@@ -26,6 +26,7 @@ def get_config():
     config.model.intermediate_size = 1024
     config.model.num_hidden_layers = 6
     config.model.num_attention_heads = 6
+    config.model.rope_theta = 10_000.0
 
     config.data.train = "prosqa"
     config.data.test = "prosqa/prosqa_valid.json"

@@ -27,6 +27,7 @@ class ModelConfig:
       source: a Hugging Face directory, a hub name, or `scratch`: random weights of the shape below.
       hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads: shape of a
         Llama from scratch (`num_key_value_heads` 0 means as many as heads); ignored for loaded weights.
+      rope_theta: from scratch, base of the rotary frequencies.
       tie_word_embeddings: from scratch, whether the output head is the embedding table.
       compute_dtype: of activations; weights and optimizer stay float32.
       remat: recompute layers in the backward pass: less memory, one third more arithmetic.
@@ -38,6 +39,7 @@ class ModelConfig:
     num_hidden_layers: int = 2
     num_attention_heads: int = 4
     num_key_value_heads: int = 0
+    rope_theta: float = 500_000.0
     tie_word_embeddings: bool = True
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False

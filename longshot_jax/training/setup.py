@@ -127,6 +127,7 @@ def _llama_config(run: RunConfig, tokens: Tokens, folder: Path | None) -> LlamaC
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=shape.hidden_size // heads,
+        rope_theta=shape.rope_theta,
         tie_word_embeddings=shape.tie_word_embeddings,
     )
 
