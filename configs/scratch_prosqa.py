@@ -61,6 +61,7 @@ def get_config():
     ppo.optimizer.navigator_learning_rate = 3e-4
 
     config.evaluation.every = 500
+    config.evaluation.every_iterations = 25
     config.evaluation.questions = 64
     config.evaluation.batch_size = 32
     config.checkpoint.every = 200

@@ -71,8 +71,9 @@ def get_config():
     ppo.optimizer.navigator_learning_rate = 3e-3
     ppo.optimizer.b2 = 0.98
 
-    config.evaluation.every = 20
+    config.evaluation.every = 500
+    config.evaluation.every_iterations = 20
     config.evaluation.questions = 400
     config.evaluation.batch_size = 400
-    config.checkpoint.every = 100
+    config.checkpoint.every = 500
     return config

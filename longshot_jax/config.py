@@ -218,13 +218,15 @@ class EvaluationConfig:
     """Measurements while training and at the end of each stage.
 
     Attributes:
-      every: updates (curriculum) or iterations (PPO) between short evaluations; 0 only at the end.
+      every: updates of the curriculum between short evaluations; 0 only at the end of each stage.
+      every_iterations: the same for PPO, in iterations; 0 only at its end.
       questions: held-out questions of a short evaluation.
       batch_size: questions decoded at once.
       num_trajectories: N of the sampled accuracy and of the vote.
     """
 
     every: int = 100
+    every_iterations: int = 20
     questions: int = 256
     batch_size: int = 128
     num_trajectories: int = 5

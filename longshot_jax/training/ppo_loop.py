@@ -182,7 +182,7 @@ class PPOLoop:
           All weights, and the number of the last checkpoint.
         """
         session, config = self.session, self.config
-        every, save_every = session.run.evaluation.every, session.run.checkpoint.every
+        every, save_every = session.run.evaluation.every_iterations, session.run.checkpoint.every
         if host is None:
             done, seconds, offset = 0, 0.0, first_step + 1
             state = self.start(weights)
