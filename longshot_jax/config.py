@@ -29,7 +29,9 @@ class ModelConfig:
         Llama from scratch (`num_key_value_heads` 0 means as many as heads); ignored for loaded weights.
       rope_theta: from scratch, base of the rotary frequencies.
       tie_word_embeddings: from scratch, whether the output head is the embedding table.
-      compute_dtype: of activations; weights and optimizer stay float32.
+      compute_dtype: of activations.
+      weight_dtype: of the Llama's stored weights. `bfloat16` halves their memory and is for a backbone that is not
+        trained: small updates would be rounded away.
       remat: recompute layers in the backward pass: less memory, one third more arithmetic.
     """
 
@@ -42,6 +44,7 @@ class ModelConfig:
     rope_theta: float = 500_000.0
     tie_word_embeddings: bool = True
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    weight_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
 
 
@@ -362,6 +365,12 @@ def _check(run: RunConfig) -> None:
         if stage not in ("curriculum", "ppo"):
             raise UserError(f"config.stages holds {stage!r}: it may hold 'curriculum' and 'ppo'.")
     ppo, curriculum, data = run.ppo, run.curriculum, run.data
+    trains_backbone = "curriculum" in run.stages or ("ppo" in run.stages and ppo.trainable == "all")
+    if run.model.weight_dtype != "float32" and trains_backbone:
+        raise UserError(
+            "config.model.weight_dtype 'bfloat16' would round away the updates of a backbone that is trained: take "
+            "'float32', or leave 'curriculum' out of config.stages and set config.ppo.trainable to 'navigator'."
+        )
     if data.prompt_bucket and data.prompt_length % data.prompt_bucket:
         raise UserError(
             f"config.data.prompt_length {data.prompt_length} is not a multiple of config.data.prompt_bucket "

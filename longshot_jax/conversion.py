@@ -78,7 +78,7 @@ def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32") ->
         if "llama" not in host or "llama_path" not in host:
             raise UserError(f"{checkpoint} holds no Llama that could be exported; give the folder of a run")
         config = llama_from_json(host["llama"])
-        template: nnx.State[Any, Any] = abstract_state(config, jnp.float32)
+        template: nnx.State[Any, Any] = abstract_state(config, jnp.dtype(host.get("llama_dtype", "float32")))
         weights, _ = checkpoints.restore_partial(template, host["llama_path"], which)
     tokens = _tokens_in(checkpoint / "tokenizer")
     save_weights(weights, config, folder, dtype=dtype, eos_token_id=tokens.end if tokens else None)

@@ -105,7 +105,7 @@ def train(run: RunConfig, workdir: str | Path, stream: TextIO | None = None) -> 
         checkpoints.wait()
         result = RunResult(
             workdir,
-            session.best[1] if session.best else None,
+            checkpoints.best_step,
             session.best[0] if session.best else None,
             session.finished,
             session.seconds,

@@ -68,6 +68,7 @@ class Session:
         host = {
             "config": asdict(self.run),
             "llama": llama_to_json(self.blueprint.llama),
+            "llama_dtype": self.run.model.weight_dtype,
             "llama_path": "trainable.llama" if trained else "frozen.llama",
             "stage": stage,
             "step": step,

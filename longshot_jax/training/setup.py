@@ -15,7 +15,6 @@ from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.tokens import Tokens
 from longshot_jax.errors import UserError
 from longshot_jax.model.huggingface import load_weights, read_config
-from longshot_jax.model.huggingface_layout import abstract_state
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.sharding import shardings
 from longshot_jax.thoughts.navigator import Reasoner, match_feedback_scale
@@ -91,7 +90,9 @@ def draw(run: RunConfig, tokens: Tokens, mesh: Mesh, folder: Path | None) -> Blu
 def _make(run: RunConfig, llama: LlamaConfig) -> Reasoner:
     rngs = nnx.Rngs(run.seed)
     dtype = jnp.dtype(run.model.compute_dtype)
-    return Reasoner(Llama(llama, rngs, compute_dtype=dtype, remat=run.model.remat), run.thoughts, rngs)
+    stored = jnp.dtype(run.model.weight_dtype)
+    model = Llama(llama, rngs, compute_dtype=dtype, weight_dtype=stored, remat=run.model.remat)
+    return Reasoner(model, run.thoughts, rngs)
 
 
 def _llama_config(run: RunConfig, tokens: Tokens, folder: Path | None) -> LlamaConfig:
@@ -145,6 +146,7 @@ def build_reasoner(run: RunConfig, blueprint: Blueprint, folder: Path | None) ->
         llama = load_weights(
             folder,
             replace(blueprint.llama, vocab_size=read_config(folder).vocab_size),
+            jnp.dtype(run.model.weight_dtype),
             embedding_rows=blueprint.llama.vocab_size,
             sharding=blueprint.placement["llama"],
         )
@@ -195,9 +197,13 @@ def _weights_of_other_run(run: RunConfig, blueprint: Blueprint) -> tuple[Any, An
         blueprint.abstract,
         blueprint.placement,
     )
-    template = _like(abstract_state(blueprint.llama, jnp.float32), aims["llama"])
+    stored = jnp.dtype(host.get("llama_dtype", "float32"))
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, stored, sharding=x.sharding), aims["llama"]
+    )
     with Checkpoints.reader(run.initialize_from) as checkpoints:
         llama, _ = checkpoints.restore_partial(template, host["llama_path"], which)
+        llama = jax.tree.map(lambda x, aim: x.astype(aim.dtype), llama, aims["llama"])
         navigator, theirs = None, host.get("config", {}).get("thoughts")
         ours = {**vars(run.thoughts)}
         # The first logit of stopping is no property of the weights.
@@ -206,10 +212,6 @@ def _weights_of_other_run(run: RunConfig, blueprint: Blueprint) -> tuple[Any, An
                 aims["navigator"], "trainable.navigator", which
             )
     return llama, navigator
-
-
-def _like(structure: Any, leaves: Any) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(structure), jax.tree.leaves(leaves))
 
 
 def _first_line(error: BaseException) -> str:

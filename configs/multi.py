@@ -1,0 +1,97 @@
+"""LongShot, five trajectories per question: all weights of Llama-3-8B-Instruct, on GSM8K.
+
+What it is for: the full method on one node of eight GPUs. Five trajectories of up to six thoughts per question, a
+shared memory bank, PPO on navigator and backbone together, weights and moments cut over the eight devices.
+
+What it should reach: not measured yet. (The ancestor of this project states 70.2 % after two epochs; its script
+computes accuracy from answers decoded without any thought, so that figure is no evidence for latent reasoning.)
+
+Cost: not measured yet. Weights, gradients, two moments and the reference policy in float32 are 160 GB, 20 GB on each
+of eight devices; 8 x A100 40 GB or larger.
+
+Values are those that LongShot published for several trajectories. Departures, each with its reason:
+
+- Ratio and clip per action; the published script used the reward as a constant factor.
+- Rollouts of 64 questions x 5 trajectories, cut into minibatches of 16 questions, instead of a buffer of 256.
+- Numbers of thoughts are forced to 3, 4 or 5 for the first quarter of the run, not for two epochs, which would be
+  all of it.
+- Two to five trajectories became always five: their number is no action here.
+- The stop decision has the published temperatures, 1.5 to 0.5; answer tokens start at 1.0, because at 1.5 the tail
+  of 128,256 tokens takes a large share of the probability.
+- No dropout: it would make the rescored log-probs differ from those that sampled.
+- KL to the policy at the start, 0.02: there was none.
+
+    python scripts/train.py --config configs/multi.py
+    python scripts/train.py --config configs/multi.py --config.model.source=/models/Llama-3-8B-Instruct \
+        --config.data.train=gsm8k/train.jsonl --config.data.test=gsm8k/test.jsonl --config.mesh.fsdp=4
+"""
+
+from dataclasses import asdict
+
+from longshot_jax.config import default_config
+from longshot_jax.training.rewards import RewardWeights
+
+
+def get_config():
+    """The settings; see the module's docstring."""
+    config = default_config()
+    config.stages = ("ppo",)
+    config.mesh.fsdp = 8
+
+    config.model.source = "meta-llama/Meta-Llama-3-8B-Instruct"  # or any local directory
+    config.model.compute_dtype = "bfloat16"
+    config.model.remat = True
+
+    config.data.train = "openai/gsm8k:main:train"  # or any local file
+    config.data.test = "openai/gsm8k:main:test"
+    config.data.tokenizer = "model"
+    config.data.prompt_length = 512
+    config.data.prompt_bucket = 128
+    config.data.answer_length = 32
+
+    config.thoughts.feedback = "navigator"
+    config.thoughts.normalised = True  # decoded thoughts get the rms of token embeddings
+    config.thoughts.reasoning_dim = 256
+    config.thoughts.memory_top = 3
+
+    ppo = config.ppo
+    ppo.trainable = "all"
+    ppo.gradient = "score"
+    ppo.log_prob_scaling = "scaled"  # summed over 256 dimensions most ratios would leave the clip range
+    ppo.questions = 64
+    ppo.num_trajectories = 5
+    ppo.iterations = 234  # 2 epochs of 7,473 questions
+    ppo.epochs = 4
+    ppo.minibatches = 4  # of 16 questions: the published batch
+    ppo.baseline = "critic"  # the memory bank needs values
+    ppo.clip = 0.2
+    ppo.discount = 0.99
+    ppo.trace = 0.95
+    ppo.value_coefficient = 0.5
+    ppo.entropy_coefficient = 0.01
+    ppo.noise = (0.2, 0.2)  # relative to the rms of noise-free thoughts
+    ppo.stop_temperature = (1.5, 0.5)
+    ppo.token_temperature = (1.0, 0.5)
+    ppo.min_steps = 2
+    ppo.max_steps = 6
+    ppo.target_steps = (3, 4, 5)
+    ppo.target_iterations = 58
+    ppo.memory_slots = 500
+    ppo.rewards.update(asdict(RewardWeights.multi()))
+
+    optimizer = ppo.optimizer
+    optimizer.learning_rate = 1e-5  # 5e-6 at batch 4, growing with the root of the batch
+    optimizer.navigator_learning_rate = 2e-5  # 1e-5 at batch 4
+    optimizer.schedule = "cosine"
+    optimizer.warmup_steps = 50
+    optimizer.final_learning_rate = 0.1  # of the peak: 1e-6 for the backbone
+    optimizer.weight_decay = 0.01
+    optimizer.navigator_weight_decay = 0.001
+    optimizer.b2 = 0.95
+    optimizer.clip_norm = 0.5
+
+    config.evaluation.every_iterations = 20
+    config.evaluation.questions = 128
+    config.evaluation.batch_size = 64
+    config.checkpoint.every = 20
+    return config

@@ -1,0 +1,96 @@
+"""LongShot, one trajectory per question: a navigator beside a frozen Llama-3-8B-Instruct, on GSM8K.
+
+What it is for: the method on one A100 40 GB. The backbone is frozen and stored in bfloat16 (16 GB); what is trained
+is the navigator (reasoning space of 256 dimensions, memory bank, stop and value heads), by PPO on rewards alone.
+
+What it should reach: not measured yet.
+
+Cost: not measured yet. One GPU of 40 GB; 16 GB are weights, and 64 prompts of 512 tokens keep 4.3 GB of keys and
+values during a rollout.
+
+Values are those that LongShot published for one trajectory. Departures, each with its reason:
+
+- Frozen backbone, one learning rate: the published run trained the backbone too (at 5e-6), which 40 GB do not hold.
+- Every answer is decoded from the thoughts, and PPO has ratio and clip; the published script had neither.
+- Rollouts of 64 questions instead of a buffer of 256: the keys and values of 256 prompts do not fit.
+- Numbers of thoughts are forced to 3, 4 or 5 for the first quarter of the run, not for two epochs, which would be
+  all of it: the stop head would never be asked.
+- The stop decision has the published temperatures, 1.5 to 0.5; answer tokens start at 1.0, because at 1.5 the tail
+  of 128,256 tokens takes a large share of the probability.
+- No dropout: it would make the rescored log-probs differ from those that sampled.
+- KL to the policy at the start, 0.02: there was none.
+
+    python scripts/train.py --config configs/single.py
+    python scripts/train.py --config configs/single.py --config.model.source=/models/Llama-3-8B-Instruct \
+        --config.data.train=gsm8k/train.jsonl --config.data.test=gsm8k/test.jsonl
+"""
+
+from dataclasses import asdict
+
+from longshot_jax.config import default_config
+from longshot_jax.training.rewards import RewardWeights
+
+
+def get_config():
+    """The settings; see the module's docstring."""
+    config = default_config()
+    config.stages = ("ppo",)
+
+    config.model.source = "meta-llama/Meta-Llama-3-8B-Instruct"  # or any local directory
+    config.model.compute_dtype = "bfloat16"
+    config.model.weight_dtype = "bfloat16"
+    config.model.remat = True
+
+    config.data.train = "openai/gsm8k:main:train"  # or any local file
+    config.data.test = "openai/gsm8k:main:test"
+    config.data.tokenizer = "model"
+    config.data.prompt_length = 512
+    config.data.prompt_bucket = 128
+    config.data.answer_length = 32
+
+    config.thoughts.feedback = "navigator"
+    config.thoughts.normalised = True  # decoded thoughts get the rms of token embeddings
+    config.thoughts.reasoning_dim = 256
+    config.thoughts.memory_top = 3
+
+    ppo = config.ppo
+    ppo.trainable = "navigator"
+    ppo.gradient = "score"
+    ppo.log_prob_scaling = "scaled"  # summed over 256 dimensions most ratios would leave the clip range
+    ppo.questions = 64
+    ppo.num_trajectories = 1
+    ppo.iterations = 234  # 2 epochs of 7,473 questions
+    ppo.epochs = 4
+    ppo.minibatches = 2  # of 32 questions: the published effective batch
+    ppo.micro_batches = 8  # of 4 questions: the published batch
+    ppo.baseline = "critic"
+    ppo.clip = 0.2
+    ppo.discount = 0.99
+    ppo.trace = 0.95
+    ppo.value_coefficient = 0.5
+    ppo.entropy_coefficient = 0.01
+    ppo.noise = (0.2, 0.2)  # relative to the rms of noise-free thoughts
+    ppo.stop_temperature = (1.5, 0.5)
+    ppo.token_temperature = (1.0, 0.5)
+    ppo.min_steps = 2
+    ppo.max_steps = 6
+    ppo.target_steps = (3, 4, 5)
+    ppo.target_iterations = 58
+    ppo.memory_slots = 500
+    ppo.rewards.update(asdict(RewardWeights.single()))
+
+    optimizer = ppo.optimizer
+    optimizer.navigator_learning_rate = 2.8e-5  # 1e-5 at batch 4, growing with the root of the batch
+    optimizer.schedule = "cosine"
+    optimizer.warmup_steps = 50
+    optimizer.final_learning_rate = 0.035  # of the peak: 1e-6
+    optimizer.weight_decay = 0.01
+    optimizer.navigator_weight_decay = 0.001
+    optimizer.b2 = 0.95
+    optimizer.clip_norm = 0.5
+
+    config.evaluation.every_iterations = 20
+    config.evaluation.questions = 128
+    config.evaluation.batch_size = 64
+    config.checkpoint.every = 20
+    return config
