@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from longshot_jax.data.answers import extract_answer, same_answer
-from longshot_jax.data.examples import Layout, has_thoughts
+from longshot_jax.data.examples import Layout
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.controls import replaced_thoughts
 from longshot_jax.evaluation.decoding import (
@@ -70,7 +70,7 @@ def evaluate(
     problems = [problems[index] for index in range(len(problems))]
     batches = _Batches(decoder, weights, problems, rule, memory, batch_size, seed)
     temperatures = make_temperatures() if temperatures is None else temperatures
-    thinks = has_thoughts(decoder.layout.mode) and decoder.max_thoughts > 0
+    thinks = decoder.max_thoughts > 0
 
     greedy = batches.run(temperatures)
     answers = [texts[0] for texts in answer_texts(greedy.tokens, decoder.layout)]
