@@ -68,7 +68,8 @@ def get_config():
     ppo.rewards.correct = 1.0
     ppo.rewards.thought_cost = 0.02
     ppo.optimizer.learning_rate = 3e-4
-    ppo.optimizer.navigator_learning_rate = 3e-3
+    ppo.optimizer.navigator_learning_rate = 2e-3
+    ppo.optimizer.schedule = "linear"
     ppo.optimizer.b2 = 0.98
 
     config.evaluation.every = 500
