@@ -1,0 +1,94 @@
+"""Evaluate a model on a file of problems, with its controls.
+
+python scripts/eval.py --checkpoint runs/x --data PATH --output results.json
+"""
+
+import argparse
+import hashlib
+from typing import Any
+
+from longshot_jax.data.problems import load_problems
+from longshot_jax.errors import UserError, run_command
+from longshot_jax.evaluation.results import (
+    check_writable,
+    comparison,
+    read_results,
+    results_table,
+    write_results,
+)
+
+
+def whole_number(text: str) -> int:
+    """A flag's value that is 0 or more."""
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def thoughts_of(text: str) -> Any:
+    """`own`, `steps`, `fixed` or a number."""
+    return text if text in ("own", "steps", "fixed") else whole_number(text)
+
+
+def checkpoint_of(text: str) -> Any:
+    """`best`, `latest` or a step."""
+    return text if text in ("best", "latest") else whole_number(text)
+
+
+def main() -> None:
+    """Evaluates, writes, shows."""
+    parser = argparse.ArgumentParser(description="Accuracy with its interval, vote and controls.")
+    parser.add_argument("--checkpoint", required=True, help="run folder or Hugging Face Llama directory")
+    parser.add_argument("--data", required=True, help="problems: .json, .jsonl, .txt or name:config:split")
+    parser.add_argument("--output", required=True, help="results.json to write")
+    parser.add_argument(
+        "--num_trajectories", type=whole_number, default=5, help="N of samples and vote; 0: none"
+    )
+    parser.add_argument("--seed", type=whole_number, default=0, help="of samples")
+    parser.add_argument(
+        "--thoughts",
+        type=thoughts_of,
+        default=None,
+        metavar="own|steps|fixed|N",
+        help="number of thoughts: the stop head's, the problem's steps, the most of training, N; default: as trained",
+    )
+    parser.add_argument(
+        "--which",
+        type=checkpoint_of,
+        default=None,
+        metavar="best|latest|STEP",
+        help="default: best, else latest",
+    )
+    parser.add_argument("--batch_size", type=whole_number, default=128, help="questions decoded at once")
+    parser.add_argument("--compare", metavar="RESULTS", help="another model's results on the same file")
+    flags = parser.parse_args()
+    if not flags.batch_size:
+        raise UserError("--batch_size is 0: it must be at least 1.")
+
+    check_writable(flags.output)
+    other = read_results(flags.compare) if flags.compare else None
+    problems = load_problems(flags.data)
+    from longshot_jax import LongShot  # takes seconds, so after the checks above
+
+    model = LongShot.from_pretrained(flags.checkpoint, which=flags.which)
+    results = model.evaluate(
+        problems,
+        num_trajectories=flags.num_trajectories,
+        thoughts=flags.thoughts,
+        batch_size=flags.batch_size,
+        seed=flags.seed,
+    )
+    results["config"] |= {
+        "checkpoint": str(flags.checkpoint),
+        "data": str(flags.data),
+        "data_fingerprint": hashlib.sha256(repr(problems).encode()).hexdigest()[:16],
+    }
+    write_results(flags.output, results)
+    print(results_table(results))
+    if other is not None:
+        print(comparison(results, other, flags.compare))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,49 @@
+"""Ask a model.
+
+python scripts/generate.py --checkpoint runs/x --question "b=3 d=b+4 d?" [--num_trajectories 3]
+"""
+
+import argparse
+
+from longshot_jax.errors import UserError, run_command
+
+
+def main() -> None:
+    """Prints the answer, and for every trajectory its thoughts."""
+    parser = argparse.ArgumentParser(description="Answers, and what was thought on the way.")
+    parser.add_argument("--checkpoint", required=True, help="run folder or Hugging Face Llama directory")
+    parser.add_argument("--question", required=True)
+    parser.add_argument(
+        "--num_trajectories", type=int, default=1, help="1: greedy; more: sampled, with a vote"
+    )
+    parser.add_argument("--thoughts", type=int, default=None, help="exactly so many; default: as trained")
+    parser.add_argument("--answer_length", type=int, default=None, help="most tokens; default: as trained")
+    parser.add_argument("--seed", type=int, default=0, help="of samples")
+    flags = parser.parse_args()
+    if not flags.question.strip():
+        raise UserError("--question is empty: ask one.")
+    from longshot_jax import LongShot  # takes seconds, so after reading the flags
+
+    model = LongShot.from_pretrained(flags.checkpoint)
+    result = model.generate(
+        flags.question,
+        num_trajectories=flags.num_trajectories,
+        return_all_trajectories=True,
+        thoughts=flags.thoughts,
+        answer_length=flags.answer_length,
+        seed=flags.seed,
+    )
+    print(f"answer: {result.answer}")
+    for number, trajectory in enumerate(result.trajectories, start=1):
+        print(
+            f"trajectory {number}: answer {trajectory.answer!r}, {trajectory.thoughts} thoughts, "
+            f"value {trajectory.value:+.3f}"
+        )
+        for place, norm in enumerate(trajectory.thought_norms):
+            stop = trajectory.stop_probabilities[place]
+            print(f"  thought {place + 1}: norm {norm:.3f}, stop probability before it {stop:.3f}")
+        print(f"  stop probability at the end {trajectory.stop_probabilities[-1]:.3f}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,141 @@
+"""eval.py and generate.py as a user starts them, and the file that eval.py leaves."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from run_folders import PPO, save_run
+
+from longshot_jax.data.chains import write_chains
+from longshot_jax.errors import UserError
+from longshot_jax.evaluation.results import check_writable, comparison, read_results, write_results
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Many programs, each run a few times: compilation is what takes time here."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    save_run(folder / "run", PPO, "ppo")
+    write_chains(folder / "chains.json", 2, 6, seed=1)
+    write_chains(folder / "others.json", 3, 6, seed=1)
+    (folder / "broken.json").write_text('[{"question": "a=1 a?"')
+    return folder
+
+
+def start(script: str, *arguments: object) -> int:
+    """Runs a script in this process, so that jax need not load again; its exit code."""
+    old, sys.argv = sys.argv, [script, *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    finally:
+        sys.argv = old
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    output = folder / "new" / "results.json"
+    arguments = ("--checkpoint", folder / "run", "--data", folder / "chains.json", "--output", output)
+    assert start("eval.py", *arguments, "--num_trajectories", 2, "--seed", 3) == 0
+    return output
+
+
+def test_results_are_of_the_contract(results, folder):
+    content = json.loads(results.read_text())
+    assert content["count"] == 6 == len(content["correct"])
+    assert content["accuracy"] == pytest.approx(sum(content["correct"]) / 6)
+    for name in ("sampled_accuracy", "vote_accuracy", "mean_accuracy"):
+        assert 0 <= content[name] <= 1
+    assert len(content["confidence_interval"]) == 2
+    assert set(content["by_steps"]) == {"2"}
+    assert set(content["controls"]) == {"zero", "noise", "mean", "swap"}
+    config = content["config"]
+    assert (config["seed"], config["num_trajectories"], config["sigma"]) == (3, 2, 0.1)
+    assert config["data"] == str(folder / "chains.json") and config["checkpoint"] == str(folder / "run")
+    assert [path.name for path in results.parent.iterdir()] == ["results.json"]
+
+
+def test_it_shows_a_table_and_the_paired_interval(results, folder, capsys):
+    arguments = ("--checkpoint", folder / "run", "--data", folder / "chains.json")
+    output = folder / "again.json"
+    few = ("--num_trajectories", 0, "--output", output, "--compare", results, "--thoughts", "own")
+    assert start("eval.py", *arguments, *few) == 0
+    shown = capsys.readouterr().out
+    assert "6 questions" in shown and "greedy accuracy" in shown and "thoughts: swap" in shown
+    assert f"difference to {results}: +0.0 points, 95 % interval [" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--data": "absent.json"}, "there is no data file"),
+        ({"--data": "broken.json"}, "broken.json, line 1: broken JSON"),
+        ({"--checkpoint": "absent"}, "there is no folder"),
+        ({"--checkpoint": "new"}, "neither checkpoints nor a config.json"),
+        ({"--output": "run"}, "is a folder"),
+        ({"--output": "chains.json/results.json"}, "cannot be written"),
+        ({"--compare": "chains.json"}, "does not say which questions were right"),
+        ({"--compare": "absent.json"}, "cannot be read"),
+        ({"--batch_size": "0"}, "--batch_size is 0"),
+        ({"--thoughts": "often"}, "argument --thoughts"),
+        ({"--which": "12"}, "no checkpoint of step 12"),
+    ],
+)
+def test_mistakes_end_with_code_2_and_leave_no_file(folder, change, message, capsys):
+    (folder / "new").mkdir(exist_ok=True)
+    files = {"--checkpoint": "run", "--data": "chains.json", "--output": "untouched.json"} | change
+    paths = ("--checkpoint", "--data", "--output", "--compare")
+    arguments = [
+        part for flag, value in files.items() for part in (flag, folder / value if flag in paths else value)
+    ]
+    assert start("eval.py", *arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+    assert not (folder / "untouched.json").exists()
+
+
+def test_generate_shows_every_trajectory(folder, capsys):
+    arguments = ("--checkpoint", folder / "run", "--question", "a=6 n=a+2 n?", "--thoughts", 2)
+    assert start("generate.py", *arguments, "--num_trajectories", 2) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("trajectory ") == 2 and shown.count("thought 2: norm") == 2
+    assert "answer: " in shown
+
+
+def test_generate_refuses_an_empty_question(folder, capsys):
+    assert start("generate.py", "--checkpoint", folder / "run", "--question", " ") == 2
+    assert "--question is empty" in capsys.readouterr().err
+
+
+def test_results_are_replaced_at_once_or_kept(tmp_path):
+    path = tmp_path / "results.json"
+    write_results(path, {"correct": [1, 0]})
+    assert read_results(path)["correct"] == [1, 0]
+    with pytest.raises(TypeError):
+        write_results(path, {"correct": object()})
+    assert read_results(path)["correct"] == [1, 0]
+    check_writable(path)
+    assert read_results(path)["correct"] == [1, 0]
+
+
+def test_other_questions_cannot_be_paired():
+    ours = {"correct": [1, 0], "config": {"data_fingerprint": "a"}}
+    with pytest.raises(UserError, match="other questions"):
+        comparison(ours, {"correct": [1]}, "x")
+    with pytest.raises(UserError, match="other questions"):
+        comparison(ours, {"correct": [1, 1], "config": {"data_fingerprint": "b"}}, "x")
+    text = comparison(ours, {"correct": [0, 0], "config": {"data_fingerprint": "a"}}, "x")
+    assert text.startswith("difference to x: +50.0 points")
