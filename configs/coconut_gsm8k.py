@@ -33,7 +33,7 @@ def get_config():
     config.data.test = "gsm8k_aug/test.txt"
     config.data.tokenizer = "model"
     config.data.prompt_length = 256
-    config.data.prompt_bucket = 64
+    config.data.length_bucket = 64
     config.data.answer_length = 192
 
     curriculum = config.curriculum

@@ -31,7 +31,7 @@ def get_config():
     config.data.test = "prontoqa/test.json"
     config.data.tokenizer = "model"
     config.data.prompt_length = 640
-    config.data.prompt_bucket = 128
+    config.data.length_bucket = 128
     config.data.answer_length = 160
 
     curriculum = config.curriculum

@@ -39,7 +39,7 @@ def get_config():
     config.data.tokenizer = "bpe"
     config.data.bpe_vocabulary = 512  # the language has little more than a hundred words
     config.data.prompt_length = 512
-    config.data.prompt_bucket = 128
+    config.data.length_bucket = 128
     config.data.answer_length = 96
 
     curriculum = config.curriculum

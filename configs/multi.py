@@ -46,7 +46,7 @@ def get_config():
     config.data.test = "openai/gsm8k:main:test"
     config.data.tokenizer = "model"
     config.data.prompt_length = 512
-    config.data.prompt_bucket = 128
+    config.data.length_bucket = 128
     config.data.answer_length = 32
 
     config.thoughts.feedback = "navigator"

@@ -58,7 +58,7 @@ def get_config():
     # Of the three gradients through a thought the strongest where a reward is all there is.
     ppo.gradient = "pathwise"
     ppo.noise = (0.2, 0.2)
-    ppo.baseline = "group"
+    ppo.baseline = "leave_one_out"
     ppo.whiten = False
     ppo.trace = 1.0
     ppo.entropy_coefficient = 0.0

@@ -62,8 +62,8 @@ class DataConfig:
       distractors: statements in generated chains that the question does not depend on.
       generated_train, generated_test: numbers of generated problems.
       prompt_length: most tokens of a question with its markers; a longer one is an error.
-      prompt_bucket: a batch's prompts are padded to the next multiple of this, one compilation for each; 0 pads
-        all to `prompt_length`.
+      length_bucket: prompts, and in the curriculum what follows the thoughts, are padded to the next multiple of
+        this for each batch, one compilation for each shape; 0 pads all to `prompt_length` and `answer_length`.
       answer_length: tokens of remaining steps and answer in the curriculum, and of a decoded answer.
     """
 
@@ -76,7 +76,7 @@ class DataConfig:
     generated_train: int = 1_000_000
     generated_test: int = 1_000
     prompt_length: int = 26
-    prompt_bucket: int = 0
+    length_bucket: int = 0
     answer_length: int = 8
 
 
@@ -371,10 +371,10 @@ def _check(run: RunConfig) -> None:
             "config.model.weight_dtype 'bfloat16' would round away the updates of a backbone that is trained: take "
             "'float32', or leave 'curriculum' out of config.stages and set config.ppo.trainable to 'navigator'."
         )
-    if data.prompt_bucket and data.prompt_length % data.prompt_bucket:
+    if data.length_bucket and data.prompt_length % data.length_bucket:
         raise UserError(
-            f"config.data.prompt_length {data.prompt_length} is not a multiple of config.data.prompt_bucket "
-            f"{data.prompt_bucket}."
+            f"config.data.prompt_length {data.prompt_length} is not a multiple of config.data.length_bucket "
+            f"{data.length_bucket}."
         )
     if curriculum.micro_batch_size and curriculum.batch_size % curriculum.micro_batch_size:
         raise UserError(

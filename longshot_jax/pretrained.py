@@ -124,7 +124,7 @@ def _from_run(path: Path, checkpoints: Checkpoints, host: dict[str, Any], which:
     tokens.check_fits(llama.vocab_size)
     rule = rule_after(run, stage)
     data = run.data
-    layout = Layout(tokens, run.markers, run.curriculum.mode, data.prompt_length, data.prompt_bucket)
+    layout = Layout(tokens, run.markers, run.curriculum.mode, data.prompt_length, data.length_bucket)
     return Pretrained(
         graph=graph,
         weights=weights,

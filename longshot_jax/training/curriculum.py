@@ -78,7 +78,10 @@ def curriculum_batch(
     length: int,
     rng: np.random.Generator,
 ) -> CurriculumBatch:
-    """Lays problems out for a stage; `length` is A. A problem that does not fit is a UserError."""
+    """Lays problems out for a stage; A is `length`, or the layout's bucket of the longest row.
+
+    A problem that does not fit is a UserError.
+    """
     prompt, prompt_mask = layout.prompts(problems)
     rows, counts, unpredicted = [], [], []
     for problem in problems:
@@ -95,6 +98,8 @@ def curriculum_batch(
         rows.append(ids)
         counts.append(thoughts)
         unpredicted.append(len(forced))
+    if layout.bucket:
+        length = min(length, -(-max(map(len, rows)) // layout.bucket) * layout.bucket)
     tokens, token_mask = pad_right(rows, length, layout.tokens.pad)
     loss_mask = token_mask & (np.arange(length) >= np.asarray(unpredicted)[:, None])
     return CurriculumBatch(

@@ -88,7 +88,7 @@ def _text(problem: Problem) -> str:
 
 def build_layout(run: RunConfig, tokens: Tokens) -> Layout:
     """How the run's problems become token ids."""
-    return Layout(tokens, run.markers, run.curriculum.mode, run.data.prompt_length, run.data.prompt_bucket)
+    return Layout(tokens, run.markers, run.curriculum.mode, run.data.prompt_length, run.data.length_bucket)
 
 
 def check_lengths(run: RunConfig, layout: Layout, problems: Sequence[Problem], source: str) -> None:
