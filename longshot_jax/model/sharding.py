@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from longshot_jax.config import MeshConfig
 from longshot_jax.errors import UserError
@@ -73,7 +73,7 @@ def _nearest(sizes: dict[str, int], available: int) -> dict[str, int]:
 def partition_spec(
     shape: tuple[int, ...],
     logical_axes: tuple[str | None, ...],
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     rules: Mapping[str, str | None] = RULES,
     name: str = "a weight",
 ) -> PartitionSpec:
@@ -141,7 +141,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def batch_parts(mesh: Mesh) -> int:
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """Number of parts a batch is cut into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
@@ -172,7 +172,7 @@ def fetch(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def check_divides(count: int, key: str, mesh: Mesh) -> None:
+def check_divides(count: int, key: str, mesh: Mesh | AbstractMesh) -> None:
     """UserError unless the devices that share a batch divide `count`, the value of the setting `key`."""
     parts = batch_parts(mesh)
     if count % parts:

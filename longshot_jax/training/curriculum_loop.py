@@ -106,7 +106,7 @@ class CurriculumLoop:
         )
         return place_batch(batch, self.session.mesh)
 
-    def run(self, weights: nnx.State | None, host: dict[str, Any] | None, first_step: int) -> tuple[Any, int]:
+    def run(self, weights: Any, host: dict[str, Any] | None, first_step: int) -> tuple[Any, int]:
         """Trains to the end of the last stage.
 
         Args:

@@ -11,7 +11,7 @@ checkpoint holds.
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 
@@ -58,13 +58,13 @@ class RunResult:
     seconds: float
 
 
-def train(run: RunConfig, workdir: str | Path, stream: TextIO | None = None) -> RunResult:
+def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
     """Runs, or goes on with, all stages of a run, and prints a summary.
 
     Args:
       run: settings.
       workdir: the run folder; made where missing.
-      stream: where progress and summary go, standard error by default.
+      stream: text stream of progress and summary, standard error by default.
 
     Raises:
       UserError: anything the user can mend, as a rule before training starts.
@@ -122,7 +122,7 @@ def _check_config(run: RunConfig, workdir: Path) -> None:
         write_config(workdir, asdict(run))
 
 
-def _report(session: Session, result: RunResult, stream: TextIO | None) -> None:
+def _report(session: Session, result: RunResult, stream: Any) -> None:
     """The table that ends a run, and the run's settings beside its results for TensorBoard."""
     rows: dict[str, Any] = {name: dict(figures) for name, figures in result.stages.items()}
     metrics = {f"final/{name}_accuracy": figures["accuracy"] for name, figures in result.stages.items()}

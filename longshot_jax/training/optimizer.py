@@ -143,7 +143,7 @@ def apply_if_finite(
 
     Returns parameters, optimizer state, the gradient's global norm before clipping, and whether it was applied.
     """
-    norm = optax.global_norm(gradients)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradients)))
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
     updates, new_state = optimizer.update(gradients, optimizer_state, params)
     new_params = optax.apply_updates(params, updates)

@@ -171,7 +171,7 @@ class PPOLoop:
             values[0] = np.float32(noise)
         return Temperatures(*values)
 
-    def run(self, weights: nnx.State | None, host: dict[str, Any] | None, first_step: int) -> tuple[Any, int]:
+    def run(self, weights: Any, host: dict[str, Any] | None, first_step: int) -> tuple[Any, int]:
         """Trains for all iterations.
 
         Args:
@@ -205,7 +205,9 @@ class PPOLoop:
                 save(self._evaluate(state, offset, shown))
             pending: tuple[int, dict[str, Array]] | None = None
             while done < config.iterations:
-                state, metrics, finished = self._iteration(state, done, inputs.take(), pending)
+                state, metrics, finished = self._iteration(
+                    state, done, offset + done + 1, inputs.take(), pending
+                )
                 if finished is not None:
                     self._log_update(offset, *finished, shown)
                 pending, done = (done, metrics), done + 1
@@ -239,10 +241,14 @@ class PPOLoop:
         self,
         state: TrainState,
         iteration: int,
+        step: int,
         questions: Questions,
         pending: tuple[int, dict[str, Array]] | None,
     ) -> tuple[TrainState, dict[str, Array], tuple[int, dict[str, float]] | None]:
-        """One rollout with its update. The metrics of the previous update travel with the rollout's outcome."""
+        """One rollout with its update, the `step`-th of the run.
+
+        The metrics of the previous update travel with the rollout's outcome: one transfer an iteration.
+        """
         config, session = self.config, self.session
         rollout, recorded, outcome = self.rollout(
             state,
@@ -260,10 +266,13 @@ class PPOLoop:
         costs = thought_cost_rewards(outcomes.thoughts, config.max_steps, config.rewards.thought_cost)
         rewards = place_batch((answer_reward, costs), session.mesh)
         state, metrics = self.update(state, rollout, recorded, *rewards)
+        total = answer_reward + costs.sum(-1)
+        self.session.writer.histogram(step, "rollout/thoughts_taken", outcomes.thoughts)
+        self.session.writer.histogram(step, "reward/distribution", total)
         metrics |= {
             f"reward/{name}": np.mean(term) for name, term in (terms | {"thought_cost": costs.sum(-1)}).items()
         }
-        metrics |= self._rollout_metrics(outcomes, ended, answer_reward + costs.sum(-1), iteration)
+        metrics |= self._rollout_metrics(outcomes, ended, total, iteration)
         return state, metrics, (pending[0], as_numbers(previous)) if pending else None
 
     def _outcomes(self, ended: dict[str, np.ndarray], problems: Sequence[Problem]) -> Outcome:
@@ -280,7 +289,7 @@ class PPOLoop:
     def _rollout_metrics(
         self, outcomes: Outcome, ended: dict[str, np.ndarray], total: np.ndarray, iteration: int
     ) -> dict[str, Any]:
-        """How the sampled trajectories did; NaN-free scalars, and histograms on the way."""
+        """How the sampled trajectories did, as scalars."""
         thoughts = outcomes.thoughts
         metrics: dict[str, Any] = {
             "reward/total": np.mean(total),

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,7 +47,7 @@ class Session:
     mesh: Mesh
     checkpoints: Checkpoints
     writer: RunWriter
-    stream: TextIO | None = None
+    stream: Any = None
     seconds_before: float = 0.0
     best: tuple[float, int] | None = None
     finished: dict[str, dict[str, float]] = field(default_factory=dict)

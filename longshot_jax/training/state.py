@@ -9,7 +9,6 @@ from flax import nnx, struct
 from jaxtyping import Array, Float, Int, Key
 
 from longshot_jax.thoughts.memory import MemoryBank
-from longshot_jax.thoughts.navigator import Reasoner
 
 
 @struct.dataclass
@@ -39,11 +38,6 @@ class TrainState:
     skipped: Int[Array, ""]
     skipped_total: Int[Array, ""]
     key: Key[Array, ""]
-
-
-def split_reasoner(reasoner: Reasoner, trainable: Any) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Structure, trainable weights and frozen weights; `trainable` is an NNX filter."""
-    return nnx.split(reasoner, trainable, ...)  # type: ignore[return-value]
 
 
 def start_state(

@@ -1,0 +1,110 @@
+"""What `scripts/train.py` is given: a config file, overrides of its settings, a run folder.
+
+Every mistake is one sentence that names the key and the nearest one there is.
+"""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from longshot_jax.config import RunConfig, default_config, parse_config
+from longshot_jax.errors import UserError
+
+# Set where a scheduler has started several processes, one for each machine.
+_PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+_OPTIONS = ("config", "workdir")
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[RunConfig, Path]:
+    """The settings and the run folder that a command line (its first item is the program) asks for.
+
+    Raises:
+      UserError: an option, a setting, a value or the config file is wrong.
+    """
+    file = _config_file(arguments[1:])
+    if not file.is_file():
+        raise UserError(f"there is no config file {file}: give one of those in configs/, or your own.")
+    _check_options(arguments[1:])
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(arguments))
+    workdir = flags.DEFINE_string("workdir", None, "Run folder.", flag_values=values)
+    try:
+        rest = values(list(arguments))
+    except flags.Error as error:
+        raise UserError(f"{_first_line(error)}: mend the command line.") from None
+    except Exception as error:  # the config file is a program of the user's
+        raise UserError(
+            f"the config file {file}, or a setting given beside it, cannot be read ({type(error).__name__}: "
+            f"{_first_line(error)}): mend it."
+        ) from None
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is no option: settings are given as --config.key=value.")
+    return parse_config(config.value), Path(workdir.value or Path("runs") / file.stem)
+
+
+def _config_file(arguments: Sequence[str]) -> Path:
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            if equals:
+                return Path(value)
+            if place + 1 < len(arguments):
+                return Path(arguments[place + 1])
+    raise UserError("no config file was given: add --config configs/tiny.py, or another file of configs/.")
+
+
+def _check_options(arguments: Sequence[str]) -> None:
+    """Refuses options and settings that do not exist, each with the nearest that does."""
+    settings = _dotted(default_config().to_dict())
+    for argument in arguments:
+        name = argument.split("=")[0].lstrip("-")
+        if not argument.startswith("-") or name in _OPTIONS:
+            continue
+        if name.startswith("config."):
+            _check_setting(name.removeprefix("config."), settings)
+            continue
+        near = difflib.get_close_matches(name, [*_OPTIONS, *(f"config.{key}" for key in settings)], 1)
+        advice = f"did you mean --{near[0]}?" if near else "there are --config, --config.key and --workdir."
+        raise UserError(f"--{name} is no option: {advice}")
+
+
+def _check_setting(key: str, settings: Sequence[str]) -> None:
+    plain = key.split("[")[0]  # without the index into a tuple
+    if plain in settings:
+        return
+    inside = next((name for name in settings if name.startswith(plain + ".")), None)
+    if inside:
+        raise UserError(f"--config.{key} is a group of settings: name one of them, such as --config.{inside}.")
+    same_name = [name for name in settings if name.split(".")[-1] == plain.split(".")[-1]]
+    near = same_name or difflib.get_close_matches(plain, settings, 1, cutoff=0.5)
+    advice = f"did you mean --config.{near[0]}?" if near else "longshot_jax/config.py lists them all."
+    raise UserError(f"--config.{key} is no setting: {advice}")
+
+
+def _dotted(values: dict, prefix: str = "") -> list[str]:
+    names = []
+    for key, value in values.items():
+        names += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return names
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def keep_compilations(folder: Path) -> None:
+    """Compiled programs stay on disk, so that a run started again does not compile again."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def join_processes() -> None:
+    """Several processes that a scheduler started (SLURM, MPI, a Kubernetes indexed job) become one run."""
+    several = any(int(os.environ.get(name) or 1) > 1 for name in _PROCESS_COUNTS)
+    if several or "JOB_COMPLETION_INDEX" in os.environ:
+        jax.distributed.initialize()

@@ -1,0 +1,128 @@
+"""One curriculum update and one PPO update on meshes of 1, 2, 4 and 8 devices; run as a program by test_sharding.
+
+Gradient descent with rate 1 stands in for AdamW, so that the change of the weights is the gradient.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from longshot_jax.config import MeshConfig, OptimizerConfig, PPOConfig
+from longshot_jax.model.llama import Llama, LlamaConfig
+from longshot_jax.model.sharding import make_mesh, place_batch, replicated, shardings
+from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
+from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
+from longshot_jax.training.curriculum import CurriculumBatch
+from longshot_jax.training.curriculum_update import curriculum_update
+from longshot_jax.training.optimizer import make_optimizer
+from longshot_jax.training.policy_update import policy_update
+from longshot_jax.training.state import start_state
+
+MESHES = [MeshConfig(), MeshConfig(data=2), MeshConfig(fsdp=2, tensor=2), MeshConfig(2, 2, 2), MeshConfig(1, 8, 1)]
+ROWS, S, A, T, N = 16, 5, 4, 2, 2
+PPO = PPOConfig(
+    questions=ROWS, num_trajectories=N, epochs=1, minibatches=2, micro_batches=1, max_steps=T, kl_coefficient=0.0
+)
+
+
+def make():
+    llama = LlamaConfig(20, 16, 32, 1, 4, 2, 4, tie_word_embeddings=True)
+    return Reasoner(Llama(llama, nnx.Rngs(0)), NavigatorConfig("navigator", reasoning_dim=4), nnx.Rngs(1))
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, A + 1, ROWS)
+    mask = np.arange(A) < lengths[:, None]
+    prompt_mask = np.arange(S) >= rng.integers(0, S - 1, ROWS)[:, None]
+    return CurriculumBatch(
+        rng.integers(0, 20, (ROWS, S)).astype(np.int32),
+        prompt_mask,
+        rng.integers(0, T + 1, ROWS).astype(np.int32),
+        rng.integers(0, 20, (ROWS, A)).astype(np.int32),
+        mask,
+        mask,
+    )
+
+
+def rolled_out(reasoner, given):
+    zeros = np.zeros((ROWS, N), np.int32)
+    return jax.jit(
+        lambda: sample_rollout(
+            reasoner,
+            jnp.asarray(given.prompt),
+            jnp.asarray(given.prompt_mask),
+            None,
+            Lengths(zeros, zeros + T),
+            Temperatures(jnp.asarray(0.5), jnp.ones(()), jnp.ones(())),
+            jax.random.split(jax.random.key(1), ROWS),
+            num_trajectories=N,
+            max_thoughts=T,
+            answer_length=A,
+            opening=(3,),
+            end_token=2,
+            scaling="summed",
+        )
+    )()
+
+
+def main():
+    key = jax.random.key(0)
+    graph, weights = nnx.split(make())
+    given, descent = batch(), optax.sgd(1.0)
+    rollout, recorded = jax.device_get(rolled_out(make(), given))
+    rng = np.random.default_rng(1)
+    rewards = rng.normal(size=(ROWS, N)).astype(np.float32), np.zeros((ROWS, N, T + 1), np.float32)
+    results = []
+    for config in MESHES:
+        mesh = make_mesh(config)
+
+        def start(weights, key):
+            return start_state(weights, nnx.State({}), descent, key)
+
+        def run(update, *data, mesh=mesh, start=start):
+            places = shardings(jax.eval_shape(start, weights, key), mesh)
+            state = jax.jit(start, out_shardings=places)(weights, key)
+            step = jax.jit(update, donate_argnums=0, out_shardings=(places, replicated(mesh)))
+            state, metrics = step(state, *place_batch(data, mesh))
+            change = jax.tree.map(lambda new, old: np.asarray(new - old).ravel(), *map(
+                jax.device_get, (state.trainable, weights)
+            ))
+            return float(metrics["loss"]), np.concatenate(jax.tree.leaves(change))
+
+        supervised = curriculum_update(graph, descent, max_thoughts=T, pause_token=None, micro_batches=2)
+        curriculum = run(supervised, given)
+        policy = run(policy_update(graph, descent, PPO, (3,)), rollout, recorded, *rewards)
+        adam = make_optimizer(OptimizerConfig(), 1)
+        begun = jax.eval_shape(lambda key, adam=adam: start_state(weights, nnx.State({}), adam, key), key)
+        places = shardings(begun, mesh)
+        moments = places.optimizer[1].inner_states["backbone"].inner_state[0].mu["llama"]
+        same = jax.tree.leaves(moments) == jax.tree.leaves(places.trainable["llama"])
+        cut = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(places.trainable))
+        results.append((curriculum, policy, same, cut))
+    report = []
+    for (loss, gradient), (policy_loss, policy_gradient), same, cut in results:
+        (first, first_gradient), (first_policy, first_policy_gradient), *_ = results[0]
+        report.append(
+            {
+                "loss": abs(loss - first),
+                "gradient": float(np.abs(gradient - first_gradient).max()),
+                "policy_loss": abs(policy_loss - first_policy),
+                "policy_gradient": float(np.abs(policy_gradient - first_policy_gradient).max()),
+                "gradient_size": float(np.abs(gradient).max()),
+                "policy_gradient_size": float(np.abs(policy_gradient).max()),
+                "moments_like_weights": same,
+                "cut_weights": cut,
+            }
+        )
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    main()

@@ -1,0 +1,73 @@
+"""Settings: unknown keys, wrong types and impossible combinations are refused by name."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longshot_jax.config import RunConfig, default_config, parse_config
+from longshot_jax.errors import UserError
+
+
+def changed(**overrides):
+    config = default_config()
+    for key, value in overrides.items():
+        config.update_from_flattened_dict({key.replace("__", "."): value})
+    return parse_config(config)
+
+
+def test_defaults_and_json_come_back_the_same():
+    assert parse_config(default_config()) == RunConfig()
+    run = changed(ppo__noise=(0.3, 0.1), curriculum__stages=(1, 2), thoughts__feedback="navigator")
+    assert parse_config(json.loads(json.dumps(asdict(run)))) == run
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"ppo": {"iteration": 1}}, r"config\.ppo\.iteration is no setting: did you mean config\.ppo\.iterations"),
+        ({"ppo": 3}, r"config\.ppo must be a group"),
+        ({"ppo": {"iterations": 1.5}}, r"config\.ppo\.iterations is 1\.5: it must be of type int"),
+        ({"ppo": {"iterations": True}}, r"config\.ppo\.iterations is True"),
+        ({"ppo": {"noise": (0.1,)}}, r"config\.ppo\.noise .*must hold 2 values"),
+        ({"ppo": {"noise": 0.1}}, r"config\.ppo\.noise .*must be a tuple"),
+        ({"data": {"operations": ("one",)}}, r"config\.data\.operations is 'one'"),
+        ({"markers": "none"}, r"config\.markers is 'none': it must be one of coconut, answer"),
+        ({"stages": ("sft",)}, r"config\.stages holds 'sft'"),
+        ({"ppo": {"questions": 30, "minibatches": 4}}, r"config\.ppo\.questions 30 is not a multiple"),
+        ({"ppo": {"min_steps": 7}}, r"min_steps 7 must lie between 0 and max_steps 6"),
+        ({"ppo": {"target_iterations": 1}}, r"needs config\.ppo\.target_steps"),
+        ({"ppo": {"target_steps": (9,)}}, r"target_steps \(9,\) must lie between"),
+        ({"ppo": {"baseline": "group", "num_trajectories": 1}}, r"compares trajectories of one question"),
+        ({"ppo": {"baseline": "group", "together": True}}, r"independent trajectories"),
+        ({"ppo": {"noise": (0.0, 0.0)}}, r"config\.ppo\.gradient 'score' needs noise"),
+        ({"thoughts": {"memory_top": 3}}, r"set config\.ppo\.memory_slots"),
+        ({"ppo": {"memory_slots": 3}}, r"set config\.thoughts\.memory_top"),
+        ({"curriculum": {"batch_size": 10, "micro_batch_size": 4}}, r"not a multiple of\s+config\.curriculum\.micro"),
+        ({"data": {"prompt_length": 20, "length_bucket": 8}}, r"prompt_length 20 is not a multiple"),
+        ({"model": {"weight_dtype": "bfloat16"}}, r"weight_dtype 'bfloat16' would round away"),
+        (
+            {"thoughts": {"feedback": "navigator_residual"}, "ppo": {"gradient": "none"}},
+            r"'navigator_residual' with gradient 'none' has no exact rescore",
+        ),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_key(values, sentence):
+    with pytest.raises(UserError, match=sentence):
+        parse_config(values)
+
+
+@given(st.text("abcdefgh_", min_size=1, max_size=12))
+def test_any_unknown_key_is_refused(key):
+    if key not in asdict(RunConfig()):
+        with pytest.raises(UserError, match=f"config.{key} is no setting"):
+            parse_config({key: 1})
+
+
+def test_thought_slots_cover_every_stage():
+    assert changed(curriculum__c_thought=2, curriculum__max_latent_stage=3).max_thoughts == 6
+    assert changed(curriculum__mode="cot", stages=("curriculum",)).max_thoughts == 0
+    assert changed(stages=("ppo",), ppo__max_steps=3).max_thoughts == 3
+    assert changed(stages=("ppo",), ppo__trainable="navigator", model__weight_dtype="bfloat16").max_thoughts == 6

@@ -1,0 +1,54 @@
+"""The smallest run of both stages, for tests; as a program it can be killed at a chosen batch.
+
+python tests/tiny_run.py WORKDIR [BATCHES DELAY]     after so many batches, SIGKILL to itself DELAY seconds later
+"""
+
+import os
+import signal
+import sys
+import threading
+
+from longshot_jax.config import RunConfig, default_config, parse_config
+from longshot_jax.training.ahead import Ahead
+from longshot_jax.training.loop import train
+
+
+def tiny(**overrides) -> RunConfig:
+    """One layer of width 16; 12 supervised updates in 3 stages, then 6 iterations of PPO."""
+    config = default_config()
+    model, data, curriculum, ppo = config.model, config.data, config.curriculum, config.ppo
+    model.hidden_size, model.intermediate_size, model.num_hidden_layers, model.num_attention_heads = 16, 32, 1, 2
+    config.markers = "answer"
+    data.operations, data.prompt_length, data.generated_train, data.answer_length = (1, 2), 15, 512, 5
+    curriculum.stages, curriculum.max_latent_stage, curriculum.batch_size = (0, 1, 2), 2, 16
+    curriculum.max_steps_per_stage = 4
+    ppo.iterations, ppo.questions, ppo.num_trajectories, ppo.max_steps = 6, 8, 2, 2
+    ppo.epochs, ppo.minibatches = 1, 2
+    ppo.optimizer.learning_rate = 1e-3
+    config.evaluation.every, config.evaluation.every_iterations = 0, 3
+    config.evaluation.questions, config.evaluation.batch_size = 16, 16
+    config.checkpoint.every = 3
+    for key, value in overrides.items():
+        config.update_from_flattened_dict({key.replace("__", "."): value})
+    return parse_config(config)
+
+
+def kill_after(batches: int, delay: float) -> None:
+    """Ends this process without any warning, some time after it has asked for that many batches."""
+    taken = 0
+    take = Ahead.take
+
+    def counted(self):
+        nonlocal taken
+        taken += 1
+        if taken == batches:
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return take(self)
+
+    Ahead.take = counted
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        kill_after(int(sys.argv[2]), float(sys.argv[3]))
+    train(tiny(), sys.argv[1])
