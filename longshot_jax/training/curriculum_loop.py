@@ -20,6 +20,7 @@ from longshot_jax.training.short_evaluation import ShortEvaluation, rule_of_stag
 from longshot_jax.training.state import TrainState, start_state
 
 _DECAY = 0.95  # of the running loss
+_WINDOW = 20  # updates that the running loss remembers; before so many it says little
 
 
 @dataclass
@@ -179,6 +180,10 @@ class CurriculumLoop:
         }
         save(accuracy if self.ranked else None)
         return state, step
+
+    @staticmethod
+    def _has_learned(at: Position, threshold: float) -> bool:
+        return at.step > _WINDOW and at.running_loss is not None and at.running_loss < threshold
 
     def _observe(self, at: Position, step: int) -> None:
         """Reads the metrics of the update before the one that now runs."""
