@@ -1,0 +1,228 @@
+"""Laws 1 and 2: rescore gives what the rollout recorded, and the cache changes nothing."""
+
+import itertools
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import (
+    END,
+    QUICK,
+    oracle_trajectories,
+    question_keys,
+    ragged_prompts,
+    shaken,
+    small_bank,
+    small_reasoner,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longshot_jax.thoughts.answer import decode_answers
+from longshot_jax.thoughts.rescore import rescore
+from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
+from longshot_jax.thoughts.think import StopRule, encode, think
+
+pytestmark = pytest.mark.law
+
+# One shape for all examples, so that a property compiles once.
+QUESTIONS, TRAJECTORIES, STEPS, ANSWER, WIDTH = 2, 3, 3, 4, 6
+KINDS = ("hidden", "navigator", "navigator_residual")
+OPENINGS = ((), (7,), (7, 3))
+SCALINGS = ("summed", "averaged", "scaled")
+few = settings(max_examples=6, deadline=None, derandomize=True)
+
+
+@st.composite
+def situations(draw):
+    """What may change from one rollout to the next: prompts, bounds, temperatures and randomness."""
+    lengths = draw(st.lists(st.integers(1, WIDTH), min_size=QUESTIONS, max_size=QUESTIONS))
+    bound = st.tuples(st.integers(0, STEPS), st.integers(0, STEPS)).map(sorted)
+    count = QUESTIONS * TRAJECTORIES
+    bounds = np.array(draw(st.lists(bound, min_size=count, max_size=count)), np.int32)
+    seed = draw(st.integers(0, 10_000))
+    positive = st.sampled_from([0.5, 1.0, 1.3])
+    temperatures = Temperatures(*(np.float32(draw(positive) * scale) for scale in (0.4, 1.0, 1.0)))
+    shape = (QUESTIONS, TRAJECTORIES)
+    return lengths, Lengths(bounds[:, 0].reshape(shape), bounds[:, 1].reshape(shape)), temperatures, seed
+
+
+@cache
+def sampler(opening, scaling, together):
+    def sample(reasoner, prompt, mask, bank, lengths, temperatures, keys):
+        return sample_rollout(
+            reasoner,
+            prompt,
+            mask,
+            bank,
+            lengths,
+            temperatures,
+            keys,
+            num_trajectories=TRAJECTORIES,
+            max_thoughts=STEPS,
+            answer_length=ANSWER,
+            opening=opening,
+            end_token=END,
+            scaling=scaling,
+            together=together,
+        )
+
+    return jax.jit(sample, compiler_options=QUICK)
+
+
+@cache
+def replayer(opening, scaling, together):
+    """All three ways of rescoring, and the thoughts from the recorded noise."""
+
+    def replay(reasoner, rollout, bank):
+        scores = {
+            way: rescore(reasoner, rollout, bank, opening, way, scaling, together)
+            for way in ("parallel", "actions", "noise")
+        }
+        encoded = encode(reasoner, rollout.prompt, rollout.prompt_mask)
+        rule = StopRule(rollout.counts, rollout.counts, rollout.stop_temperature)
+        return scores, think(reasoner, encoded, bank, rule, rollout.noise, rollout.std, None, together)
+
+    return jax.jit(replay, compiler_options=QUICK)
+
+
+def check_ratio_one(feedback, normalised, memory_top, together, opening, scaling):
+    reasoner = small_reasoner(feedback, normalised, memory_top)
+    bank = small_bank() if memory_top else None
+    sample, replay = sampler(opening, scaling, together), replayer(opening, scaling, together)
+
+    @few
+    @given(situations())
+    def holds(situation):
+        prompt_lengths, lengths, temperatures, seed = situation
+        prompt, mask = ragged_prompts(prompt_lengths, WIDTH, seed)
+        rollout, recorded = sample(
+            reasoner, prompt, mask, bank, lengths, temperatures, question_keys(QUESTIONS, seed)
+        )
+        if not together:  # by majority, a trajectory may be carried past its own bounds
+            assert np.all(rollout.counts >= lengths.min_steps) and np.all(rollout.counts <= lengths.max_steps)
+        decisions = np.arange(STEPS + 1)
+        within = decisions >= np.asarray(lengths.min_steps)[..., None]
+        within &= decisions < np.asarray(lengths.max_steps)[..., None]
+        within &= decisions <= np.asarray(rollout.counts)[..., None]
+        np.testing.assert_array_equal(rollout.free, within)
+        scores, thoughts = replay(reasoner, rollout, bank)
+        for way, again in scores.items():
+            for name in ("stop", "stop_entropy", "thought", "values"):
+                close(getattr(again.thoughts, name), getattr(recorded.thoughts, name), f"{way}: {name}")
+            for name in ("log_probs", "entropies", "values"):
+                close(getattr(again.tokens, name), getattr(recorded.tokens, name), f"{way}: token {name}")
+        taken = np.asarray(rollout.taken)
+        np.testing.assert_array_equal(thoughts.taken, taken)
+        for name in ("actions", "embeddings"):
+            again, before = np.asarray(getattr(thoughts, name)), np.asarray(getattr(rollout, name))
+            close(again[taken], before[taken], f"{name} from the recorded noise")
+        # Log-probs of zero everywhere would agree as well.
+        assert np.all(np.asarray(recorded.thoughts.stop)[within] < 0)
+        assert np.all(np.asarray(recorded.tokens.log_probs)[np.asarray(rollout.token_mask)] < 0)
+
+    holds()
+
+
+def close(found, expected, what):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=what)
+
+
+ALL = list(itertools.product(KINDS, (False, True), (0, 3), (False, True), OPENINGS))
+# Every value of every setting; all combinations are slow.
+FAST = [
+    ("hidden", False, 0, False, (7,)),
+    ("navigator", True, 3, False, ()),
+    ("navigator_residual", True, 0, True, (7, 3)),
+    ("hidden", True, 3, True, (7,)),
+]
+
+
+def with_scalings(cases):
+    return [(*case, SCALINGS[index % 3]) for index, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize("case", with_scalings(FAST), ids=str)
+def test_ratio_is_one_before_the_update(case):
+    check_ratio_one(*case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", with_scalings(case for case in ALL if case not in FAST), ids=str)
+def test_ratio_is_one_in_every_combination(case):
+    check_ratio_one(*case)
+
+
+def test_ratio_is_not_one_after_an_update():
+    """The comparison above notices other parameters."""
+    reasoner, prompt = small_reasoner(), ragged_prompts([4, 6], WIDTH)
+    lowest = np.ones((QUESTIONS, TRAJECTORIES), np.int32)
+    lengths, temperatures = Lengths(lowest, 3 * lowest), Temperatures(*np.array([0.3, 1.0, 1.0], np.float32))
+    rollout, recorded = sampler((7,), "summed", False)(
+        reasoner, *prompt, None, lengths, temperatures, question_keys(QUESTIONS)
+    )
+    scores, _ = replayer((7,), "summed", False)(shaken(reasoner, 3, 0.05), rollout, None)
+    for again in scores.values():
+        assert float(jnp.max(jnp.abs(again.tokens.log_probs - recorded.tokens.log_probs))) > 1e-3
+        assert float(jnp.max(jnp.abs(again.thoughts.stop - recorded.thoughts.stop))) > 1e-3
+
+
+def cached_pass(opening, together):
+    def run(reasoner, prompt, mask, bank, lengths, noise, std):
+        encoded = encode(reasoner, prompt, mask)
+        rule = StopRule(lengths.min_steps, lengths.max_steps)
+        thoughts = think(reasoner, encoded, bank, rule, noise, std, None, together)
+        return thoughts, decode_answers(
+            reasoner, encoded, thoughts, opening, END, ANSWER, jnp.float32(1.0), None
+        )
+
+    return jax.jit(run, compiler_options=QUICK)
+
+
+def check_cached_is_uncached(feedback, normalised, memory_top, together, opening, examples):
+    reasoner = small_reasoner(feedback, normalised, memory_top, seed=1)
+    bank = small_bank() if memory_top else None
+    run = cached_pass(opening, together)
+    size = 8 if feedback == "hidden" else 5
+
+    @settings(few, max_examples=examples)
+    @given(situations(), st.sampled_from([0.0, 0.3]))
+    def holds(situation, std):
+        prompt_lengths, lengths, _, seed = situation
+        prompt, mask = ragged_prompts(prompt_lengths, WIDTH, seed)
+        shape = (QUESTIONS, TRAJECTORIES, STEPS, size)
+        noise = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+        found = run(reasoner, prompt, mask, bank, lengths, noise, np.float32(std))
+        thoughts, answers = jax.tree.map(np.asarray, found)
+        for question in range(QUESTIONS):
+            real = np.asarray(prompt)[question][np.asarray(mask)[question]].tolist()
+            bounds = list(zip(lengths.min_steps[question], lengths.max_steps[question], strict=True))
+            expected = oracle_trajectories(
+                reasoner, real, bank, bounds, noise[question], std, opening, ANSWER, together
+            )
+            for row, oracle in enumerate(expected):
+                here = (question, row)
+                count, length = len(oracle.actions), len(oracle.tokens)
+                assert int(thoughts.counts[here]) == count
+                close(thoughts.stop_logits[here][: count + 1], oracle.stop_logits[: count + 1], "stops")
+                close(thoughts.hidden[here][: count + 1], oracle.hidden[: count + 1], "hidden")
+                if count:
+                    close(thoughts.actions[here][:count], oracle.actions, "actions")
+                assert answers.tokens[here][answers.mask[here]].tolist() == oracle.tokens
+                assert bool(answers.ended[here]) == (oracle.tokens[-1] == END)
+                close(answers.scores.log_probs[here][:length], oracle.log_probs, "token log-probs")
+
+    holds()
+
+
+@pytest.mark.parametrize("case", FAST[1:3], ids=str)
+def test_cached_equals_uncached(case):
+    check_cached_is_uncached(*case, examples=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_cached_equals_uncached_in_every_combination(case):
+    check_cached_is_uncached(*case, examples=6)
