@@ -5,15 +5,12 @@ changes what it needs; `parse_config` turns the result (with the command line's 
 or says in one sentence what is wrong.
 """
 
-import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ml_collections
 
+from longshot_jax.config_values import as_values, build
 from longshot_jax.errors import UserError
 from longshot_jax.thoughts.navigator import NavigatorConfig
 from longshot_jax.training.rewards import RewardWeights
@@ -303,60 +300,15 @@ class RunConfig:
 
 def default_config() -> ml_collections.ConfigDict:
     """All settings at their defaults, as a `ConfigDict` that a config file edits and returns."""
-    return ml_collections.ConfigDict(_plain(RunConfig()))
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return value
+    return ml_collections.ConfigDict(as_values(RunConfig()))
 
 
 def parse_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
     """The run's settings, checked: unknown keys, wrong types and impossible values are UserErrors naming the key."""
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    run = _build(RunConfig, values, "config")
+    run = build(RunConfig, values, "config")
     _check(run)
     return run
-
-
-def _build(cls: Any, values: Any, place: str) -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"{place} must be a group of settings, not {values!r}.")
-    hints = typing.get_type_hints(cls)
-    for name in values:
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, 1)
-            advice = f"did you mean {place}.{near[0]}?" if near else f"it has {', '.join(hints)}."
-            raise UserError(f"{place}.{name} is no setting: {advice}")
-    arguments = {name: _coerce(hints[name], value, f"{place}.{name}") for name, value in values.items()}
-    return cls(**arguments)
-
-
-def _coerce(kind: Any, value: Any, place: str) -> Any:
-    origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, place)
-    if origin is Literal:
-        choices = typing.get_args(kind)
-        if value not in choices:
-            raise UserError(f"{place} is {value!r}: it must be one of {', '.join(map(str, choices))}.")
-        return value
-    if origin is tuple:
-        items = typing.get_args(kind)
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{place} is {value!r}: it must be a tuple such as (1, 2).")
-        if items[-1] is not Ellipsis and len(items) != len(value):
-            raise UserError(f"{place} is {value!r}: it must hold {len(items)} values.")
-        kinds = [items[0]] * len(value) if items[-1] is Ellipsis else items
-        return tuple(_coerce(k, v, place) for k, v in zip(kinds, value, strict=True))
-    if origin is types.UnionType:
-        raise TypeError(f"{place}: settings of several types are not supported")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{place} is {value!r}: it must be of type {kind.__name__}.")
-    return value
 
 
 def _check(run: RunConfig) -> None:
@@ -387,11 +339,17 @@ def _check(run: RunConfig) -> None:
             f"({ppo.minibatches} x {ppo.micro_batches})."
         )
     if not 0 <= ppo.min_steps <= ppo.max_steps:
-        raise UserError(f"config.ppo.min_steps {ppo.min_steps} must lie between 0 and max_steps {ppo.max_steps}.")
+        raise UserError(
+            f"config.ppo.min_steps {ppo.min_steps} must lie between 0 and max_steps {ppo.max_steps}."
+        )
     if ppo.target_iterations and not ppo.target_steps:
-        raise UserError("config.ppo.target_iterations needs config.ppo.target_steps: the numbers to draw from.")
+        raise UserError(
+            "config.ppo.target_iterations needs config.ppo.target_steps: the numbers to draw from."
+        )
     if any(not 0 <= steps <= ppo.max_steps for steps in ppo.target_steps):
-        raise UserError(f"config.ppo.target_steps {ppo.target_steps} must lie between 0 and max_steps {ppo.max_steps}.")
+        raise UserError(
+            f"config.ppo.target_steps {ppo.target_steps} must lie between 0 and max_steps {ppo.max_steps}."
+        )
     if ppo.baseline != "critic" and ppo.num_trajectories < 2:
         raise UserError(
             f"config.ppo.baseline {ppo.baseline!r} compares trajectories of one question: set num_trajectories to 2 "
@@ -408,9 +366,13 @@ def _check(run: RunConfig) -> None:
             "above 0, or take 'pathwise' or 'none'."
         )
     if run.thoughts.memory_top and not ppo.memory_slots:
-        raise UserError("config.thoughts.memory_top reads a memory bank: set config.ppo.memory_slots above 0.")
+        raise UserError(
+            "config.thoughts.memory_top reads a memory bank: set config.ppo.memory_slots above 0."
+        )
     if ppo.memory_slots and not run.thoughts.memory_top:
-        raise UserError("config.ppo.memory_slots fills a bank nobody reads: set config.thoughts.memory_top above 0.")
+        raise UserError(
+            "config.ppo.memory_slots fills a bank nobody reads: set config.thoughts.memory_top above 0."
+        )
     if run.thoughts.memory_top > ppo.memory_slots:
         raise UserError(
             f"config.thoughts.memory_top {run.thoughts.memory_top} is more than config.ppo.memory_slots {ppo.memory_slots}."

@@ -153,7 +153,9 @@ def run_demonstration(folder: Path, seed: int) -> None:
         raise UserError(f"arm {failures[0]} failed: its output is in {folder / failures[0]}.log.")
     summary = {arm: json.loads(_results_file(folder, arm).read_text()) for arm in ARMS}
     write_results(folder / "summary.json", summary)
-    print(f"\n{table(summary)}\n\n{time.monotonic() - began:.0f} s in all; {folder / 'summary.json'} has every figure.")
+    print(
+        f"\n{table(summary)}\n\n{time.monotonic() - began:.0f} s in all; {folder / 'summary.json'} has every figure."
+    )
 
 
 def evaluate_arm(arm: str, folder: Path) -> None:
@@ -194,7 +196,12 @@ def table(summary: Mapping[str, Any]) -> str:
         thoughts = " ".join(f"{group['mean_thoughts']:.2g}" for group in groups) if cost else ""
         compute = entry["compute"]
         spent = [f"{compute['gradient_steps']:,}", f"{compute['sequences']:,}", f"{compute['seconds']:.0f}"]
-        return [title, *(f"{100 * read(group):.1f}" for group in groups), thoughts, *(spent if cost else [""] * 3)]
+        return [
+            title,
+            *(f"{100 * read(group):.1f}" for group in groups),
+            thoughts,
+            *(spent if cost else [""] * 3),
+        ]
 
     for arm, details in ARMS.items():
         entry = summary[arm]
