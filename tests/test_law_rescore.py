@@ -17,7 +17,7 @@ from builders import (
     small_bank,
     small_reasoner,
 )
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from longshot_jax.thoughts.answer import decode_answers
@@ -32,7 +32,8 @@ QUESTIONS, TRAJECTORIES, STEPS, ANSWER, WIDTH = 2, 3, 3, 4, 6
 KINDS = ("hidden", "navigator", "navigator_residual")
 OPENINGS = ((), (7,), (7, 3))
 SCALINGS = ("summed", "averaged", "scaled")
-few = settings(max_examples=6, deadline=None, derandomize=True)
+# Without shrinking: examples are small, and minutes of search for a smaller one would hide the failure.
+few = settings(max_examples=6, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
 
 
 @st.composite
@@ -223,6 +224,6 @@ def test_cached_equals_uncached(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ALL, ids=str)
-def test_cached_equals_uncached_in_every_combination(case):
+@pytest.mark.parametrize("case", ALL[::5], ids=str)  # 5 shares no factor with the numbers of values
+def test_cached_equals_uncached_in_more_combinations(case):
     check_cached_is_uncached(*case, examples=6)

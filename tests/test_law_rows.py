@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from builders import END, QUICK, question_keys, ragged_prompts, small_bank, small_reasoner
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from longshot_jax.config import PPOConfig
@@ -88,7 +88,7 @@ def test_a_row_does_not_depend_on_padding_or_other_rows(case):
     reasoner, bank = small_reasoner(*kind, seed=2), small_bank() if kind[2] else None
     sample = sampler(together)
 
-    @settings(max_examples=5, deadline=None, derandomize=True)
+    @settings(max_examples=5, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
     @given(st.lists(st.integers(1, WIDTH), min_size=3, max_size=3), st.integers(0, 10_000))
     def holds(prompt_lengths, seed):
         bounds = np.sort(np.random.default_rng(seed).integers(0, STEPS + 1, (2, 3, TRAJECTORIES)), axis=0)
