@@ -5,6 +5,7 @@ Every mistake is one sentence that names the key and the nearest one there is.
 
 import difflib
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,10 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[RunConfig, Path]:
     config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(arguments))
     workdir = flags.DEFINE_string("workdir", None, "Run folder.", flag_values=values)
     try:
-        rest = values(list(arguments))
+        with warnings.catch_warnings():
+            # Config files are loaded in a way that Python has deprecated.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            rest = values(list(arguments))
     except flags.Error as error:
         raise UserError(f"{_first_line(error)}: mend the command line.") from None
     except Exception as error:  # the config file is a program of the user's

@@ -56,7 +56,11 @@ def test_broken_config_files(monkeypatch, capsys, tmp_path):
         ),
     ):
         (tmp_path / "mine.py").write_text(text)
-        code, said = run_script(monkeypatch, capsys, "--config", str(tmp_path / "mine.py"))
+        for name in [name for name in sys.modules if name.endswith("_config")]:
+            monkeypatch.delitem(sys.modules, name)  # the loader would add to what an earlier test has loaded
+        code, said = run_script(
+            monkeypatch, capsys, "--config", str(tmp_path / "mine.py"), f"--workdir={tmp_path}/run", "--config.stages=()"
+        )
         assert code == 2 and sentence in said and "Traceback" not in said and said.count("\n") == 1, said
 
 
@@ -123,4 +127,4 @@ def test_every_config_is_a_document(name):
     told = module["__doc__"]
     for part in ("What it is for:", "Cost:", f"--config configs/{name}"):
         assert part in told, part
-    assert "reach:" in told or "expect" in told
+    assert any(word in told for word in ("should reach", "expect", "docs/results.md"))

@@ -146,7 +146,7 @@ class CurriculumLoop:
             session.progress(f"curriculum stage {stage}", self.limit, at.step, "update") as progress,
         ):
             accuracy = None  # after the last update, where it was measured
-            while at.step < self.limit and not (at.running_loss is not None and at.running_loss < threshold):
+            while at.step < self.limit and not self._has_learned(at, threshold):
                 state, metrics = self.update(state, batches.take())
                 self._observe(at, step)
                 at.pending = metrics

@@ -309,7 +309,8 @@ class PPOLoop:
     def _log_update(self, offset: int, iteration: int, metrics: dict[str, float], shown: Any) -> None:
         """Scalars of an iteration, and the guard against non-finite updates."""
         step = offset + iteration + 1
-        named = {name if "/" in name else f"ppo/{name}": value for name, value in metrics.items()}
+        own = ("reward/", "rollout/", "temperature/")
+        named = {name if name.startswith(own) else f"ppo/{name}": value for name, value in metrics.items()}
         self.session.writer.scalars(step, named)
         figures = {
             "reward": metrics["reward/total"],
