@@ -1,0 +1,13 @@
+"""Python code run in a process of its own, which may be killed or have devices of its own."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+
+def run_script(body: str, *arguments: object, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    environment = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(Path(__file__).parents[1]))
+    command = [*prefix, sys.executable, "-c", textwrap.dedent(body), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

@@ -1,0 +1,198 @@
+"""Checkpoints are never harmed by a kill, a full disk or a damaged file: the one before stays and serves."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from checkpoint_states import bits
+from child_process import run_script
+
+from longshot_jax.errors import UserError
+from longshot_jax.training.checkpoint import Checkpoints
+from longshot_jax.training.fingerprint import fingerprint_of
+
+
+def data_file(folder: Path, step: int) -> Path:
+    files = [file for file in (folder / "checkpoints" / str(step) / "state").rglob("*") if file.is_file()]
+    return max(files, key=lambda file: file.stat().st_size)
+
+
+def damage_flip(folder: Path, step: int) -> None:
+    file = data_file(folder, step)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+
+
+def damage_host(folder: Path, step: int) -> None:
+    os.truncate(folder / "checkpoints" / str(step) / "host" / "metadata", 40)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_flip,
+        damage_host,
+        lambda folder, step: os.truncate(
+            data_file(folder, step), data_file(folder, step).stat().st_size // 2
+        ),
+        lambda folder, step: data_file(folder, step).unlink(),
+        lambda folder, step: shutil.rmtree(folder / "checkpoints" / str(step) / "state"),
+        lambda folder, step: os.truncate(folder / "checkpoints" / str(step) / "state" / "_METADATA", 20),
+    ],
+    ids=["one bit", "host part cut", "data cut", "data removed", "state removed", "metadata cut"],
+)
+def test_damaged_checkpoint_is_refused_and_the_earlier_one_serves(tmp_path, damage):
+    first, second = ({"w": jax.random.normal(jax.random.key(i), (64, 64))} for i in range(2))
+    with Checkpoints(tmp_path, 2, 0) as checkpoints:
+        checkpoints.save(1, first, {})
+        checkpoints.save(2, second, {})
+    damage(tmp_path, 2)
+    with Checkpoints(tmp_path, 2, 0) as checkpoints:
+        with pytest.raises(UserError, match=r"step 2 in .* is damaged") as raised:
+            checkpoints.restore(first)
+        assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
+        assert bits(checkpoints.restore(first, 1)[0]) == bits(first)
+
+
+def test_any_single_changed_element_changes_the_fingerprint():
+    array = jax.random.normal(jax.random.key(0), (5, 7))
+    prints = {int(fingerprint_of(array))}
+    for row in range(5):
+        for column in range(7):
+            prints.add(int(fingerprint_of(array.at[row, column].add(1e-6))))
+    prints.add(int(fingerprint_of(array[::-1])))
+    prints.add(int(fingerprint_of(array.at[0, 0].set(array[0, 1]).at[0, 1].set(array[0, 0]))))  # two swapped
+    assert len(prints) == 5 * 7 + 3
+
+
+SAVE_TWICE = """
+    import os, signal, sys
+    import jax, jax.numpy as jnp
+    from longshot_jax.training.checkpoint import Checkpoints
+    def state(seed):
+        return {"w": jax.random.normal(jax.random.key(seed), (2048, 2048)), "key": jax.random.key(seed)}
+    checkpoints = Checkpoints(sys.argv[1], keep_last=1, keep_best=0)
+    checkpoints.save(1, state(1), {"step": 1})
+    checkpoints.wait()
+"""
+
+
+def test_kill_in_the_middle_of_a_save_leaves_the_previous_one(tmp_path):
+    # keep_last=1: the moment at which a careless order of writing and deleting would lose both.
+    done = run_script(
+        SAVE_TWICE
+        + """
+    checkpoints.save(2, state(2), {"step": 2})
+    print("saving", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        tmp_path,
+    )
+    assert done.returncode == -signal.SIGKILL and "saving" in done.stdout, done.stderr
+    leftovers = [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith("2")]
+    template = {"w": jnp.zeros((2048, 2048)), "key": jax.random.key(0)}
+    with Checkpoints.reader(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1], f"the kill came too late or the half-written one counts: {leftovers}"
+        restored, host = checkpoints.restore(template)
+    assert leftovers, "the kill came before anything was written, so the test showed nothing"
+    assert host == {"step": 1}
+    expected = {"w": jax.random.normal(jax.random.key(1), (2048, 2048)), "key": jax.random.key(1)}
+    assert bits(restored) == bits(expected)
+    # Reading has cleaned nothing up: the folder might be that of a run which is at work.
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith("2")] == leftovers
+    with Checkpoints(tmp_path, 1, 0) as checkpoints:  # the next run writes over what was left
+        checkpoints.save(2, template, {"step": 2})
+        assert checkpoints.steps == [2]
+        assert checkpoints.restore(template)[1] == {"step": 2}
+    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.name[0].isdigit())
+    assert left == ["2"]
+
+
+def test_refused_write_in_the_background_ends_in_one_sentence(tmp_path):
+    # A limit on file size makes the real writer fail in its own thread, without root and without a full disk.
+    done = run_script(
+        SAVE_TWICE
+        + """
+    import resource
+    from longshot_jax.errors import UserError
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    try:
+        checkpoints.save(2, state(2), {"step": 2})
+        print("save returned")
+        checkpoints.wait()
+        print("nothing raised")
+    except UserError as error:
+        print("SENTENCE", error)
+    restored, host = checkpoints.restore(state(3))
+    print("left", checkpoints.steps, host, bool((restored["w"] == state(1)["w"]).all()))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    checkpoints.save(3, state(3), {"step": 3})  # space is back: the same object goes on
+    print("then", checkpoints.steps)
+    checkpoints.close()
+        """,
+        tmp_path,
+    )
+    assert "save returned" in done.stdout and "nothing raised" not in done.stdout, done.stdout + done.stderr
+    sentence = next(line for line in done.stdout.splitlines() if line.startswith("SENTENCE"))
+    assert "disk is full" in sentence and "step 2" in sentence and "step 1 is intact" in sentence
+    assert str(tmp_path) in sentence
+    assert "left [1] {'step': 1} True" in done.stdout
+    assert "then [3]" in done.stdout, done.stdout + done.stderr
+
+
+def test_full_disk(tmp_path):
+    inside = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
+    mount = f'mount -t tmpfs -o size=24m tmpfs {tmp_path} && exec "$0" "$@"'
+    try:
+        possible = subprocess.run([*inside, mount, "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        possible = False
+    if not possible:
+        pytest.skip("this system lets no user mount a small file system of its own")
+    done = run_script(
+        SAVE_TWICE
+        + """
+    from longshot_jax.errors import UserError
+    try:
+        with checkpoints:
+            checkpoints.save(2, state(2), {"step": 2})
+    except UserError as error:
+        print("SENTENCE", error)
+    reopened = Checkpoints(sys.argv[1], keep_last=1, keep_best=0)
+    restored, host = reopened.restore(state(3))
+    print("left", reopened.steps, host, bool((restored["w"] == state(1)["w"]).all()))
+        """,
+        tmp_path,
+        prefix=(*inside, mount),
+    )
+    assert "SENTENCE The checkpoint of step 2 could not be written" in done.stdout, done.stdout + done.stderr
+    assert "the disk is full" in done.stdout and "left [1] {'step': 1} True" in done.stdout
+
+
+def test_error_at_once_and_later_are_the_same_sentence(tmp_path, monkeypatch):
+    full = OSError(28, "No space left on device")
+    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+        checkpoints.save(1, {"w": jnp.zeros(3)}, {})
+        checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                checkpoints._manager._checkpointer, "save", lambda *a, **k: (_ for _ in ()).throw(full)
+            )
+            with pytest.raises(UserError, match=r"step 2 could .* disk is full\); .*step 1 is intact"):
+                checkpoints.save(2, {"w": jnp.zeros(3)}, {})
+        with monkeypatch.context() as patch:
+
+            def fail_late(*_: object) -> None:
+                raise RuntimeError("commit failed") from full
+
+            patch.setattr(checkpoints._manager, "_finalize", fail_late)
+            checkpoints.save(3, {"w": jnp.zeros(3)}, {})
+            with pytest.raises(UserError, match=r"step 3 could .* disk is full"):
+                checkpoints.save(4, {"w": jnp.zeros(3)}, {})
