@@ -83,7 +83,9 @@ def _check_setting(key: str, settings: Sequence[str]) -> None:
         return
     inside = next((name for name in settings if name.startswith(plain + ".")), None)
     if inside:
-        raise UserError(f"--config.{key} is a group of settings: name one of them, such as --config.{inside}.")
+        raise UserError(
+            f"--config.{key} is a group of settings: name one of them, such as --config.{inside}."
+        )
     same_name = [name for name in settings if name.split(".")[-1] == plain.split(".")[-1]]
     near = same_name or difflib.get_close_matches(plain, settings, 1, cutoff=0.5)
     advice = f"did you mean --config.{near[0]}?" if near else "longshot_jax/config.py lists them all."

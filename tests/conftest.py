@@ -12,6 +12,8 @@ install_import_hook("longshot_jax", "shape_checks.check_functions")
 import jax  # noqa: E402  (after the platform is chosen)
 
 jax.config.update("jax_default_matmul_precision", "highest")
+# The tests compile many small programs and run each a few times: compiling is what they spend their time on.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
@@ -20,5 +22,7 @@ def shared_data() -> Path:
     named = os.environ.get("LONGSHOT_DATA")
     folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("no data folder: set LONGSHOT_DATA to a folder with gsm8k/, gsm8k_aug/, prosqa/, prontoqa/")
+        pytest.skip(
+            "no data folder: set LONGSHOT_DATA to a folder with gsm8k/, gsm8k_aug/, prosqa/, prontoqa/"
+        )
     return folder

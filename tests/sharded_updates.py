@@ -22,10 +22,22 @@ from longshot_jax.training.optimizer import make_optimizer
 from longshot_jax.training.policy_update import policy_update
 from longshot_jax.training.state import start_state
 
-MESHES = [MeshConfig(), MeshConfig(data=2), MeshConfig(fsdp=2, tensor=2), MeshConfig(2, 2, 2), MeshConfig(1, 8, 1)]
+MESHES = [
+    MeshConfig(),
+    MeshConfig(data=2),
+    MeshConfig(fsdp=2, tensor=2),
+    MeshConfig(2, 2, 2),
+    MeshConfig(1, 8, 1),
+]
 ROWS, S, A, T, N = 16, 5, 4, 2, 2
 PPO = PPOConfig(
-    questions=ROWS, num_trajectories=N, epochs=1, minibatches=2, micro_batches=1, max_steps=T, kl_coefficient=0.0
+    questions=ROWS,
+    num_trajectories=N,
+    epochs=1,
+    minibatches=2,
+    micro_batches=1,
+    max_steps=T,
+    kl_coefficient=0.0,
 )
 
 
@@ -89,9 +101,10 @@ def main():
             state = jax.jit(start, out_shardings=places)(weights, key)
             step = jax.jit(update, donate_argnums=0, out_shardings=(places, replicated(mesh)))
             state, metrics = step(state, *place_batch(data, mesh))
-            change = jax.tree.map(lambda new, old: np.asarray(new - old).ravel(), *map(
-                jax.device_get, (state.trainable, weights)
-            ))
+            change = jax.tree.map(
+                lambda new, old: np.asarray(new - old).ravel(),
+                *map(jax.device_get, (state.trainable, weights)),
+            )
             return float(metrics["loss"]), np.concatenate(jax.tree.leaves(change))
 
         supervised = curriculum_update(graph, descent, max_thoughts=T, pause_token=None, micro_batches=2)

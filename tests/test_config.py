@@ -70,4 +70,6 @@ def test_thought_slots_cover_every_stage():
     assert changed(curriculum__c_thought=2, curriculum__max_latent_stage=3).max_thoughts == 6
     assert changed(curriculum__mode="cot", stages=("curriculum",)).max_thoughts == 0
     assert changed(stages=("ppo",), ppo__max_steps=3).max_thoughts == 3
-    assert changed(stages=("ppo",), ppo__trainable="navigator", model__weight_dtype="bfloat16").max_thoughts == 6
+    assert (
+        changed(stages=("ppo",), ppo__trainable="navigator", model__weight_dtype="bfloat16").max_thoughts == 6
+    )

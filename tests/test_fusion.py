@@ -41,7 +41,9 @@ def test_weighted_can_overrule_the_majority_but_no_vote_counts_against():
     assert weighted(answers, [1000.0, -1000.0, -1000.0], number) == 0
 
 
-@given(st.lists(st.tuples(st.sampled_from("123?"), st.floats(-2, 2)), min_size=1, max_size=7), st.floats(-3, 3))
+@given(
+    st.lists(st.tuples(st.sampled_from("123?"), st.floats(-2, 2)), min_size=1, max_size=7), st.floats(-3, 3)
+)
 def test_weighted_ignores_a_common_shift_up_to_ties(pairs, shift):
     answers, values = [a for a, _ in pairs], [v for _, v in pairs]
     weight: dict = {}

@@ -68,7 +68,9 @@ def test_paired_interval_is_antisymmetric_bounded_and_holds_the_difference(both,
     assert difference == pytest.approx(a.mean() - b.mean(), abs=1e-12)
     assert -1.0 <= low <= difference <= high <= 1.0
     swapped = paired_interval(b, a)
-    assert (-swapped.difference, -swapped.high, -swapped.low) == pytest.approx((difference, low, high), abs=1e-12)
+    assert (-swapped.difference, -swapped.high, -swapped.low) == pytest.approx(
+        (difference, low, high), abs=1e-12
+    )
 
 
 def test_models_that_never_differ_leave_a_difference_of_zero_with_a_width():

@@ -131,6 +131,13 @@ def close(found, expected, what):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=what)
 
 
+@pytest.fixture
+def fresh_caches():
+    """Compiled functions are freed between many tests: each holds memory maps, of which a process has a limit."""
+    yield
+    jax.clear_caches()
+
+
 ALL = list(itertools.product(KINDS, (False, True), (0, 3), (False, True), OPENINGS))
 # Every value of every setting; all combinations are slow.
 FAST = [
@@ -152,6 +159,7 @@ def test_ratio_is_one_before_the_update(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", with_scalings(case for case in ALL if case not in FAST), ids=str)
+@pytest.mark.usefixtures("fresh_caches")
 def test_ratio_is_one_in_every_combination(case):
     check_ratio_one(*case)
 
@@ -225,5 +233,6 @@ def test_cached_equals_uncached(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ALL[::5], ids=str)  # 5 shares no factor with the numbers of values
+@pytest.mark.usefixtures("fresh_caches")
 def test_cached_equals_uncached_in_more_combinations(case):
     check_cached_is_uncached(*case, examples=6)

@@ -92,7 +92,9 @@ def test_reading_is_differentiable_in_the_state_alone():
 
     gradient = jax.grad(total)(state)
     step = 1e-2
-    numeric = [float(total(state + step * e) - total(state - step * e)) / (2 * step) for e in np.eye(4, dtype="f4")]
+    numeric = [
+        float(total(state + step * e) - total(state - step * e)) / (2 * step) for e in np.eye(4, dtype="f4")
+    ]
     np.testing.assert_allclose(gradient, numeric, atol=2e-3)
     assert np.isfinite(jax.grad(total)(jnp.zeros(4))).all()
     to_bank = jax.grad(lambda p: total(state, bank.replace(positions=p)))(bank.positions)

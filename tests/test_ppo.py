@@ -158,7 +158,9 @@ def test_policy_loss_matches_the_loop(dual_clip, mask, seed):
     new, old, advantages = rng.normal(size=(3, *SHAPE)).astype(np.float32)
     expected = policy_loss_by_loop(new, old, advantages, mask, 0.2, dual_clip)
     poison = np.where(mask, 0.0, np.nan).astype(np.float32)
-    sums = policy_loss(*(jnp.asarray(x + poison) for x in (new, old, advantages)), jnp.asarray(mask), 0.2, dual_clip)
+    sums = policy_loss(
+        *(jnp.asarray(x + poison) for x in (new, old, advantages)), jnp.asarray(mask), 0.2, dual_clip
+    )
     np.testing.assert_allclose(jax.tree.leaves(sums), expected, rtol=2e-4, atol=1e-4)
 
 
@@ -182,7 +184,9 @@ def test_clipped_actions_have_no_gradient_and_are_counted():
         jax.grad(lambda x: loss(x).loss_sum)(log_prob), [0.0, 0.0, 1.5, -0.5], atol=1e-6
     )
     assert loss(log_prob).clipped_count == 2
-    dual = clipped_policy_loss(jnp.log(jnp.array([9.0])), jnp.zeros(1), -jnp.ones(1), jnp.ones(1, bool), 0.2, 3.0)
+    dual = clipped_policy_loss(
+        jnp.log(jnp.array([9.0])), jnp.zeros(1), -jnp.ones(1), jnp.ones(1, bool), 0.2, 3.0
+    )
     assert dual.loss_sum == 3.0 and dual.clipped_count == 1
 
 
@@ -257,10 +261,15 @@ def test_value_loss_and_explained_variance_match_the_loop(mask, seed):
         if mask[place]:
             near_old = old[place] + np.clip(values[place] - old[place], -0.3, 0.3)
             plain, held = (values[place] - returns[place]) ** 2 / 2, (near_old - returns[place]) ** 2 / 2
-            loss, clipped = loss + max(plain, held), clipped + (held > plain and abs(values[place] - old[place]) > 0.3)
+            loss, clipped = (
+                loss + max(plain, held),
+                clipped + (held > plain and abs(values[place] - old[place]) > 0.3),
+            )
     poison = np.where(mask, 0.0, np.nan)
     sums = value_loss(*(jnp.float32(x + poison) for x in (values, old, returns)), jnp.asarray(mask), 0.3)
-    np.testing.assert_allclose([sums.loss_sum, sums.count, sums.clipped_count], [loss, mask.sum(), clipped], rtol=1e-4)
+    np.testing.assert_allclose(
+        [sums.loss_sum, sums.count, sums.clipped_count], [loss, mask.sum(), clipped], rtol=1e-4
+    )
     if mask.sum() >= 2:
         expected = 1 - np.var(returns[mask] - values[mask]) / np.var(returns[mask])
         np.testing.assert_allclose(variance_of(sums), expected, rtol=2e-2, atol=1e-3)

@@ -41,7 +41,9 @@ def test_rules_cut_named_dimensions():
 def test_refuses_one_axis_twice_and_uneven_parts():
     with pytest.raises(UserError, match=r"llama\.x has two dimensions along mesh axis fsdp"):
         partition_spec((8, 8), ("embed", "embed"), mesh_of(fsdp=2), name="llama.x")
-    with pytest.raises(UserError, match=r"config\.mesh\.tensor 4 does not divide dimension heads of w, which is 6: 3"):
+    with pytest.raises(
+        UserError, match=r"config\.mesh\.tensor 4 does not divide dimension heads of w, which is 6: 3"
+    ):
         partition_spec((8, 6), ("embed", "heads"), mesh_of(tensor=4), name="w")
     with pytest.raises(KeyError):
         partition_spec((8,), ("no such axis",), mesh_of())
@@ -49,7 +51,9 @@ def test_refuses_one_axis_twice_and_uneven_parts():
 
 def test_refuses_more_devices_than_exist():
     count = len(jax.devices())
-    with pytest.raises(UserError, match=rf"= {4 * count} devices, but there are {count}: data 1 x fsdp {count} x"):
+    with pytest.raises(
+        UserError, match=rf"= {4 * count} devices, but there are {count}: data 1 x fsdp {count} x"
+    ):
         make_mesh(MeshConfig(data=2, fsdp=2 * count))
     with pytest.raises(UserError, match="at least 1"):
         make_mesh(MeshConfig(fsdp=0))
@@ -57,7 +61,9 @@ def test_refuses_more_devices_than_exist():
 
 def test_batches_must_be_divisible():
     check_divides(8, "config.ppo.questions", mesh_of(2, 4))
-    with pytest.raises(UserError, match=r"config\.ppo\.questions 12 is not a multiple of the 8 parts.*: 16 would be"):
+    with pytest.raises(
+        UserError, match=r"config\.ppo\.questions 12 is not a multiple of the 8 parts.*: 16 would be"
+    ):
         check_divides(12, "config.ppo.questions", mesh_of(2, 4, 2))
 
 
@@ -67,7 +73,8 @@ def test_place_and_fetch_return_what_was_given():
     back = fetch(place_batch(batch, mesh))
     np.testing.assert_array_equal(back["rows"], batch["rows"])
     assert back["scalar"] == 2.5
-    assert jax.tree.leaves(shardings({"x": jax.ShapeDtypeStruct((3,), np.float32)}, mesh))[0].is_fully_replicated
+    (plain,) = jax.tree.leaves(shardings({"x": jax.ShapeDtypeStruct((3,), np.float32)}, mesh))
+    assert plain.is_fully_replicated
 
 
 @pytest.mark.law

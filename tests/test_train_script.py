@@ -59,7 +59,12 @@ def test_broken_config_files(monkeypatch, capsys, tmp_path):
         for name in [name for name in sys.modules if name.endswith("_config")]:
             monkeypatch.delitem(sys.modules, name)  # the loader would add to what an earlier test has loaded
         code, said = run_script(
-            monkeypatch, capsys, "--config", str(tmp_path / "mine.py"), f"--workdir={tmp_path}/run", "--config.stages=()"
+            monkeypatch,
+            capsys,
+            "--config",
+            str(tmp_path / "mine.py"),
+            f"--workdir={tmp_path}/run",
+            "--config.stages=()",
         )
         assert code == 2 and sentence in said and "Traceback" not in said and said.count("\n") == 1, said
 
@@ -89,7 +94,12 @@ def test_unwritable_workdir_and_broken_data_line(monkeypatch, capsys, tmp_path):
     assert code == 2 and "cannot be written" in said
     (tmp_path / "data.txt").write_text("one||<<1+1=2>> #### 2\nbroken line\n")
     code, said = run_script(
-        monkeypatch, capsys, "--config", TINY, f"--workdir={tmp_path}/run", f"--config.data.train={tmp_path}/data.txt"
+        monkeypatch,
+        capsys,
+        "--config",
+        TINY,
+        f"--workdir={tmp_path}/run",
+        f"--config.data.train={tmp_path}/data.txt",
     )
     assert code == 2 and "data.txt, line 2" in said
 

@@ -17,7 +17,8 @@ def tiny(**overrides) -> RunConfig:
     """One layer of width 16; 12 supervised updates in 3 stages, then 6 iterations of PPO."""
     config = default_config()
     model, data, curriculum, ppo = config.model, config.data, config.curriculum, config.ppo
-    model.hidden_size, model.intermediate_size, model.num_hidden_layers, model.num_attention_heads = 16, 32, 1, 2
+    model.hidden_size, model.intermediate_size = 16, 32
+    model.num_hidden_layers, model.num_attention_heads = 1, 2
     config.markers = "answer"
     data.operations, data.prompt_length, data.generated_train, data.answer_length = (1, 2), 15, 512, 5
     curriculum.stages, curriculum.max_latent_stage, curriculum.batch_size = (0, 1, 2), 2, 16

@@ -1,6 +1,6 @@
 """One declaration gives a weight its shape, its logical axes and its initializer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ def weight(
     rngs: nnx.Rngs,
     shape: Sequence[int],
     axes: Sequence[str | None],
-    initializer: jax.nn.initializers.Initializer,
+    initializer: Callable[[jax.Array, tuple[int, ...], jax.typing.DTypeLike], jax.Array],
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> nnx.Param:
     """Declares a trainable weight.
@@ -20,7 +20,7 @@ def weight(
       rngs: the `params` stream gives the initial value.
       shape: dimensions of the weight.
       axes: one logical axis name per dimension; `longshot_jax.model.sharding` maps them to mesh axes.
-      initializer: of `jax.nn.initializers`.
+      initializer: of `jax.nn.initializers`, or another function of (key, shape, dtype).
       dtype: of the stored (master) weight.
     """
     if len(shape) != len(axes):

@@ -21,7 +21,9 @@ Values = Sequence[float] | Float[np.ndarray, " N"]
 def _groups(answers: Sequence[str], values: Values, key: AnswerKey) -> list[list[int]]:
     """Indices of the trajectories by normalised answer, unparsed answers left out unless there are no others."""
     if len(answers) == 0 or len(answers) != len(values):
-        raise ValueError(f"{len(answers)} answers with {len(values)} values: one value per answer, at least one")
+        raise ValueError(
+            f"{len(answers)} answers with {len(values)} values: one value per answer, at least one"
+        )
     groups: dict[Hashable, list[int]] = {}
     for index, answer in enumerate(answers):
         groups.setdefault(key(answer), []).append(index)
@@ -71,9 +73,7 @@ def best(values: Values) -> int:
     return max(range(len(worths)), key=lambda i: worths[i])
 
 
-def mean_of_trajectories(
-    thoughts: Float[Array, "B N X"], mask: Bool[Array, "B N"]
-) -> Float[Array, "B X"]:
+def mean_of_trajectories(thoughts: Float[Array, "B N X"], mask: Bool[Array, "B N"]) -> Float[Array, "B X"]:
     """Mean thought of each question's live trajectories (zeros where none is live), summed in float32."""
     live = jnp.sum(mask, axis=1, dtype=jnp.float32)
     dtype = jnp.promote_types(thoughts.dtype, jnp.float32)

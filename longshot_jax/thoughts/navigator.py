@@ -65,9 +65,7 @@ class Navigator(nnx.Module):
         space = config.reasoning_dim
         self.stop_weight = weight(rngs, (hidden_size,), ("norm",), zeros())
         self.stop_bias = weight(rngs, (1,), (None,), constant(config.stop_bias))
-        self.value_in = weight(
-            rngs, (hidden_size, space), ("embed", "reasoning"), normal(hidden_size**-0.5)
-        )
+        self.value_in = weight(rngs, (hidden_size, space), ("embed", "reasoning"), normal(hidden_size**-0.5))
         self.value_out = weight(rngs, (space,), (None,), zeros())
         self.value_bias = weight(rngs, (1,), (None,), zeros())
         if config.in_reasoning_space or config.memory_top:
@@ -79,12 +77,8 @@ class Navigator(nnx.Module):
             # The decoder starts as the transposed encoder, scaled so that a decoded state has the rms of the
             # hidden state it came from; a random one does not get off the ground.
             gain = (hidden_size / space) ** 0.5
-            self.decode_out = nnx.Param(
-                self.state_in[...].T * gain, logical_axes=("reasoning", "embed")
-            )
-            self.decode_mlp_in = weight(
-                rngs, (space, 2 * space), ("reasoning", "mlp"), normal(space**-0.5)
-            )
+            self.decode_out = nnx.Param(self.state_in[...].T * gain, logical_axes=("reasoning", "embed"))
+            self.decode_mlp_in = weight(rngs, (space, 2 * space), ("reasoning", "mlp"), normal(space**-0.5))
             self.decode_mlp_out = weight(rngs, (2 * space, hidden_size), ("mlp", "embed"), zeros())
         elif config.memory_top:
             self.memory_out = weight(rngs, (space, hidden_size), ("reasoning", "embed"), zeros())
@@ -94,9 +88,7 @@ class Navigator(nnx.Module):
                 shape = (hidden_size, hidden_size)
                 self.feedback_projection = weight(rngs, shape, ("embed", None), _identity)
 
-    def state(
-        self, hidden: Float[Array, "*batch D"], memory: MemoryBank | None
-    ) -> Float[Array, "*batch R"]:
+    def state(self, hidden: Float[Array, "*batch D"], memory: MemoryBank | None) -> Float[Array, "*batch R"]:
         """Reasoning state: the projected hidden state, fused half and half with what the memory holds near it."""
         state = hidden.astype(jnp.float32) @ self.state_in[...]
         if memory is None or not self.config.memory_top:
@@ -118,9 +110,7 @@ class Navigator(nnx.Module):
             return self._normalise(thought)
         state = self.state(hidden, memory)
         direction = state @ self.direction[...]
-        direction = direction * jax.lax.rsqrt(
-            jnp.sum(jnp.square(direction), axis=-1, keepdims=True) + 1e-12
-        )
+        direction = direction * jax.lax.rsqrt(jnp.sum(jnp.square(direction), axis=-1, keepdims=True) + 1e-12)
         step_size = 2 * jax.nn.sigmoid(state @ self.step_weight[...])  # in (0, 2), 1 at the start
         return state + step_size[..., None] * direction
 

@@ -174,9 +174,7 @@ def rescore(
     token_hidden = token_hidden[:, :, len(opening) :]
     return Scores(
         score_thoughts(reasoner, rollout, hidden, means, scaling),
-        score_tokens(
-            reasoner, token_hidden, rollout.tokens, rollout.token_mask, rollout.token_temperature
-        ),
+        score_tokens(reasoner, token_hidden, rollout.tokens, rollout.token_mask, rollout.token_temperature),
     )
 
 

@@ -1,5 +1,7 @@
 """Rollout: questions in, N reasoned and decoded trajectories each out, with everything needed to score them."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -92,10 +94,8 @@ def sample_rollout(
     )(keys)
     noise, uniforms, token_keys = jax.vmap(jax.vmap(draws))(trajectory_keys)
     if greedy:
-        temperatures = temperatures.replace(std=jnp.zeros_like(temperatures.std))
-    rule = StopRule(
-        lengths.min_steps, lengths.max_steps, temperatures.stop, None if greedy else uniforms
-    )
+        temperatures = replace(temperatures, std=jnp.zeros_like(temperatures.std))
+    rule = StopRule(lengths.min_steps, lengths.max_steps, temperatures.stop, None if greedy else uniforms)
     thoughts = think(reasoner, encoded, memory, rule, noise, temperatures.std, None, together)
     answers = decode_answers(
         reasoner,

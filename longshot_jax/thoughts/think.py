@@ -87,9 +87,7 @@ class Thoughts:
         return jnp.take_along_axis(self.hidden, self.counts[..., None, None], axis=2)[:, :, 0]
 
 
-def encode(
-    reasoner: Reasoner, prompt: Int[Array, "B S"], prompt_mask: Bool[Array, "B S"]
-) -> EncodedPrompt:
+def encode(reasoner: Reasoner, prompt: Int[Array, "B S"], prompt_mask: Bool[Array, "B S"]) -> EncodedPrompt:
     """One pass over left-padded questions, shared by all their trajectories."""
     positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
     llama = reasoner.llama
@@ -115,10 +113,10 @@ def extend(
     def one_trajectory(embeddings, positions, mask, own):
         return reasoner.llama(embeddings, positions, mask, (prompt.context, *own))
 
-    own_axes = tuple(Context(KeyValues(2, 2), 1) for _ in own)
-    over_trajectories = jax.vmap(
-        one_trajectory, in_axes=(1, 1, 1, own_axes), out_axes=(1, KeyValues(2, 2))
-    )
+    # Numbers of axes stand where the arrays will be.
+    cache_axes = KeyValues(2, 2)  # pyright: ignore[reportArgumentType]
+    own_axes = tuple(Context(cache_axes, 1) for _ in own)  # pyright: ignore[reportArgumentType]
+    over_trajectories = jax.vmap(one_trajectory, in_axes=(1, 1, 1, own_axes), out_axes=(1, cache_axes))
     return over_trajectories(embeddings, positions, mask, own)
 
 
@@ -188,7 +186,12 @@ def think(
             # A thought is fed back: its embedding is the next input, its position follows the last one.
             position = jnp.broadcast_to((prompt.lengths + index)[:, None, None], (*shape, 1))
             after, new = extend(
-                reasoner, embedding[:, :, None], position, goes_on[..., None], prompt, (Context(cache, taken),)
+                reasoner,
+                embedding[:, :, None],
+                position,
+                goes_on[..., None],
+                prompt,
+                (Context(cache, taken),),
             )
         cache = KeyValues(
             jax.lax.dynamic_update_slice_in_dim(cache.keys, new.keys, index, axis=3),
@@ -211,7 +214,7 @@ def think(
             jnp.arange(steps),
             steps_first(noise),
             steps_first(actions),
-            None if uniforms is None else steps_first(uniforms)[:-1],
+            None if uniforms is None else jnp.moveaxis(uniforms, 2, 0)[:-1],
         ),
     )
     # The decision after the last possible thought is forced: max_steps never exceeds T.

@@ -102,9 +102,9 @@ def curriculum_batch(
         length = min(length, -(-max(map(len, rows)) // layout.bucket) * layout.bucket)
     tokens, token_mask = pad_right(rows, length, layout.tokens.pad)
     loss_mask = token_mask & (np.arange(length) >= np.asarray(unpredicted)[:, None])
-    return CurriculumBatch(
-        prompt, prompt_mask, np.asarray(counts, np.int32), tokens, token_mask, loss_mask
-    )
+    thought_counts = np.asarray(counts, np.int32)
+    # Arrays of numpy until the batch is placed on the devices.
+    return CurriculumBatch(prompt, prompt_mask, thought_counts, tokens, token_mask, loss_mask)  # pyright: ignore[reportArgumentType]
 
 
 def curriculum_sums(

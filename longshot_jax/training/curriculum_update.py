@@ -1,6 +1,7 @@
 """The supervised update: one jitted, donated function of (state, batch)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,6 @@ def curriculum_update(
             "skipped": counts["skipped_total"],
             "skipped_in_a_row": counts["skipped"],
         }
-        return state.replace(trainable=trainable, optimizer=moments, **counts), metrics
+        return replace(state, trainable=trainable, optimizer=moments, **counts), metrics
 
     return update

@@ -118,9 +118,7 @@ def estimate_advantages(
     """
     steps = rollout.taken.shape[-1]
     mask = jnp.concatenate([position_mask(rollout.counts, steps), rollout.token_mask], axis=-1)
-    rewards = jnp.concatenate(
-        [thought_reward, reward_at_end(answer_reward, rollout.token_mask)], axis=-1
-    )
+    rewards = jnp.concatenate([thought_reward, reward_at_end(answer_reward, rollout.token_mask)], axis=-1)
     advantages, returns = generalized_advantages(
         rewards, recorded.values, mask, config.discount, config.trace
     )
@@ -173,12 +171,8 @@ def policy_sums(
             at_thoughts[..., :-1],
             thought_mask(rollout, config),
         ),
-        tokens=clipped(
-            scores.tokens.log_probs, recorded.tokens.log_probs, at_tokens, rollout.token_mask
-        ),
-        values=clipped_value_loss(
-            scores.values, recorded.values, part.returns, real, config.value_clip
-        ),
+        tokens=clipped(scores.tokens.log_probs, recorded.tokens.log_probs, at_tokens, rollout.token_mask),
+        values=clipped_value_loss(scores.values, recorded.values, part.returns, real, config.value_clip),
         entropy=jnp.sum(scores.thoughts.stop_entropy),
         token_entropy=jnp.sum(scores.tokens.entropies),
         kl=kl,
@@ -193,9 +187,7 @@ def _kl(scores: Scores, reference: Scores, rollout: Rollout, config: PPOConfig) 
     total = jnp.sum(stops, where=rollout.free) + jnp.sum(tokens, where=rollout.token_mask)
     if has_thought_density(config):
         std = jnp.where(rollout.std > 0, rollout.std, 1.0)
-        thoughts = gaussian_kl(
-            scores.thoughts.means, reference.thoughts.means, std, config.log_prob_scaling
-        )
+        thoughts = gaussian_kl(scores.thoughts.means, reference.thoughts.means, std, config.log_prob_scaling)
         total += jnp.sum(thoughts, where=thought_mask(rollout, config))
     return total
 

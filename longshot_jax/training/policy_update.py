@@ -1,6 +1,7 @@
 """The PPO update: epochs and minibatches as nested scans in one jitted, donated function."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def policy_update(
             optimizer, loss, gradients, state.optimizer, state.trainable
         )
         metrics = {"loss": loss, "gradient_norm": norm, **_metrics(sums)}
-        state = state.replace(trainable=trainable, optimizer=moments, **count_skipped(state, applied))
+        state = replace(state, trainable=trainable, optimizer=moments, **count_skipped(state, applied))
         return state, metrics
 
     def update(
@@ -69,9 +70,7 @@ def policy_update(
         if state.reference is not None:
             policy = nnx.merge(graph, state.reference, state.frozen)
             reference = rollout_kl_reference(policy, rollout, state.memory, config, opening)
-        advantages, returns = estimate_advantages(
-            rollout, recorded, answer_reward, thought_reward, config
-        )
+        advantages, returns = estimate_advantages(rollout, recorded, answer_reward, thought_reward, config)
         experience = Experience(rollout, recorded, reference, advantages, returns)
         order_key, next_key = jax.random.split(state.key)
 
@@ -81,12 +80,10 @@ def policy_update(
             shuffled = jax.tree.map(lambda x: x[order] if x.ndim else x, experience)
             return jax.lax.scan(minibatch_step, state, cut_rows(shuffled, config.minibatches))
 
-        state = state.replace(key=next_key)
+        state = replace(state, key=next_key)
         old_policy = nnx.merge(graph, state.trainable, state.frozen)
         state, metrics = jax.lax.scan(epoch, state, jax.random.split(order_key, config.epochs))
-        metrics = {
-            name: jnp.max(x) if name.endswith("_max") else jnp.mean(x) for name, x in metrics.items()
-        }
+        metrics = {name: jnp.max(x) if name.endswith("_max") else jnp.mean(x) for name, x in metrics.items()}
         kl_coefficient = state.kl_coefficient
         if config.kl_target > 0:
             kl_coefficient = adapt_kl_coefficient(kl_coefficient, metrics["kl"], config.kl_target)
@@ -97,7 +94,7 @@ def policy_update(
         if memory is not None:
             memory = _remember(old_policy, memory, rollout, returns, config.memory_writes)
             metrics["memory_entries"] = memory.filled.astype(jnp.float32)
-        return state.replace(kl_coefficient=kl_coefficient, memory=memory), metrics
+        return replace(state, kl_coefficient=kl_coefficient, memory=memory), metrics
 
     return update
 

@@ -34,9 +34,7 @@ def held_out_problems(run: RunConfig) -> Sequence[Problem]:
     """The held-out problems; generated ones do not depend on the run's seed."""
     data = run.data
     if data.test == "chains":
-        return ChainProblems(
-            _HELD_OUT_SEED, data.generated_test, data.operations, "test", data.distractors
-        )
+        return ChainProblems(_HELD_OUT_SEED, data.generated_test, data.operations, "test", data.distractors)
     if data.test == "prosqa":
         return ProsQAProblems(_HELD_OUT_SEED, data.generated_test)
     return load_problems(data.test)

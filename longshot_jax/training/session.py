@@ -1,5 +1,6 @@
 """What the stages of a run share: settings, problems, structure of the model, checkpoints, logs."""
 
+import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -122,17 +123,11 @@ class Session:
         self.writer.text(step, "evaluation/samples", samples_table(rows[:_SAMPLES]))
 
 
-class _Silent:
-    """A stream that shows nothing."""
-
-    def isatty(self) -> bool:
-        return False
+class _Silent(io.StringIO):
+    """A stream that shows nothing and keeps nothing."""
 
     def write(self, _: str) -> int:
         return 0
-
-    def flush(self) -> None:
-        pass
 
 
 def as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -64,9 +64,7 @@ def model_folder(run: RunConfig) -> Path | None:
             source, allow_patterns=["*.json", "*.safetensors", "*.jinja"], local_files_only=offline
         )
     except Exception as error:  # of many kinds; each means that there are no weights
-        reason = (
-            "the hub is out of reach and it was not downloaded before" if offline else _first_line(error)
-        )
+        reason = "the hub is out of reach and it was not downloaded before" if offline else _first_line(error)
         raise UserError(
             f"config.model.source {source!r} is no directory, and {reason}: give a local Hugging Face directory."
         ) from None
@@ -151,9 +149,7 @@ def build_reasoner(run: RunConfig, blueprint: Blueprint, folder: Path | None) ->
             sharding=blueprint.placement["llama"],
         )
     if llama is None:
-        start = jax.jit(
-            lambda: nnx.split(_make(run, blueprint.llama))[1], out_shardings=blueprint.placement
-        )
+        start = jax.jit(lambda: nnx.split(_make(run, blueprint.llama))[1], out_shardings=blueprint.placement)
         return start()
     if navigator is not None:
         return _joined(blueprint, llama, navigator)
@@ -185,7 +181,9 @@ def _other_run(run: RunConfig) -> tuple[dict[str, Any], Any]:
         which = "latest" if checkpoints.best_step is None else checkpoints.best_step
         host = checkpoints.host(which)
     if "llama" not in host or "llama_path" not in host:
-        raise UserError(f"config.initialize_from {run.initialize_from} holds no Llama: give the folder of a run.")
+        raise UserError(
+            f"config.initialize_from {run.initialize_from} holds no Llama: give the folder of a run."
+        )
     return host, which
 
 
@@ -208,9 +206,7 @@ def _weights_of_other_run(run: RunConfig, blueprint: Blueprint) -> tuple[Any, An
         ours = {**vars(run.thoughts)}
         # The first logit of stopping is no property of the weights.
         if theirs is not None and {**theirs, "stop_bias": ours["stop_bias"]} == ours:
-            navigator, _ = checkpoints.restore_partial(
-                aims["navigator"], "trainable.navigator", which
-            )
+            navigator, _ = checkpoints.restore_partial(aims["navigator"], "trainable.navigator", which)
     return llama, navigator
 
 

@@ -41,9 +41,7 @@ class ShortEvaluation:
             layout = _StepsWritten(
                 layout.tokens, layout.markers, layout.mode, layout.prompt_length, layout.bucket
             )
-        self._decoder = Decoder(
-            session.blueprint.graph, layout, max_thoughts, session.run.data.answer_length
-        )
+        self._decoder = Decoder(session.blueprint.graph, layout, max_thoughts, session.run.data.answer_length)
 
     def __call__(
         self, weights: Weights, rule: ThoughtRule, memory: MemoryBank | None = None
