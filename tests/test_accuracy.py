@@ -28,14 +28,6 @@ STEPS = ThoughtRule("steps", 3)
 NOISY = make_temperatures(std=0.3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Many programs, each run a few times: compilation is what takes time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def build(seed=0):
     def make(rngs):
         shape = LlamaConfig(TOKENS.vocabulary_size, 16, 24, 1, 2, 2, 8, tie_word_embeddings=True)

@@ -5,7 +5,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 from run_folders import PPO, save_run
 
@@ -14,14 +13,6 @@ from longshot_jax.errors import UserError
 from longshot_jax.evaluation.results import check_writable, comparison, read_results, write_results
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Many programs, each run a few times: compilation is what takes time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,6 @@ GOLDEN = Path(__file__).parent / "fixtures" / "golden_llama3"
 QUESTION = "a=6 n=a+2 i=n*3 i?"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Many programs, each run a few times: compilation is what takes time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
