@@ -68,7 +68,9 @@ def test_both_stages_run_and_are_reported(finished):
         assert checkpoints.best_step == result.best_step
         host = checkpoints.host()
     assert host["stage"] == "ppo" and host["llama_path"] == "trainable.llama"
-    assert host["step"] == 12 + 1 + 1 + 6  # the curriculum's end and the start of PPO have checkpoints of their own
+    assert (
+        host["step"] == 12 + 1 + 1 + 6
+    )  # the curriculum's end and the start of PPO have checkpoints of their own
 
 
 def test_everything_is_on_tensorboard(finished):
@@ -191,7 +193,9 @@ def test_non_finite_updates_are_skipped_and_end_the_run(tmp_path, monkeypatch):
         update = make(*args, **options)
 
         def after_five(state, batch):
-            broken = jax.tree.map(lambda x: jax.numpy.where(state.step >= 5, jax.numpy.nan, x), state.trainable)
+            broken = jax.tree.map(
+                lambda x: jax.numpy.where(state.step >= 5, jax.numpy.nan, x), state.trainable
+            )
             new, metrics = update(state.replace(trainable=broken), batch)
             kept = jax.tree.map(lambda a, b: jax.numpy.where(metrics["skipped"] > 0, b, a), new, state)
             return kept.replace(step=new.step, skipped=new.skipped, skipped_total=new.skipped_total), metrics
@@ -199,7 +203,9 @@ def test_non_finite_updates_are_skipped_and_end_the_run(tmp_path, monkeypatch):
         return after_five
 
     monkeypatch.setattr(curriculum_loop, "curriculum_update", poisoned)
-    with pytest.raises(UserError, match=r"3 updates in a row were skipped .*the checkpoint of step 6 is intact"):
+    with pytest.raises(
+        UserError, match=r"3 updates in a row were skipped .*the checkpoint of step 6 is intact"
+    ):
         train(tiny(stages=("curriculum",), curriculum__max_skipped=3), tmp_path, io.StringIO())
     with Checkpoints.reader(tmp_path) as checkpoints:
         host = checkpoints.host()
@@ -214,7 +220,9 @@ def test_frozen_backbone_has_no_moments_and_does_not_move(tmp_path):
     moved = {name for name in first if first[name].get("fingerprint") != last[name].get("fingerprint")}
     assert not any(name.startswith("frozen") for name in moved)
     assert any(name.startswith("trainable.navigator.direction") for name in moved)
-    assert not any("llama" in name for name in first if name.startswith(("optimizer", "reference", "trainable")))
+    assert not any(
+        "llama" in name for name in first if name.startswith(("optimizer", "reference", "trainable"))
+    )
 
 
 def test_run_starts_from_another_runs_weights(finished, tmp_path):
@@ -234,7 +242,10 @@ def test_too_long_prompt_is_refused_before_training(tmp_path):
     with pytest.raises(UserError, match=r"prompt has 15 tokens but config\.data\.prompt_length is 14"):
         train(tiny(data__prompt_length=14), tmp_path, io.StringIO())
     assert not (tmp_path / "checkpoints").exists()
-    rows = [{"question": "a=1 a?", "steps": [], "answer": "1"}, {"question": "a=1 b=a+1 b?", "steps": ["2"], "answer": "2" * 9}]
+    rows = [
+        {"question": "a=1 a?", "steps": [], "answer": "1"},
+        {"question": "a=1 b=a+1 b?", "steps": ["2"], "answer": "2" * 9},
+    ]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     named = str(tmp_path / "rows.json")
     with pytest.raises(UserError, match=r"rows\.json, problem 2: steps and answer have 12 tokens"):

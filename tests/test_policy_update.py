@@ -117,7 +117,9 @@ def test_sums_do_not_depend_on_minibatches():
 
     total, actions = sums(jnp.arange(B))
     (odd, odd_actions), (even, even_actions) = sums(jnp.arange(1, B, 2)), sums(jnp.arange(0, B, 2))
-    assert actions == odd_actions + even_actions == total.stops.count + total.thoughts.count + total.tokens.count
+    assert (
+        actions == odd_actions + even_actions == total.stops.count + total.thoughts.count + total.tokens.count
+    )
     for one, two in zip(jax.tree.leaves(total), jax.tree.leaves(odd + even), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
 
@@ -131,7 +133,11 @@ def test_frozen_backbone_stays_bit_for_bit():
         np.testing.assert_array_equal(old, new)
     assert np.abs(change(before, after)).max() > 1e-4
     assert after.step == 4 and "llama" not in before.trainable
-    assert not [leaf for leaf in jax.tree.leaves(before.optimizer) if leaf.shape == before.frozen["llama"]["embedding"].shape]
+    assert not [
+        leaf
+        for leaf in jax.tree.leaves(before.optimizer)
+        if leaf.shape == before.frozen["llama"]["embedding"].shape
+    ]
 
 
 def test_non_finite_updates_are_skipped_and_counted():
@@ -197,7 +203,11 @@ def test_updates_raise_the_reward_of_a_bandit(gradient, baseline):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=0.03, navigator_learning_rate=0.03), 100)
     graph, state = begun(reasoner, config, optimizer)
     update = jax.jit(policy_update(graph, optimizer, config, OPENING))
-    roll = jax.jit(lambda state, seed: rolled_out(nnx.merge(graph, state.trainable, state.frozen), seed, None, 0.3, count, 1))
+    roll = jax.jit(
+        lambda state, seed: rolled_out(
+            nnx.merge(graph, state.trainable, state.frozen), seed, None, 0.3, count, 1
+        )
+    )
     earned = []
     for seed in range(12):
         rollout, recorded = roll(state, seed)
@@ -205,5 +215,3 @@ def test_updates_raise_the_reward_of_a_bandit(gradient, baseline):
         state, _ = update(state, rollout, recorded, answer_reward, jnp.zeros((count, N, T + 1)))
         earned.append(float(answer_reward.mean()))
     assert earned[0] < 3 / VOCABULARY + 0.1 and np.mean(earned[-2:]) > 0.8, earned
-
-

@@ -17,6 +17,7 @@ PYTHON_FILES = sorted(
     for path in (ROOT / folder).rglob("*.py")
 )
 MOST_LINES = 400
+BINARY = (".npz", ".safetensors")  # random bytes look like anything
 FOREIGN = {"torch", "tensorflow", "keras"}
 
 # Folders that exist on one machine and not on the next. /usr/bin/env, /dev and /proc are everywhere.
@@ -41,7 +42,7 @@ def project_files() -> list[Path]:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout: which files belong to the project is not known")
-    files = [ROOT / name for name in listed.split("\0") if name]
+    files = [ROOT / name for name in listed.split("\0") if name and not name.endswith(BINARY)]
     return [path for path in files if path.is_file()]
 
 

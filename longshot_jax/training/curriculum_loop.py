@@ -1,6 +1,6 @@
 """The curriculum stage of a run: supervised updates, stage after stage."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -102,9 +102,7 @@ class CurriculumLoop:
         """Batch `number` as it is shown at a stage: a function of seed, stage and number."""
         rng = np.random.default_rng((self.session.run.seed, stage, number))
         length = self.session.run.data.answer_length
-        batch = curriculum_batch(
-            self.stream[number], stage, self.config, self.session.layout, length, rng
-        )
+        batch = curriculum_batch(self.stream[number], stage, self.config, self.session.layout, length, rng)
         return place_batch(batch, self.session.mesh)
 
     def run(self, weights: Any, host: dict[str, Any] | None, first_step: int) -> tuple[Any, int]:
@@ -151,7 +149,7 @@ class CurriculumLoop:
                 self._observe(at, step)
                 at.pending = metrics
                 at.step, at.batch, step = at.step + 1, at.batch + 1, step + 1
-                progress.advance(**at.figures)
+                progress.advance(1, **at.figures)
                 accuracy = None
                 if every and step % every == 0:
                     accuracy = self._evaluate(state, rule, at, step)
@@ -166,7 +164,7 @@ class CurriculumLoop:
             progress.advance(0, **at.figures)
         if not is_last:
             renew = self.fresh_optimizer(state.trainable) if config.reset_optimizer else state.optimizer
-            state = state.replace(optimizer=restart_schedule(renew))
+            state = replace(state, optimizer=restart_schedule(renew))
             at.stage, at.step, at.running_loss = at.stage + 1, 0, None
             return state, step
         at.finished = True

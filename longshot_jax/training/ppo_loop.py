@@ -1,7 +1,7 @@
 """The PPO stage of a run: roll out, reward, update, iteration after iteration."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -118,7 +118,7 @@ class PPOLoop:
             mask,
             state.memory,
             lengths,
-            temperatures.replace(std=temperatures.std * state.thought_rms),
+            replace(temperatures, std=temperatures.std * state.thought_rms),
             jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(prompt.shape[0])),
             num_trajectories=config.num_trajectories,
             max_thoughts=config.max_steps,
@@ -151,15 +151,14 @@ class PPOLoop:
         problems = self.stream[iteration]
         prompt, mask = self.session.layout.prompts(problems)
         shape = (config.questions, config.num_trajectories)
+        least = np.full(shape, config.min_steps, np.int32)
+        most = np.full(shape, config.max_steps, np.int32)
         if iteration < config.target_iterations:
             # Forced: as many thoughts as drawn, whatever the stop head says.
             rng = np.random.default_rng((run.seed, 2, iteration))
-            drawn = rng.choice(np.asarray(config.target_steps, np.int32), size=shape)
-            lengths = Lengths(drawn, drawn)
-        else:
-            lengths = Lengths(
-                np.full(shape, config.min_steps, np.int32), np.full(shape, config.max_steps, np.int32)
-            )
+            least = most = rng.choice(np.asarray(config.target_steps, np.int32), size=shape)
+        # Still on the host: the line after places them.
+        lengths = Lengths(least, most)  # pyright: ignore[reportArgumentType]
         return Questions(problems, *place_batch((prompt, mask, lengths), self.session.mesh))
 
     def temperatures(self, iteration: int, noise: float | None = None) -> Temperatures:
@@ -169,7 +168,7 @@ class PPOLoop:
         values = [annealed(pair, iteration, config.iterations) for pair in bounds]
         if noise is not None:
             values[0] = np.float32(noise)
-        return Temperatures(*values)
+        return Temperatures(*values)  # pyright: ignore[reportArgumentType]  (host scalars, placed by jit)
 
     def run(self, weights: Any, host: dict[str, Any] | None, first_step: int) -> tuple[Any, int]:
         """Trains for all iterations.
@@ -196,7 +195,7 @@ class PPOLoop:
             session.progress("ppo", config.iterations, done, "iteration") as shown,
         ):
 
-            def save(metric: float) -> None:
+            def save(metric: float | None) -> None:
                 progress = {"iteration": done, "offset": offset, "seconds": session.seconds - before}
                 session.save(offset + done, state, "ppo", progress, metric)
 
@@ -235,7 +234,7 @@ class PPOLoop:
         still = self.temperatures(0, noise=0.0)
         *_, outcome = self.rollout(state, first.prompt, first.mask, first.lengths, still, np.int32(0))
         place = self.placement.thought_rms
-        return state.replace(thought_rms=jax.device_put(outcome["thought_rms"], place))
+        return replace(state, thought_rms=jax.device_put(outcome["thought_rms"], place))
 
     def _iteration(
         self,
@@ -270,7 +269,8 @@ class PPOLoop:
         self.session.writer.histogram(step, "rollout/thoughts_taken", outcomes.thoughts)
         self.session.writer.histogram(step, "reward/distribution", total)
         metrics |= {
-            f"reward/{name}": np.mean(term) for name, term in (terms | {"thought_cost": costs.sum(-1)}).items()
+            f"reward/{name}": np.mean(term)
+            for name, term in (terms | {"thought_cost": costs.sum(-1)}).items()
         }
         metrics |= self._rollout_metrics(outcomes, ended, total, iteration)
         return state, metrics, (pending[0], as_numbers(previous)) if pending else None

@@ -51,7 +51,7 @@ class Session:
     stream: Any = None
     seconds_before: float = 0.0
     best: tuple[float, int] | None = None
-    finished: dict[str, dict[str, float]] = field(default_factory=dict)
+    finished: dict[str, dict[str, Any]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     @property
