@@ -26,3 +26,10 @@ def shared_data() -> Path:
             "no data folder: set LONGSHOT_DATA to a folder with gsm8k/, gsm8k_aug/, prosqa/, prontoqa/"
         )
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """A process may hold only so many memory maps, and each compiled program has hundreds."""
+    yield
+    jax.clear_caches()
