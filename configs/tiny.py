@@ -50,7 +50,7 @@ def get_config():
     curriculum.optimizer.b2 = 0.98
 
     ppo = config.ppo
-    ppo.iterations = 200
+    ppo.iterations = 400
     ppo.questions = 32
     ppo.num_trajectories = 8
     ppo.epochs = 2

@@ -49,7 +49,7 @@ class Arm:
     overrides: Mapping[str, str] = field(default_factory=dict)
 
 
-# The continued curriculum sees as many sequences as PPO trains on: 200 iterations x 2 epochs x 256 trajectories, in
+# The continued curriculum sees as many sequences as PPO trains on: 400 iterations x 2 epochs x 256 trajectories, in
 # batches of 64. The last stage has all steps as thoughts.
 ARMS = {
     "no_cot": Arm(
@@ -95,7 +95,7 @@ ARMS = {
         {
             "stages": "('curriculum',)",
             "curriculum.stages": "(4,)",
-            "curriculum.max_steps_per_stage": "1600",
+            "curriculum.max_steps_per_stage": "3200",
             "curriculum.last_stage_loss": "0.0",
         },
     ),
