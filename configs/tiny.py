@@ -72,9 +72,11 @@ def get_config():
     ppo.optimizer.schedule = "linear"
     ppo.optimizer.b2 = 0.98
 
-    config.evaluation.every = 500
-    config.evaluation.every_iterations = 20
-    config.evaluation.questions = 400
-    config.evaluation.batch_size = 400
+    # Enough questions that the best checkpoint is the best, and not the luckiest.
+    config.data.generated_test = 2000
+    config.evaluation.questions = 2000
+    config.evaluation.batch_size = 500
+    config.evaluation.every = 1000
+    config.evaluation.every_iterations = 40
     config.checkpoint.every = 500
     return config
