@@ -48,7 +48,7 @@ def damage_host(folder: Path, step: int) -> None:
     ids=["one bit", "host part cut", "data cut", "data removed", "state removed", "metadata cut"],
 )
 def test_damaged_checkpoint_is_refused_and_the_earlier_one_serves(tmp_path, damage):
-    first, second = ({"w": jax.random.normal(jax.random.key(i), (64, 64))} for i in range(2))
+    first, second = ({"w": jax.random.uniform(jax.random.key(i), (64, 64))} for i in range(2))
     with Checkpoints(tmp_path, 2, 0) as checkpoints:
         checkpoints.save(1, first, {})
         checkpoints.save(2, second, {})
@@ -61,7 +61,7 @@ def test_damaged_checkpoint_is_refused_and_the_earlier_one_serves(tmp_path, dama
 
 
 def test_any_single_changed_element_changes_the_fingerprint():
-    array = jax.random.normal(jax.random.key(0), (5, 7))
+    array = jax.random.uniform(jax.random.key(0), (5, 7))
     prints = {int(fingerprint_of(array))}
     for row in range(5):
         for column in range(7):
@@ -76,7 +76,7 @@ SAVE_TWICE = """
     import jax, jax.numpy as jnp
     from longshot_jax.training.checkpoint import Checkpoints
     def state(seed):
-        return {"w": jax.random.normal(jax.random.key(seed), (2048, 2048)), "key": jax.random.key(seed)}
+        return {"w": jax.random.uniform(jax.random.key(seed), (2048, 2048)), "key": jax.random.key(seed)}
     checkpoints = Checkpoints(sys.argv[1], keep_last=1, keep_best=0)
     checkpoints.save(1, state(1), {"step": 1})
     checkpoints.wait()
@@ -102,7 +102,7 @@ def test_kill_in_the_middle_of_a_save_leaves_the_previous_one(tmp_path):
         restored, host = checkpoints.restore(template)
     assert leftovers, "the kill came before anything was written, so the test showed nothing"
     assert host == {"step": 1}
-    expected = {"w": jax.random.normal(jax.random.key(1), (2048, 2048)), "key": jax.random.key(1)}
+    expected = {"w": jax.random.uniform(jax.random.key(1), (2048, 2048)), "key": jax.random.key(1)}
     assert bits(restored) == bits(expected)
     # Reading has cleaned nothing up: the folder might be that of a run which is at work.
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith("2")] == leftovers
