@@ -34,10 +34,7 @@ venv: $(RUN)
 test: $(TEST)
 	$(PY) -m pytest -n auto --dist loadfile
 
-# The fast tests of files that ask for PyTorch run here too: without it, `make test` has skipped them.
 test-slow: $(PARITY)
-	@asking=$$(grep -lE '(import|from) torch|importorskip\(.torch' tests/test_*.py || true); \
-	  if [ -n "$$asking" ]; then echo "$(PY) -m pytest" $$asking; $(PY) -m pytest -n auto --dist loadfile $$asking; fi
 	$(PY) -m pytest -n auto --dist loadfile -m slow
 
 lint: $(LINT)
