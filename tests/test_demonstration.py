@@ -1,0 +1,39 @@
+"""The demonstration's arms are commands that train.py accepts, and its table has every arm and control."""
+
+from pathlib import Path
+
+from longshot_jax.demonstration import ARMS, OPERATIONS, table, train_command
+
+
+def entry(accuracy, controls):
+    group = {
+        "accuracy": accuracy,
+        "mean_thoughts": 2.0,
+        "sampled_accuracy": 0.5,
+        "vote_accuracy": 0.25,
+        "controls": controls,
+    }
+    return {
+        "confidence_interval": [0.1, 0.9],
+        "by_steps": {str(operations): group for operations in OPERATIONS},
+        "controls": controls,
+        "compute": {"gradient_steps": 1000, "sequences": 64000, "seconds": 12.3},
+    }
+
+
+def test_every_arm_starts_after_the_one_it_needs_and_names_its_run():
+    for name, arm in ARMS.items():
+        command = train_command(name, Path("runs"), seed=3)
+        assert "--config.seed=3" in command and str(Path("runs") / name) in command
+        start = [part for part in command if part.startswith("--config.initialize_from=")]
+        assert bool(start) == (arm.starts_from is not None)
+
+
+def test_table_has_a_row_for_each_arm_sample_vote_and_control():
+    summary = {name: entry(0.75, {"zero": 0.125}) for name in ARMS}
+    lines = table(summary).splitlines()
+    assert len(lines) == 2 + len(ARMS) + 2 + 2
+    assert len({line.count("|") for line in lines}) == 1
+    ppo = next(line for line in lines if line.startswith("| PPO "))
+    assert "75.0 [10.0, 90.0]" in ppo and "1,000" in ppo and "64,000" in ppo and "2 2 2 2" in ppo
+    assert sum("12.5" in line for line in lines) == 2
