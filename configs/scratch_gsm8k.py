@@ -7,7 +7,7 @@ accuracy of a few per cent (the figures of one run are in docs/results.md), not 
 Model: 6 layers of width 384, 10.6 million parameters besides the embeddings; a byte-level BPE of 2,048 tokens trained
 on the questions, one token a digit.
 
-Cost: about 1,800 supervised updates and 200 of PPO; about half an hour on one CPU core.
+Cost: 2,000 supervised updates and 2,000 of PPO; one to two hours on one CPU core.
 
     python scripts/train.py --config configs/scratch_gsm8k.py \
         --config.data.train=gsm8k_aug/train_no_aug.txt --config.data.test=gsm8k_aug/test.txt --workdir runs/scratch_gsm8k
@@ -39,19 +39,20 @@ def get_config():
     curriculum.stages = (0, 1, 2, 3, 4)
     curriculum.max_latent_stage = 3  # as COCONUT on GSM8K; stage 4 leaves all steps out
     curriculum.c_thought = 1
-    curriculum.batch_size = 2  # two thousand updates are to fit into half an hour
-    curriculum.max_steps_per_stage = 360
+    curriculum.batch_size = 2  # two thousand updates are to fit into an hour
+    curriculum.max_steps_per_stage = 400
     curriculum.optimizer.learning_rate = 3e-4
     curriculum.optimizer.navigator_learning_rate = 3e-4
     curriculum.optimizer.warmup_steps = 50
     curriculum.optimizer.b2 = 0.95
 
     ppo = config.ppo
-    ppo.iterations = 50
+    ppo.iterations = 250
     ppo.questions = 4
     ppo.num_trajectories = 4
-    ppo.epochs = 1
+    ppo.epochs = 2
     ppo.minibatches = 4
+    ppo.answer_length = 12  # a number
     ppo.gradient = "score"
     ppo.log_prob_scaling = "scaled"
     ppo.min_steps = 1

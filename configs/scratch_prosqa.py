@@ -8,7 +8,7 @@ guessing between the two candidates at best (the figures of one run are in docs/
 Model: 6 layers of width 384, 10.6 million parameters besides the embeddings; a byte-level BPE trained on the
 problems. Training problems are generated, calibrated to the published files' statistics.
 
-Cost: about 1,800 supervised updates and 200 of PPO; about half an hour on one CPU core.
+Cost: 2,040 supervised updates and 2,000 of PPO; one to two hours on one CPU core.
 
     python scripts/train.py --config configs/scratch_prosqa.py \
         --config.data.test=prosqa/prosqa_valid.json --workdir runs/scratch_prosqa
@@ -40,19 +40,20 @@ def get_config():
     curriculum = config.curriculum
     curriculum.stages = (0, 1, 2, 3, 4, 5)
     curriculum.max_latent_stage = 4
-    curriculum.batch_size = 2  # two thousand updates are to fit into half an hour
-    curriculum.max_steps_per_stage = 300
+    curriculum.batch_size = 2  # two thousand updates are to fit into an hour
+    curriculum.max_steps_per_stage = 340
     curriculum.optimizer.learning_rate = 3e-4
     curriculum.optimizer.navigator_learning_rate = 3e-4
     curriculum.optimizer.warmup_steps = 50
     curriculum.optimizer.b2 = 0.95
 
     ppo = config.ppo
-    ppo.iterations = 50
+    ppo.iterations = 250
     ppo.questions = 4
     ppo.num_trajectories = 4
-    ppo.epochs = 1
+    ppo.epochs = 2
     ppo.minibatches = 4
+    ppo.answer_length = 24  # one sentence
     ppo.gradient = "score"
     ppo.log_prob_scaling = "scaled"
     ppo.min_steps = 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax import nnx
 
-from longshot_jax.config import PPOConfig, RunConfig
+from longshot_jax.config import RunConfig
 from longshot_jax.conversion import llama_to_json
 from longshot_jax.data.tokens import Tokens
 from longshot_jax.model.llama import Llama, LlamaConfig
@@ -14,6 +14,7 @@ from longshot_jax.thoughts.memory import empty_bank
 from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
 from longshot_jax.training.checkpoint import Checkpoints
 from longshot_jax.training.optimizer import is_trainable
+from longshot_jax.training.settings import PPOConfig
 from longshot_jax.training.workdir import write_config
 
 PPO = RunConfig(

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from longshot_jax.config import MeshConfig, OptimizerConfig, PPOConfig
+from longshot_jax.config import MeshConfig
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.sharding import make_mesh, place_batch, replicated, shardings
 from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
@@ -20,6 +20,7 @@ from longshot_jax.training.curriculum import CurriculumBatch
 from longshot_jax.training.curriculum_update import curriculum_update
 from longshot_jax.training.optimizer import make_optimizer
 from longshot_jax.training.policy_update import policy_update
+from longshot_jax.training.settings import OptimizerConfig, PPOConfig
 from longshot_jax.training.state import start_state
 
 MESHES = [

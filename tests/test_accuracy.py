@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from longshot_jax.config import CurriculumConfig, PPOConfig, RunConfig
+from longshot_jax.config import RunConfig
 from longshot_jax.data.chains import ChainProblems
 from longshot_jax.data.examples import Layout
 from longshot_jax.data.problems import Problem
@@ -22,6 +22,7 @@ from longshot_jax.evaluation.decoding import (
 )
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
+from longshot_jax.training.settings import CurriculumConfig, PPOConfig
 
 TOKENS = Tokens.for_chains()
 STEPS = ThoughtRule("steps", 3)

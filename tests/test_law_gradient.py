@@ -16,10 +16,10 @@ import pytest
 from builders import QUICK, from_scratch, small_reasoner
 from flax import nnx
 
-from longshot_jax.config import PPOConfig
 from longshot_jax.thoughts.rescore import Rollout, rescore
 from longshot_jax.thoughts.think import StopRule, encode, think
 from longshot_jax.training import policy_loss
+from longshot_jax.training.settings import PPOConfig
 
 pytestmark = pytest.mark.law
 

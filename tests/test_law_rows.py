@@ -11,7 +11,6 @@ from flax import nnx
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from longshot_jax.config import PPOConfig
 from longshot_jax.thoughts.memory import best_positions, empty_bank, write_bank
 from longshot_jax.thoughts.rescore import position_mask, rescore
 from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
@@ -22,6 +21,7 @@ from longshot_jax.training.policy_loss import (
     policy_loss,
     policy_sums,
 )
+from longshot_jax.training.settings import PPOConfig
 
 pytestmark = pytest.mark.law
 

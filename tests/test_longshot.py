@@ -14,12 +14,13 @@ from flax import nnx
 from run_folders import CURRICULUM, PPO, save_run
 
 from longshot_jax import LongShot
-from longshot_jax.config import CurriculumConfig, RunConfig
+from longshot_jax.config import RunConfig
 from longshot_jax.conversion import from_hf
 from longshot_jax.data.problems import Problem
 from longshot_jax.data.tokens import Tokens
 from longshot_jax.errors import UserError
 from longshot_jax.longshot import Generation
+from longshot_jax.training.settings import CurriculumConfig
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden_llama3"
 QUESTION = "a=6 n=a+2 i=n*3 i?"

@@ -11,11 +11,11 @@ import pytest
 from builders import END, VOCABULARY, ragged_prompts, small_bank, small_reasoner
 from flax import nnx
 
-from longshot_jax.config import OptimizerConfig, PPOConfig
 from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
 from longshot_jax.training.optimizer import apply_if_finite, is_trainable, make_optimizer
 from longshot_jax.training.policy_loss import Experience, count_actions, estimate_advantages, policy_sums
 from longshot_jax.training.policy_update import policy_update
+from longshot_jax.training.settings import OptimizerConfig, PPOConfig
 from longshot_jax.training.state import start_state
 
 B, N, T, A, OPENING = 8, 2, 2, 3, (4,)

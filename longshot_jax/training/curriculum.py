@@ -11,7 +11,6 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from longshot_jax.config import CurriculumConfig
 from longshot_jax.data.examples import Layout, has_thoughts, pad_right
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
@@ -20,6 +19,7 @@ from longshot_jax.thoughts.navigator import Reasoner
 from longshot_jax.thoughts.rescore import continuation_hidden
 from longshot_jax.thoughts.rollout import action_size
 from longshot_jax.thoughts.think import StopRule, encode, think, think_given
+from longshot_jax.training.settings import CurriculumConfig
 
 
 @struct.dataclass

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from longshot_jax.config import CurriculumConfig
 from longshot_jax.data.examples import has_thoughts
 from longshot_jax.data.loader import ProblemStream
 from longshot_jax.model.sharding import check_divides, fetch, place_batch, replicated, shardings
@@ -16,6 +15,7 @@ from longshot_jax.training.curriculum import CurriculumBatch, curriculum_batch
 from longshot_jax.training.curriculum_update import curriculum_update
 from longshot_jax.training.optimizer import make_optimizer, restart_schedule
 from longshot_jax.training.session import Session, as_numbers
+from longshot_jax.training.settings import CurriculumConfig
 from longshot_jax.training.short_evaluation import ShortEvaluation, rule_of_stage
 from longshot_jax.training.state import TrainState, start_state
 

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from longshot_jax.config import OptimizerConfig
+from longshot_jax.training.settings import OptimizerConfig
 
 
 def is_trainable(trainable: str) -> Callable[[tuple, Any], bool]:

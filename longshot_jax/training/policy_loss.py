@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from longshot_jax.config import PPOConfig
 from longshot_jax.thoughts.densities import gaussian_kl
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.thoughts.navigator import Reasoner
@@ -22,6 +21,7 @@ from longshot_jax.training.ppo import (
     reward_at_end,
     whiten,
 )
+from longshot_jax.training.settings import PPOConfig
 
 
 @struct.dataclass

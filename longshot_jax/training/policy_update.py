@@ -9,7 +9,6 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from longshot_jax.config import PPOConfig
 from longshot_jax.thoughts.memory import MemoryBank, best_positions, write_bank
 from longshot_jax.thoughts.navigator import Reasoner
 from longshot_jax.thoughts.rescore import Rollout, Scores, position_mask
@@ -24,6 +23,7 @@ from longshot_jax.training.policy_loss import (
     rollout_kl_reference,
 )
 from longshot_jax.training.ppo import adapt_kl_coefficient, explained_variance
+from longshot_jax.training.settings import PPOConfig
 from longshot_jax.training.state import TrainState, count_skipped
 
 Update = Callable[[TrainState, Rollout, Scores, Array, Array], tuple[TrainState, dict[str, Array]]]

@@ -122,7 +122,7 @@ class PPOLoop:
             jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(prompt.shape[0])),
             num_trajectories=config.num_trajectories,
             max_thoughts=config.max_steps,
-            answer_length=session.run.data.answer_length,
+            answer_length=config.answer_length or session.run.data.answer_length,
             opening=session.layout.opening,
             end_token=session.layout.tokens.end,
             scaling=config.log_prob_scaling,

@@ -1,0 +1,83 @@
+"""Combinations of settings that cannot work, each refused before anything is spent, with the ways out."""
+
+from typing import TYPE_CHECKING
+
+from longshot_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from longshot_jax.config import RunConfig
+
+
+def check_combinations(run: "RunConfig") -> None:
+    """Raises a UserError for the first combination of settings that cannot work."""
+    for stage in run.stages:
+        if stage not in ("curriculum", "ppo"):
+            raise UserError(f"config.stages holds {stage!r}: it may hold 'curriculum' and 'ppo'.")
+    ppo, curriculum, data = run.ppo, run.curriculum, run.data
+    trains_backbone = "curriculum" in run.stages or ("ppo" in run.stages and ppo.trainable == "all")
+    if run.model.weight_dtype != "float32" and trains_backbone:
+        raise UserError(
+            "config.model.weight_dtype 'bfloat16' would round away the updates of a backbone that is trained: take "
+            "'float32', or leave 'curriculum' out of config.stages and set config.ppo.trainable to 'navigator'."
+        )
+    if data.length_bucket and data.prompt_length % data.length_bucket:
+        raise UserError(
+            f"config.data.prompt_length {data.prompt_length} is not a multiple of config.data.length_bucket "
+            f"{data.length_bucket}."
+        )
+    if curriculum.micro_batch_size and curriculum.batch_size % curriculum.micro_batch_size:
+        raise UserError(
+            f"config.curriculum.batch_size {curriculum.batch_size} is not a multiple of "
+            f"config.curriculum.micro_batch_size {curriculum.micro_batch_size}."
+        )
+    if ppo.questions % (ppo.minibatches * ppo.micro_batches):
+        raise UserError(
+            f"config.ppo.questions {ppo.questions} is not a multiple of minibatches x micro_batches "
+            f"({ppo.minibatches} x {ppo.micro_batches})."
+        )
+    if not 0 <= ppo.min_steps <= ppo.max_steps:
+        raise UserError(
+            f"config.ppo.min_steps {ppo.min_steps} must lie between 0 and max_steps {ppo.max_steps}."
+        )
+    if ppo.target_iterations and not ppo.target_steps:
+        raise UserError(
+            "config.ppo.target_iterations needs config.ppo.target_steps: the numbers to draw from."
+        )
+    if any(not 0 <= steps <= ppo.max_steps for steps in ppo.target_steps):
+        raise UserError(
+            f"config.ppo.target_steps {ppo.target_steps} must lie between 0 and max_steps {ppo.max_steps}."
+        )
+    if ppo.baseline != "critic" and ppo.num_trajectories < 2:
+        raise UserError(
+            f"config.ppo.baseline {ppo.baseline!r} compares trajectories of one question: set num_trajectories to 2 "
+            "or more, or take the critic."
+        )
+    if ppo.baseline != "critic" and ppo.together:
+        raise UserError(
+            f"config.ppo.baseline {ppo.baseline!r} needs independent trajectories, and config.ppo.together joins "
+            "them: take the critic, or leave them apart."
+        )
+    if ppo.gradient == "score" and ppo.noise[1] <= 0 and ppo.noise[0] <= 0:
+        raise UserError(
+            "config.ppo.gradient 'score' needs noise: thoughts without it have no log-prob. Set config.ppo.noise "
+            "above 0, or take 'pathwise' or 'none'."
+        )
+    if run.thoughts.memory_top and not ppo.memory_slots:
+        raise UserError(
+            "config.thoughts.memory_top reads a memory bank: set config.ppo.memory_slots above 0."
+        )
+    if ppo.memory_slots and not run.thoughts.memory_top:
+        raise UserError(
+            "config.ppo.memory_slots fills a bank nobody reads: set config.thoughts.memory_top above 0."
+        )
+    if run.thoughts.memory_top > ppo.memory_slots:
+        raise UserError(
+            f"config.thoughts.memory_top {run.thoughts.memory_top} is more than config.ppo.memory_slots {ppo.memory_slots}."
+        )
+    inexact = run.thoughts.feedback == "navigator_residual" and ppo.gradient == "none"
+    if inexact and ppo.trainable == "all" and ppo.rescore == "auto":
+        raise UserError(
+            "config.thoughts.feedback 'navigator_residual' with gradient 'none' has no exact rescore while the "
+            "backbone is trained: take gradient 'score' or 'pathwise' (sequential, exact), ppo.trainable "
+            "'navigator', or ppo.rescore 'parallel_inexact'."
+        )

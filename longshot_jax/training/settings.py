@@ -1,0 +1,145 @@
+"""The settings of training: optimizer, curriculum and PPO, each with its meaning and unit."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from longshot_jax.training.rewards import RewardWeights
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with its own rates for backbone and navigator.
+
+    Attributes:
+      learning_rate: of the Llama; navigator_learning_rate: of the navigator.
+      schedule: after the warm-up; `cosine` and `linear` end at `final_learning_rate` with the stage's last step.
+      warmup_steps: linear, from 0.
+      final_learning_rate: as a fraction of the peak.
+      weight_decay, navigator_weight_decay: decoupled; norms and biases have none.
+      b1, b2: decay of the moments.
+      clip_norm: bound on the global norm of the gradient.
+    """
+
+    learning_rate: float = 1e-4
+    navigator_learning_rate: float = 1e-4
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = 0
+    final_learning_rate: float = 0.1
+    weight_decay: float = 0.01
+    navigator_weight_decay: float = 0.001
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """Supervised curriculum; the names are COCONUT's (arXiv:2412.06769) where it has them.
+
+    Attributes:
+      mode: `coconut`; `cot`: text steps; `no_cot`: the answer directly; `no_thoughts`: the same curriculum with
+        nothing in place of the steps; `pause`: with a learned constant in each thought slot.
+      stages: which stages run, in order; stage k replaces the first k steps by thoughts, a stage above
+        `max_latent_stage` replaces all.
+      c_thought: thoughts per step.
+      max_latent_stage: most steps that are replaced one by one.
+      pad_latent_to_max: a problem with fewer steps than the stage still gets the stage's number of thoughts.
+      uniform_prob: probability that a problem is shown at a random other stage.
+      epochs_per_stage: passes over the data before the next stage; `max_steps_per_stage` ends it earlier.
+      max_steps_per_stage: updates, 0 for no such bound.
+      stage_loss: a stage also ends when its running loss falls below this, in nats per token; 0 never.
+      last_stage_loss: the same for the last stage.
+      reset_optimizer: fresh moments at each stage.
+      batch_size: problems per update; micro_batch_size: problems per forward pass, 0 for all at once.
+      max_skipped: updates in a row skipped for non-finite gradients before the run ends.
+      optimizer: see there; a schedule spans one stage.
+    """
+
+    mode: Literal["coconut", "cot", "no_cot", "no_thoughts", "pause"] = "coconut"
+    stages: tuple[int, ...] = (0, 1, 2, 3, 4)
+    c_thought: int = 1
+    max_latent_stage: int = 4
+    pad_latent_to_max: bool = False
+    uniform_prob: float = 0.0
+    epochs_per_stage: int = 1
+    max_steps_per_stage: int = 0
+    stage_loss: float = 0.0
+    last_stage_loss: float = 0.0
+    reset_optimizer: bool = False
+    batch_size: int = 128
+    micro_batch_size: int = 0
+    max_skipped: int = 10
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Reinforcement learning of thoughts, stops and answers (PPO, arXiv:1707.06347).
+
+    Attributes:
+      iterations: rollouts, each followed by one update.
+      questions: B, questions per rollout; num_trajectories: N, trajectories of each.
+      trainable: `all` weights, or the `navigator` alone with the backbone frozen.
+      gradient: through thoughts: `score`, `pathwise` or `none`.
+      rescore: `auto` takes the parallel pass wherever it is exact, else the sequential one; `parallel_inexact`
+        insists on the parallel one with `navigator_residual`, whose recorded thoughts it treats as constants.
+      log_prob_scaling: of a thought's log-prob over its dimensions.
+      epochs: passes over a rollout; minibatches: per epoch, they divide the questions.
+      micro_batches: forward passes per minibatch, for gradient accumulation.
+      clip, value_clip: half-widths of the trusted ranges (of the ratio; of the value, in units of reward).
+      baseline: `critic` (GAE), `leave_one_out`, or `group` (mean and standard deviation of the question's own).
+      whiten: shift and scale advantages over the whole batch.
+      discount, trace: γ and λ of GAE, per position.
+      value_coefficient, entropy_coefficient: weights of the critic's loss and of the stop head's entropy.
+      kl_coefficient: weight of the KL to the policy at the start of PPO; 0 keeps no reference.
+      kl_target: if positive, the coefficient adapts to hold this KL per action, in nats.
+      kl_estimator: for tokens and stops.
+      noise: σ at the start and the end, relative to the rms of noise-free thoughts; 0 is deterministic.
+      stop_temperature, token_temperature: at the start and the end; all three anneal linearly.
+      min_steps, max_steps: bounds on the number of thoughts; equal bounds force it.
+      answer_length: A, most tokens of a sampled answer with its end; 0 takes `data.answer_length`, which must also
+        hold the text steps of a curriculum.
+      target_steps: while forced, each trajectory's number of thoughts is drawn from these.
+      target_iterations: iterations with forced numbers of thoughts, at the start.
+      together: trajectories are fed their mean thought and stop by majority.
+      memory_slots: M, entries of the memory bank; memory_writes: positions written per iteration.
+      rewards: see there.
+      max_skipped: updates in a row skipped for non-finite gradients before the run ends.
+      optimizer: see there; a schedule spans the whole of PPO, in updates.
+    """
+
+    iterations: int = 100
+    questions: int = 32
+    num_trajectories: int = 8
+    trainable: Literal["all", "navigator"] = "all"
+    gradient: Literal["score", "pathwise", "none"] = "score"
+    rescore: Literal["auto", "parallel_inexact"] = "auto"
+    log_prob_scaling: Literal["summed", "averaged", "scaled"] = "summed"
+    epochs: int = 2
+    minibatches: int = 2
+    micro_batches: int = 1
+    clip: float = 0.2
+    value_clip: float = 0.2
+    baseline: Literal["critic", "leave_one_out", "group"] = "critic"
+    whiten: bool = True
+    discount: float = 1.0
+    trace: float = 0.95
+    value_coefficient: float = 0.5
+    entropy_coefficient: float = 0.01
+    kl_coefficient: float = 0.02
+    kl_target: float = 0.0
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    noise: tuple[float, float] = (0.2, 0.2)
+    stop_temperature: tuple[float, float] = (1.0, 1.0)
+    token_temperature: tuple[float, float] = (1.0, 1.0)
+    min_steps: int = 0
+    max_steps: int = 6
+    answer_length: int = 0
+    target_steps: tuple[int, ...] = ()
+    target_iterations: int = 0
+    together: bool = False
+    memory_slots: int = 0
+    memory_writes: int = 8
+    rewards: RewardWeights = field(default_factory=RewardWeights)
+    max_skipped: int = 10
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
