@@ -14,7 +14,7 @@ import pytest
 from tiny_run import tiny
 
 from longshot_jax.errors import UserError
-from longshot_jax.training import curriculum_loop
+from longshot_jax.training import curriculum_programs
 from longshot_jax.training.ahead import Ahead
 from longshot_jax.training.checkpoint import Checkpoints
 from longshot_jax.training.curriculum_loop import Position
@@ -187,7 +187,7 @@ def test_longer_runs_compile_nothing_more(finished, tmp_path):
 
 
 def test_non_finite_updates_are_skipped_and_end_the_run(tmp_path, monkeypatch):
-    make = curriculum_loop.curriculum_update
+    make = curriculum_programs.curriculum_update
 
     def poisoned(*args, **options):
         update = make(*args, **options)
@@ -202,7 +202,7 @@ def test_non_finite_updates_are_skipped_and_end_the_run(tmp_path, monkeypatch):
 
         return after_five
 
-    monkeypatch.setattr(curriculum_loop, "curriculum_update", poisoned)
+    monkeypatch.setattr(curriculum_programs, "curriculum_update", poisoned)
     with pytest.raises(
         UserError, match=r"3 updates in a row were skipped .*the checkpoint of step 6 is intact"
     ):

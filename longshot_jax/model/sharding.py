@@ -131,6 +131,13 @@ def shardings(abstract: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES
     return jax.tree_util.tree_map_with_path(place, abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
+def placed(abstract: Any, places: Any) -> Any:
+    """Shapes and dtypes with their shardings: what a function is compiled for, and what a checkpoint is read into."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

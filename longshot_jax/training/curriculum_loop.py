@@ -3,21 +3,18 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
 import numpy as np
-from flax import nnx
 
-from longshot_jax.data.examples import has_thoughts
 from longshot_jax.data.loader import ProblemStream
-from longshot_jax.model.sharding import check_divides, fetch, place_batch, replicated, shardings
+from longshot_jax.model.sharding import fetch, place_batch
 from longshot_jax.training.ahead import Ahead
 from longshot_jax.training.curriculum import CurriculumBatch, curriculum_batch
-from longshot_jax.training.curriculum_update import curriculum_update
-from longshot_jax.training.optimizer import make_optimizer, restart_schedule
+from longshot_jax.training.curriculum_programs import CurriculumPrograms, max_curriculum_thoughts
+from longshot_jax.training.optimizer import restart_schedule
 from longshot_jax.training.session import Session, as_numbers
 from longshot_jax.training.settings import CurriculumConfig
 from longshot_jax.training.short_evaluation import ShortEvaluation, rule_of_stage
-from longshot_jax.training.state import TrainState, start_state
+from longshot_jax.training.state import TrainState
 
 _DECAY = 0.95  # of the running loss
 _WINDOW = 20  # updates that the running loss remembers; before so many it says little
@@ -60,43 +57,19 @@ def steps_per_stage(config: CurriculumConfig, steps_per_epoch: int) -> int:
 
 
 class CurriculumLoop:
-    """Compiled parts and bookkeeping of one start of the curriculum."""
+    """Programs and bookkeeping of one start of the curriculum."""
 
     def __init__(self, session: Session):
         run, self.session, self.config = session.run, session, session.run.curriculum
         config = self.config
-        micro = config.micro_batch_size or config.batch_size
-        check_divides(micro, "config.curriculum.batch_size (or micro_batch_size)", session.mesh)
-        self.thinks = has_thoughts(config.mode)
-        self.max_thoughts = config.c_thought * config.max_latent_stage if self.thinks else 0
         self.stream = ProblemStream(session.train, config.batch_size, run.seed)
         self.limit = steps_per_stage(config, self.stream.steps_per_epoch)
-        self.optimizer = make_optimizer(config.optimizer, self.limit)
-        self.evaluation = ShortEvaluation(session, self.max_thoughts, steps_written=True)
+        self.evaluation = ShortEvaluation(session, max_curriculum_thoughts(config), steps_written=True)
         self.ranked = run.stages[-1] == "curriculum"
 
-        graph, whole = session.blueprint.graph, replicated(session.mesh)
-        key = jax.random.fold_in(jax.random.key(run.seed), 1)
-
-        def start(weights: nnx.State) -> TrainState:
-            # Everything is trained: nothing is frozen.
-            return start_state(weights, nnx.State({}), self.optimizer, key)
-
-        abstract = jax.eval_shape(start, session.blueprint.abstract)
-        self.placement = shardings(abstract, session.mesh)
-        self.template = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, self.placement
+        self.programs = CurriculumPrograms(
+            run, session.blueprint, session.mesh, session.layout.tokens.latent, self.limit
         )
-        self.start = jax.jit(start, donate_argnums=0, out_shardings=self.placement)
-        update = curriculum_update(
-            graph,
-            self.optimizer,
-            max_thoughts=self.max_thoughts,
-            pause_token=session.layout.tokens.latent if config.mode == "pause" else None,
-            micro_batches=config.batch_size // micro,
-        )
-        self.update = jax.jit(update, donate_argnums=0, out_shardings=(self.placement, whole))
-        self.fresh_optimizer = jax.jit(self.optimizer.init, out_shardings=self.placement.optimizer)
 
     def make_batch(self, stage: int, number: int) -> CurriculumBatch:
         """Batch `number` as it is shown at a stage: a function of seed, stage and number."""
@@ -117,10 +90,10 @@ class CurriculumLoop:
         """
         if host is None:
             position = Position()
-            state = self.start(weights)
+            state = self.programs.start(weights)
         else:
             position = Position(**host["progress"])
-            state, _ = self.session.checkpoints.restore(self.template, host["step"])
+            state, _ = self.session.checkpoints.restore(self.programs.template, host["step"])
         step = first_step if host is None else host["step"]
         before = self.session.seconds - position.seconds
         while not position.finished:
@@ -145,7 +118,7 @@ class CurriculumLoop:
         ):
             accuracy = None  # after the last update, where it was measured
             while at.step < self.limit and not self._has_learned(at, threshold):
-                state, metrics = self.update(state, batches.take())
+                state, metrics = self.programs.update(state, batches.take())
                 self._observe(at, step)
                 at.pending = metrics
                 at.step, at.batch, step = at.step + 1, at.batch + 1, step + 1
@@ -163,7 +136,9 @@ class CurriculumLoop:
                 accuracy = self._evaluate(state, rule, at, step)
             progress.advance(0, **at.figures)
         if not is_last:
-            renew = self.fresh_optimizer(state.trainable) if config.reset_optimizer else state.optimizer
+            renew = (
+                self.programs.fresh_optimizer(state.trainable) if config.reset_optimizer else state.optimizer
+            )
             state = replace(state, optimizer=restart_schedule(renew))
             at.stage, at.step, at.running_loss = at.stage + 1, 0, None
             return state, step

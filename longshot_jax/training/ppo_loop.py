@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from longshot_jax.data.answers import same_answer
 from longshot_jax.data.loader import ProblemStream
@@ -16,23 +15,16 @@ from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.accuracy import answer_texts
 from longshot_jax.evaluation.decoding import rule_after
 from longshot_jax.model.sharding import (
-    batch_sharding,
-    check_divides,
     fetch,
     place_batch,
-    replicated,
-    shardings,
 )
-from longshot_jax.thoughts.memory import empty_bank
-from longshot_jax.thoughts.rescore import Rollout, Scores
-from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
+from longshot_jax.thoughts.rollout import Lengths, Temperatures
 from longshot_jax.training.ahead import Ahead
-from longshot_jax.training.optimizer import is_trainable, make_optimizer
-from longshot_jax.training.policy_update import policy_update
+from longshot_jax.training.ppo_programs import PPOPrograms
 from longshot_jax.training.rewards import Outcome, answer_rewards, thought_cost_rewards
 from longshot_jax.training.session import Session, as_numbers
 from longshot_jax.training.short_evaluation import ShortEvaluation
-from longshot_jax.training.state import TrainState, start_state
+from longshot_jax.training.state import TrainState
 
 
 @dataclass
@@ -52,98 +44,15 @@ def annealed(bounds: tuple[float, float], iteration: int, iterations: int) -> np
 
 
 class PPOLoop:
-    """Compiled parts and bookkeeping of one start of PPO."""
+    """Programs and bookkeeping of one start of PPO."""
 
     def __init__(self, session: Session):
         run, self.session, self.config = session.run, session, session.run.ppo
-        config, mesh, layout = self.config, session.mesh, session.layout
-        part = config.questions // (config.minibatches * config.micro_batches)
-        check_divides(part, "config.ppo.questions / (minibatches x micro_batches)", mesh)
+        config, layout = self.config, session.layout
         self.stream = ProblemStream(session.train, config.questions, run.seed + 1)
-        total = config.iterations * config.epochs * config.minibatches
-        self.optimizer = make_optimizer(config.optimizer, total)
         self.evaluation = ShortEvaluation(session, config.max_steps, steps_written=False)
         self.rule = rule_after(run, "ppo")
-        self.sampling_key = jax.random.fold_in(jax.random.key(run.seed), 2)
-
-        chosen, whole = is_trainable(config.trainable), replicated(mesh)
-        graph = session.blueprint.graph
-        key = jax.random.fold_in(jax.random.key(run.seed), 3)
-        keeps_reference = config.kl_coefficient > 0 or config.kl_target > 0
-
-        def start(weights: nnx.State) -> TrainState:
-            _, trainable, frozen = nnx.split(nnx.merge(graph, weights), chosen, ...)
-            slots = config.memory_slots
-            return start_state(
-                trainable,
-                frozen,
-                self.optimizer,
-                key,
-                reference=keeps_reference,
-                memory=empty_bank(slots, run.thoughts.reasoning_dim) if slots else None,
-                kl_coefficient=config.kl_coefficient,
-            )
-
-        abstract = jax.eval_shape(start, session.blueprint.abstract)
-        self.placement = shardings(abstract, mesh)
-        self.template = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, self.placement
-        )
-        self.start = jax.jit(start, donate_argnums=0, out_shardings=self.placement)
-        self.rollout = jax.jit(self._rollout)
-        self.update = jax.jit(
-            policy_update(graph, self.optimizer, config, layout.opening),
-            donate_argnums=0,
-            out_shardings=(self.placement, whole),
-        )
-
-    def _rollout(
-        self,
-        state: TrainState,
-        prompt: Int[Array, "B S"],
-        mask: Array,
-        lengths: Lengths,
-        temperatures: Temperatures,
-        iteration: Int[Array, ""],
-    ) -> tuple[Rollout, Scores, dict[str, Array]]:
-        """The trajectories of an iteration and, small enough for the host, how they ended.
-
-        `temperatures.std` is σ relative to the thoughts' rms.
-        """
-        session, config = self.session, self.config
-        key = jax.random.fold_in(self.sampling_key, iteration)
-        rollout, recorded = sample_rollout(
-            nnx.merge(session.blueprint.graph, state.trainable, state.frozen),
-            prompt,
-            mask,
-            state.memory,
-            lengths,
-            replace(temperatures, std=temperatures.std * state.thought_rms),
-            jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(prompt.shape[0])),
-            num_trajectories=config.num_trajectories,
-            max_thoughts=config.max_steps,
-            answer_length=config.answer_length or session.run.data.answer_length,
-            opening=session.layout.opening,
-            end_token=session.layout.tokens.end,
-            scaling=config.log_prob_scaling,
-            together=config.together,
-        )
-        squares = jnp.mean(jnp.square(recorded.thoughts.means), axis=-1)
-        taken = jnp.sum(rollout.taken)
-        rms = jnp.sqrt(jnp.sum(squares, where=rollout.taken) / jnp.maximum(taken, 1))
-        decided = jnp.take_along_axis(rollout.free, rollout.counts[..., None], axis=-1)[..., 0]
-        outcome = {
-            "tokens": rollout.tokens,
-            "ended": rollout.ended,
-            "thoughts": rollout.counts,
-            "natural_stop": decided,
-            "thought_rms": jnp.where(taken > 0, rms, 1.0),
-        }
-        rows, whole = batch_sharding(session.mesh), replicated(session.mesh)
-        rollout, recorded = jax.lax.with_sharding_constraint(
-            (rollout, recorded), jax.tree.map(lambda x: rows if x.ndim else whole, (rollout, recorded))
-        )
-        return rollout, recorded, jax.lax.with_sharding_constraint(outcome, whole)
+        self.programs = PPOPrograms(run, session.blueprint, session.mesh, layout.opening, layout.tokens.end)
 
     def make_questions(self, iteration: int) -> Questions:
         """Input of an iteration: a function of seed and iteration."""
@@ -184,11 +93,11 @@ class PPOLoop:
         every, save_every = session.run.evaluation.every_iterations, session.run.checkpoint.every
         if host is None:
             done, seconds, offset = 0, 0.0, first_step + 1
-            state = self.start(weights)
+            state = self.programs.start(weights)
         else:
             progress = host["progress"]
             done, seconds, offset = progress["iteration"], progress["seconds"], progress["offset"]
-            state, _ = session.checkpoints.restore(self.template, host["step"])
+            state, _ = session.checkpoints.restore(self.programs.template, host["step"])
         before = session.seconds - seconds
         with (
             Ahead(self.make_questions, done) as inputs,
@@ -232,8 +141,10 @@ class PPOLoop:
         if not self.config.max_steps:
             return state
         still = self.temperatures(0, noise=0.0)
-        *_, outcome = self.rollout(state, first.prompt, first.mask, first.lengths, still, np.int32(0))
-        place = self.placement.thought_rms
+        *_, outcome = self.programs.rollout(
+            state, first.prompt, first.mask, first.lengths, still, np.int32(0)
+        )
+        place = self.programs.placement.thought_rms
         return replace(state, thought_rms=jax.device_put(outcome["thought_rms"], place))
 
     def _iteration(
@@ -249,7 +160,7 @@ class PPOLoop:
         The metrics of the previous update travel with the rollout's outcome: one transfer an iteration.
         """
         config, session = self.config, self.session
-        rollout, recorded, outcome = self.rollout(
+        rollout, recorded, outcome = self.programs.rollout(
             state,
             questions.prompt,
             questions.mask,
@@ -264,7 +175,7 @@ class PPOLoop:
         answer_reward = np.asarray(sum(terms.values(), zero), np.float32)
         costs = thought_cost_rewards(outcomes.thoughts, config.max_steps, config.rewards.thought_cost)
         rewards = place_batch((answer_reward, costs), session.mesh)
-        state, metrics = self.update(state, rollout, recorded, *rewards)
+        state, metrics = self.programs.update(state, rollout, recorded, *rewards)
         total = answer_reward + costs.sum(-1)
         self.session.writer.histogram(step, "rollout/thoughts_taken", outcomes.thoughts)
         self.session.writer.histogram(step, "reward/distribution", total)

@@ -16,7 +16,7 @@ from longshot_jax.data.tokens import Tokens
 from longshot_jax.errors import UserError
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.llama import Llama, LlamaConfig
-from longshot_jax.model.sharding import shardings
+from longshot_jax.model.sharding import placed, shardings
 from longshot_jax.thoughts.navigator import Reasoner, match_feedback_scale
 from longshot_jax.training.checkpoint import Checkpoints
 
@@ -80,6 +80,15 @@ def draw(run: RunConfig, tokens: Tokens, mesh: Mesh, folder: Path | None) -> Blu
     llama = _llama_config(run, tokens, folder)
     if not (run.initialize_from or folder):
         tokens.check_fits(llama.vocab_size)
+    return blueprint_of(run, llama, mesh)
+
+
+def blueprint_of(run: RunConfig, llama: LlamaConfig, mesh: Mesh) -> Blueprint:
+    """The run's reasoner around a Llama of a known shape; nothing is allocated.
+
+    Raises:
+      UserError: the mesh does not divide a weight.
+    """
     reasoner = nnx.eval_shape(lambda: _make(run, llama))
     graph, abstract = nnx.split(reasoner)
     return Blueprint(llama, graph, abstract, shardings(abstract, mesh))
@@ -190,11 +199,7 @@ def _other_run(run: RunConfig) -> tuple[dict[str, Any], Any]:
 def _weights_of_other_run(run: RunConfig, blueprint: Blueprint) -> tuple[Any, Any]:
     """The Llama of another run, and its navigator where it is of the same kind."""
     host, which = _other_run(run)
-    aims = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        blueprint.abstract,
-        blueprint.placement,
-    )
+    aims = placed(blueprint.abstract, blueprint.placement)
     stored = jnp.dtype(host.get("llama_dtype", "float32"))
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, stored, sharding=x.sharding), aims["llama"]
