@@ -140,7 +140,7 @@ def test_written_file_reads_back(tmp_path):
 
 def test_words_spell_every_problem():
     words = chain_words()
-    assert len(words) == len(set(words)) == 28 and all(len(word) == 1 for word in words)
+    assert len(words) == len(set(words)) == 29 and all(len(word) == 1 for word in words)
     for problem in ChainProblems(0, 300, (1, 5, 9), distractors=1):
         assert set("".join([problem.question, *problem.steps, problem.answer]).replace(" ", "")) <= set(words)
     assert len(NAMES) == 14 and len(OPERATIONS) == 12

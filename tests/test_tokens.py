@@ -71,7 +71,7 @@ def test_chains_spell_one_token_a_character():
     ids = tokens.encode("b=3 d=b+4\na=d*7 a?")
     assert len(ids) == 15 and tokens.decode(ids) == "b=3d=b+4a=d*7a?"
     assert [tokens.decode([id]) for id in tokens.encode("".join(chain_words()))] == chain_words()
-    assert len(set(special_ids(tokens))) == 5 and tokens.vocabulary_size == 28 + 5
+    assert len(set(special_ids(tokens))) == 5 and tokens.vocabulary_size == 29 + 5
     assert tokens.encode_question("a=1 a?") == tokens.encode("a=1a?")  # white space vanishes
     assert tokens.encode("") == []
     with pytest.raises(UserError, match="cannot spell 'x=3'"):
@@ -127,7 +127,7 @@ def test_decode_skips_special_and_padding_rows(trained):
 
 def test_vocabulary_is_padded_to_a_multiple(tmp_path, trained):
     assert Tokens.for_chains(multiple=16).vocabulary_size == 48
-    assert Tokens.for_chains(multiple=11).vocabulary_size == 33
+    assert Tokens.for_chains(multiple=17).vocabulary_size == 34
     trained.save(tmp_path)
     assert Tokens.load(str(tmp_path), multiple=128).vocabulary_size == 512
     with pytest.raises(UserError, match="multiple"):
@@ -201,9 +201,9 @@ def test_chat_template_begins_once(tmp_path):
 
 def test_check_fits():
     tokens = Tokens.for_chains(multiple=64)
-    tokens.check_fits(33)  # the padded rows need not exist in the model
-    with pytest.raises(UserError, match=r"ids up to 32 .* only 32 rows.*own tokenizer"):
-        tokens.check_fits(32)
+    tokens.check_fits(34)  # the padded rows need not exist in the model
+    with pytest.raises(UserError, match=r"ids up to 33 .* only 33 rows.*own tokenizer"):
+        tokens.check_fits(33)
 
 
 def test_what_cannot_be_loaded(tmp_path):

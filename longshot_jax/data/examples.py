@@ -23,6 +23,8 @@ from longshot_jax.errors import UserError
 Markers = Literal["coconut", "answer"]
 Mode = Literal["coconut", "cot", "no_cot", "no_thoughts", "pause"]
 
+_ANSWER_MARK = "###"
+
 
 def has_thoughts(mode: Mode) -> bool:
     """Whether a model of this mode has thought slots at all."""
@@ -49,16 +51,25 @@ class Layout:
     bucket: int = 0
 
     @property
+    def closing(self) -> tuple[int, ...]:
+        """The marker that closes the thoughts and is never predicted; remaining steps or the answer follow it."""
+        return (self.tokens.end_latent,) if self.markers == "coconut" and has_thoughts(self.mode) else ()
+
+    @property
     def opening(self) -> tuple[int, ...]:
-        """Tokens that are forced between the last thought and a generated answer."""
+        """Tokens that are forced between the last thought and a generated answer: no text steps can come between.
+
+        With COCONUT's markers they end in `###`, so that a model that was never taught to answer at once (an instruct
+        model, or one that stops before its steps are done) does so, and cannot go on reasoning in text.
+        """
         if self.markers == "coconut":
-            return (self.tokens.end_latent,) if has_thoughts(self.mode) else ()
+            return (*self.closing, *self.tokens.encode(_ANSWER_MARK)) if self.closing else ()
         return () if self.mode == "cot" else (self.tokens.end_latent,)
 
     def question(self, problem: Problem) -> list[int]:
         """Ids of the prompt; a UserError if it is longer than S."""
         ids = self.tokens.encode_question(problem.question)
-        if self.markers == "coconut" and has_thoughts(self.mode):
+        if self.closing:
             ids = [*ids, self.tokens.start_latent]
         if len(ids) > self.prompt_length:
             raise UserError(
@@ -74,7 +85,7 @@ class Layout:
     def answer(self, problem: Problem) -> list[int]:
         """Ids of the answer with what introduces it and its end token."""
         if self.markers == "coconut":
-            return [*self.tokens.encode("### " + problem.answer), self.tokens.end]
+            return [*self.tokens.encode(f"{_ANSWER_MARK} {problem.answer}"), self.tokens.end]
         return [self.tokens.end_latent, *self.tokens.encode(problem.answer), self.tokens.end]
 
     def answer_text(self, ids: Sequence[int]) -> str:

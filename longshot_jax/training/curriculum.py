@@ -83,13 +83,12 @@ def curriculum_batch(
     A problem that does not fit is a UserError.
     """
     prompt, prompt_mask = layout.prompts(problems)
-    rows, counts, unpredicted = [], [], []
+    rows, counts = [], []
     for problem in problems:
         left_out, thoughts = replaced_steps(stage, len(problem.steps), config, rng)
         ids = [token for step in problem.steps[left_out:] for token in layout.step(step)]
         ids += layout.answer(problem)
-        forced = layout.opening if layout.markers == "coconut" else ()
-        ids = [*forced, *ids]
+        ids = [*layout.closing, *ids]
         if len(ids) > length:
             raise UserError(
                 f"steps and answer have {len(ids)} tokens but config.data.answer_length is {length}: raise it, or "
@@ -97,11 +96,10 @@ def curriculum_batch(
             )
         rows.append(ids)
         counts.append(thoughts)
-        unpredicted.append(len(forced))
     if layout.bucket:
         length = min(length, -(-max(map(len, rows)) // layout.bucket) * layout.bucket)
     tokens, token_mask = pad_right(rows, length, layout.tokens.pad)
-    loss_mask = token_mask & (np.arange(length) >= np.asarray(unpredicted)[:, None])
+    loss_mask = token_mask & (np.arange(length) >= len(layout.closing))
     thought_counts = np.asarray(counts, np.int32)
     # Arrays of numpy until the batch is placed on the devices.
     return CurriculumBatch(prompt, prompt_mask, thought_counts, tokens, token_mask, loss_mask)  # pyright: ignore[reportArgumentType]

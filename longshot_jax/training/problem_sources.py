@@ -113,9 +113,11 @@ def check_lengths(run: RunConfig, layout: Layout, problems: Sequence[Problem], s
 
 def _check_answer(run: RunConfig, layout: Layout, problem: Problem) -> None:
     steps = () if run.curriculum.mode == "no_cot" else problem.steps
-    forced = len(layout.opening) if layout.markers == "coconut" else 0
+    closing = len(layout.closing)
     written = (
-        forced + sum(len(layout.step(step)) for step in steps[_shortest(run) :]) + len(layout.answer(problem))
+        closing
+        + sum(len(layout.step(step)) for step in steps[_shortest(run) :])
+        + len(layout.answer(problem))
     )
     if written > run.data.answer_length:
         raise UserError(

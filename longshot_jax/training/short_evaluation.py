@@ -19,7 +19,7 @@ class _StepsWritten(Layout):
 
     @property
     def opening(self) -> tuple[int, ...]:
-        return super().opening if self.markers == "coconut" else ()
+        return self.closing
 
 
 class ShortEvaluation:
