@@ -14,8 +14,10 @@ from jaxtyping import Float
 from longshot_jax.data.examples import Layout, has_thoughts
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
-from longshot_jax.evaluation.accuracy import answer_texts, evaluate, vote_of
+from longshot_jax.evaluation.accuracy import evaluate
+from longshot_jax.evaluation.batches import answer_texts
 from longshot_jax.evaluation.decoding import Decoder, ThoughtRule
+from longshot_jax.evaluation.fusions import CHOOSING, choose
 from longshot_jax.pretrained import Pretrained, load_pretrained
 from longshot_jax.thoughts.fill import fill_thoughts
 from longshot_jax.training.checkpoint import Which
@@ -46,14 +48,14 @@ class Generation:
 
     Attributes:
       question: as asked.
-      answer: of the trajectory that was chosen: the only one, or the majority's of highest value.
-      chosen: its index.
+      answer: the only trajectory's, or what the fusion made of all.
+      chosen: index of the trajectory that it is from; None where it was decoded anew (`attend`, `mean`).
       trajectories: all of them.
     """
 
     question: str
     answer: str
-    chosen: int
+    chosen: int | None
     trajectories: tuple[Trajectory, ...]
 
 
@@ -110,17 +112,20 @@ class LongShot:
         thoughts: int | None = None,
         answer_length: int | None = None,
         seed: int = 0,
+        fusion: Literal["vote", "weighted", "best", "attend", "mean"] = "vote",
     ) -> Any:
         """Answers a question, or several in one batch.
 
         Args:
           question: its text, or a list of texts.
-          num_trajectories: 1 is greedy; more are sampled, and the answer is their vote, ties by value.
+          num_trajectories: 1 is greedy; more are sampled, and `fusion` makes one answer of theirs.
           return_all_trajectories: a `Generation` with every trajectory instead of the answer's text.
           thoughts: take exactly so many. By default the model stops by itself if PPO taught it to, and takes the
             most that its curriculum had if not; a Llama that was not trained here takes none.
           answer_length: most tokens of an answer; by default as in training.
           seed: of the samples.
+          fusion: `vote` (ties by value), `weighted` by value, `best` value; `attend`: one more answer that attends
+            to the thoughts of all; `mean`: all are fed their mean thought, and the answer is read from that.
 
         Returns:
           The answer, or the `Generation`; a list of them for a list of questions.
@@ -134,23 +139,33 @@ class LongShot:
                 raise UserError("the question is empty: ask one.")
         if num_trajectories < 1:
             raise UserError(f"num_trajectories is {num_trajectories}: it must be at least 1.")
+        if fusion not in (*CHOOSING, "attend", "mean"):
+            raise UserError(f"fusion is {fusion!r}: it may be {', '.join(CHOOSING)}, attend or mean.")
         if not questions:
             return []
         rule = self._rule(thoughts)
         problems = [Problem(text, (), "?") for text in questions]
         decoder = self._decoder(rule, answer_length)
+        prompts = decoder.layout.prompts(problems)
         decoded = jax.device_get(
             decoder.decode(
                 self.model.weights,
-                decoder.layout.prompts(problems),
+                prompts,
                 rule.bounds(problems),
                 self.model.temperatures,
                 indices=np.arange(len(problems), dtype=np.int32),
                 key=jax.random.key(seed),
                 memory=self.model.memory,
                 num_trajectories=0 if num_trajectories == 1 else num_trajectories,
+                together=fusion == "mean",
             )
         )
+        anew = None
+        if fusion in ("attend", "mean") and num_trajectories > 1:
+            read = slice(None) if fusion == "attend" else slice(1)  # the mean is the same in all
+            given = decoded.thoughts[:, read], decoded.counts[:, read]
+            joint = jax.device_get(decoder.decode_given(self.model.weights, prompts, *given))
+            anew = [row[0] for row in answer_texts(joint.tokens, decoder.layout)]
         texts = answer_texts(decoded.tokens, decoder.layout)
         norms = np.linalg.norm(decoded.thoughts.astype(np.float32), axis=-1)
         generations = []
@@ -158,7 +173,10 @@ class LongShot:
             trajectories = tuple(
                 _trajectory(decoded, norms, row, column, answer) for column, answer in enumerate(answers)
             )
-            chosen = vote_of(answers, decoded.values[row])
+            if anew is not None:
+                generations.append(Generation(questions[row], anew[row], None, trajectories))
+                continue
+            chosen = choose(fusion, answers, decoded.values[row]) if len(answers) > 1 else 0
             generations.append(Generation(questions[row], answers[chosen], chosen, trajectories))
         results = generations if return_all_trajectories else [each.answer for each in generations]
         return results[0] if isinstance(question, str) else results
@@ -177,7 +195,7 @@ class LongShot:
 
         Args:
           problems: at least one.
-          num_trajectories: N of the sampled accuracy and the vote.
+          num_trajectories: N of the sampled accuracy and of every fusion.
           thoughts: `own` stopping, as many as there are `steps`, a `fixed` number: the most of training, or that
             many; None is as in training.
           batch_size: questions at once; changes no number.

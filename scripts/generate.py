@@ -14,7 +14,13 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="run folder or Hugging Face Llama directory")
     parser.add_argument("--question", required=True)
     parser.add_argument(
-        "--num_trajectories", type=int, default=1, help="1: greedy; more: sampled, with a vote"
+        "--num_trajectories", type=int, default=1, help="1: greedy; more: sampled, then fused"
+    )
+    parser.add_argument(
+        "--fusion",
+        default="vote",
+        metavar="vote|weighted|best|attend|mean",
+        help="how several trajectories make one answer",
     )
     parser.add_argument("--thoughts", type=int, default=None, help="exactly so many; default: as trained")
     parser.add_argument("--answer_length", type=int, default=None, help="most tokens; default: as trained")
@@ -32,6 +38,7 @@ def main() -> None:
         thoughts=flags.thoughts,
         answer_length=flags.answer_length,
         seed=flags.seed,
+        fusion=flags.fusion,
     )
     print(f"answer: {result.answer}")
     for number, trajectory in enumerate(result.trajectories, start=1):

@@ -91,14 +91,20 @@ def question_keys(count: int, seed: int = 0) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(count))
 
 
-def from_scratch(reasoner: Reasoner, embeddings: Any, xp: Any = np) -> Any:
+def from_scratch(
+    reasoner: Reasoner, embeddings: Any, xp: Any = np, positions: Any = None, sees: Any = None
+) -> Any:
     """Last hidden states [Q, D] of input embeddings [Q, D]: one row, no padding, no cache, nothing of the package.
 
-    Runs on NumPy, or with `xp=jnp` under transformations, in the precision of the embeddings.
+    Runs on NumPy, or with `xp=jnp` under transformations, in the precision of the embeddings. By default positions
+    count up and everyone sees everything before it; `sees` [Q, Q] is who looks at whom.
     """
     config, layers = reasoner.llama.config, reasoner.llama.layers
     length, size = embeddings.shape[0], config.head_dim
-    angles = np.arange(length)[:, None] * config.rope_theta ** (-np.arange(0, size, 2) / size)
+    sees = np.tril(np.ones((length, length), bool)) if sees is None else sees
+    angles = (np.arange(length) if positions is None else positions)[:, None] * config.rope_theta ** (
+        -np.arange(0, size, 2) / size
+    )
     angles = angles[:, None].astype(embeddings.dtype)
 
     def norm(x, scale):
@@ -121,7 +127,7 @@ def from_scratch(reasoner: Reasoner, embeddings: Any, xp: Any = np) -> Any:
         value = xp.einsum("qd,dkc->qkc", normed, weights("value", layer))
         key, value = xp.repeat(key, groups, axis=1), xp.repeat(value, groups, axis=1)
         logits = xp.einsum("qhc,phc->hqp", query, key) / size**0.5
-        logits = xp.where(np.tril(np.ones((length, length), bool)), logits, -np.inf)
+        logits = xp.where(sees, logits, -np.inf)
         attention = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
         attention = attention / xp.sum(attention, axis=-1, keepdims=True)
         mixed = xp.einsum("hqp,phc->qhc", attention, value)

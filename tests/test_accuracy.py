@@ -12,7 +12,7 @@ from longshot_jax.data.examples import Layout
 from longshot_jax.data.problems import Problem
 from longshot_jax.data.tokens import Tokens
 from longshot_jax.errors import UserError
-from longshot_jax.evaluation.accuracy import evaluate, vote_of
+from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.decoding import (
     Decoder,
     ThoughtRule,
@@ -20,6 +20,7 @@ from longshot_jax.evaluation.decoding import (
     make_temperatures,
     rule_after,
 )
+from longshot_jax.evaluation.fusions import choose
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
 from longshot_jax.training.settings import CurriculumConfig, PPOConfig
@@ -99,6 +100,10 @@ def test_every_number_of_the_contract_is_there(results):
     assert set(results["controls"]) == {"zero", "noise", "mean", "swap"}
     for name in ("accuracy", "sampled_accuracy", "vote_accuracy", "mean_accuracy"):
         assert 0 <= results[name] <= 1
+    fusion = results["fusion"]
+    assert set(fusion) == {"vote", "weighted", "best", "attend", "attend_identical", "mean", "mean_one_path"}
+    assert all(0 <= accuracy <= 1 for accuracy in fusion.values())
+    assert (fusion["vote"], fusion["mean"]) == (results["vote_accuracy"], results["mean_accuracy"])
     assert results["mean_thoughts"] == pytest.approx((1 * 4 + 2 * 4 + 3 * 3) / 11)
 
 
@@ -109,7 +114,7 @@ def test_own_thoughts_given_back_give_the_same_answers(decoder, problems):
     greedy = decoder.decode(
         (STATE,), prompts, bounds, NOISY, indices=np.arange(4, dtype=np.int32), key=jax.random.key(0)
     )
-    again = decoder.decode_given((STATE,), prompts, greedy.thoughts[:, 0], greedy.counts[:, 0])
+    again = decoder.decode_given((STATE,), prompts, greedy.thoughts, greedy.counts)
     np.testing.assert_array_equal(again.tokens, greedy.tokens)
     np.testing.assert_allclose(again.values, greedy.values, atol=1e-5)
 
@@ -126,8 +131,13 @@ def test_samples_without_noise_at_low_temperature_are_greedy(decoder, problems):
         batch_size=4,
         controls=False,
     )
-    for name in ("sampled_accuracy", "vote_accuracy", "mean_accuracy"):
-        assert result[name] == pytest.approx(result["accuracy"])
+    fusion = result["fusion"]
+    for accuracy in (
+        result["sampled_accuracy"],
+        *(fusion[kind] for kind in ("vote", "mean", "mean_one_path")),
+    ):
+        assert accuracy == pytest.approx(result["accuracy"])
+    assert fusion["attend"] == fusion["attend_identical"]
 
 
 def test_samples_are_those_of_seed_and_question(decoder, problems):
@@ -214,10 +224,12 @@ def test_steps_are_needed_where_they_set_the_number_of_thoughts(decoder):
     assert ThoughtRule("steps", 3, per_step=2).bounds([Problem("q", ("1", "2"), "2")])[1].tolist() == [3]
 
 
-def test_vote_takes_equal_numbers_as_one_answer_and_breaks_ties_by_value():
-    assert vote_of(["18", "$18", "5"], [0.0, 0.1, 9.0]) == 1
-    assert vote_of(["18", "5"], [0.0, 1.0]) == 1
-    assert vote_of(["", "", "5"], [9.0, 9.0, 0.0]) == 2
+def test_choosing_takes_equal_numbers_as_one_answer_and_breaks_ties_by_value():
+    assert choose("vote", ["18", "$18", "5"], [0.0, 0.1, 9.0]) == 1
+    assert choose("vote", ["18", "5"], [0.0, 1.0]) == 1
+    assert choose("vote", ["", "", "5"], [9.0, 9.0, 0.0]) == 2
+    assert choose("weighted", ["18", "$18", "5"], [0.0, 0.1, 9.0]) == 2
+    assert choose("best", ["18", "$18", ""], [0.0, 0.1, 9.0]) == 2
 
 
 def test_last_batch_is_filled_up_with_the_last_row():

@@ -5,28 +5,18 @@ batch size: samples are seeded by the problem's number, and the rows that fill u
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from longshot_jax.data.answers import extract_answer, same_answer
-from longshot_jax.data.examples import Layout
 from longshot_jax.data.problems import Problem
+from longshot_jax.evaluation.batches import Batches, answer_texts, are_correct
 from longshot_jax.evaluation.controls import replaced_thoughts
-from longshot_jax.evaluation.decoding import (
-    Decoder,
-    ThoughtRule,
-    Trajectories,
-    Weights,
-    full_batches,
-    make_temperatures,
-)
+from longshot_jax.evaluation.decoding import Decoder, ThoughtRule, Weights, make_temperatures
+from longshot_jax.evaluation.fusions import fusion_accuracies
 from longshot_jax.evaluation.intervals import wilson_interval
-from longshot_jax.model.sharding import fetch
-from longshot_jax.thoughts.fusion import vote
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.thoughts.rollout import Temperatures
 
@@ -55,26 +45,26 @@ def evaluate(
       rule: number of thoughts.
       temperatures: of the samples; by default noise-free thoughts and temperature 1.
       memory: the bank to read.
-      num_trajectories: N of the sampled accuracy, the vote and the ensemble; 0 leaves all three out.
+      num_trajectories: N of the samples and of every fusion; 0 leaves all of it out.
       batch_size: questions decoded at once.
       seed: of samples and of the noise control.
       controls: whether to run them; a model without thoughts has none.
 
     Returns:
       `accuracy`, `count`, `confidence_interval` (95 %, Wilson), `mean_thoughts`: of the greedy trajectory.
-      `sampled_accuracy` (mean over the N samples), `vote_accuracy`, and `mean_accuracy` for N > 1: the ensemble's,
-      whose trajectories are fed the mean of their N thoughts.
+      `sampled_accuracy` (mean over the N samples), `fusion`: accuracy by kind of fusion and by control (see
+      `evaluation.fusions`), of which `vote_accuracy` and `mean_accuracy` (for N > 1) are the vote and the ensemble.
       `by_steps`: by the problems' number of steps. `controls`: accuracy by kind.
       `correct`: 0 or 1 for each problem; `answers`: the greedy answers' texts.
     """
     problems = [problems[index] for index in range(len(problems))]
-    batches = _Batches(decoder, weights, problems, rule, memory, batch_size, seed)
+    batches = Batches(decoder, weights, problems, rule, memory, batch_size, seed)
     temperatures = make_temperatures() if temperatures is None else temperatures
     thinks = decoder.max_thoughts > 0
 
     greedy = batches.run(temperatures)
     answers = [texts[0] for texts in answer_texts(greedy.tokens, decoder.layout)]
-    correct = _correct(answers, problems)
+    correct = are_correct(answers, problems)
     thoughts = greedy.counts[:, 0]
     low, high = wilson_interval(int(correct.sum()), len(correct))
     results: dict[str, Any] = {
@@ -83,10 +73,16 @@ def evaluate(
         "confidence_interval": [low, high],
     }
     if num_trajectories:
-        results |= _sampled(batches, temperatures, num_trajectories)
-    if num_trajectories > 1 and thinks and decoder.layout.mode != "pause":
-        shared = batches.run(temperatures, num_trajectories, together=True)
-        results["mean_accuracy"] = batches.accuracy_from(shared.thoughts[:, 0], shared.counts[:, 0])
+        samples = batches.run(temperatures, num_trajectories)
+        texts = answer_texts(samples.tokens, decoder.layout)
+        columns = [batches.accuracy(column) for column in zip(*texts, strict=True)]
+        results["sampled_accuracy"] = float(np.mean(columns))
+        results["fusion"] = fusion_accuracies(batches, samples, texts, greedy, temperatures)
+        results |= {
+            f"{kind}_accuracy": results["fusion"][kind]
+            for kind in ("vote", "mean")
+            if kind in results["fusion"]
+        }
     results["mean_thoughts"] = float(thoughts.mean())
     results["by_steps"] = _by_steps(problems, correct, thoughts)
     results["controls"] = {}
@@ -98,92 +94,6 @@ def evaluate(
     results["correct"] = correct.astype(int).tolist()
     results["answers"] = answers
     return results
-
-
-class _Batches:
-    """All problems in batches of one shape; results come back without the padding rows, as NumPy."""
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        weights: Weights,
-        problems: Sequence[Problem],
-        rule: ThoughtRule,
-        memory: MemoryBank | None,
-        batch_size: int,
-        seed: int,
-    ):
-        self.decoder, self.weights, self.problems, self.memory = decoder, weights, problems, memory
-        self.key = jax.random.key(seed)
-        self.prompt, self.mask = decoder.layout.prompts(problems)
-        self.least, self.most = rule.bounds(problems)
-        self.batch_size = batch_size
-
-    def _over(self, decode: Callable[[Int[np.ndarray, " B"]], Trajectories]) -> Any:
-        parts = []
-        for rows, real in full_batches(len(self.problems), self.batch_size):
-            part = fetch(decode(rows))
-            parts.append(jax.tree.map(lambda x, real=real: np.asarray(x[:real]), part))
-        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-
-    def run(self, temperatures: Temperatures, num_trajectories: int = 0, together: bool = False) -> Any:
-        """N samples of every problem, or the greedy trajectory for 0: `Trajectories` of NumPy arrays."""
-        return self._over(
-            lambda rows: self.decoder.decode(
-                self.weights,
-                (self.prompt[rows], self.mask[rows]),
-                (self.least[rows], self.most[rows]),
-                temperatures,
-                indices=rows,
-                key=self.key,
-                memory=self.memory,
-                num_trajectories=num_trajectories,
-                together=together,
-            )
-        )
-
-    def accuracy_from(self, thoughts: np.ndarray, counts: Int[np.ndarray, " Q"]) -> float:
-        """Accuracy of greedy answers from given thoughts [Q, T, D]."""
-        decoded = self._over(
-            lambda rows: self.decoder.decode_given(
-                self.weights, (self.prompt[rows], self.mask[rows]), thoughts[rows], counts[rows]
-            )
-        )
-        texts = answer_texts(decoded.tokens, self.decoder.layout)
-        return float(_correct([text[0] for text in texts], self.problems).mean())
-
-
-def answer_texts(tokens: Int[np.ndarray, "B N A"], layout: Layout) -> list[list[str]]:
-    """The answers' texts, without steps and markers, of every trajectory."""
-    return [[extract_answer(layout.answer_text(ids)) for ids in row] for row in tokens.tolist()]
-
-
-def vote_of(answers: Sequence[str], values: Sequence[float] | np.ndarray) -> int:
-    """Index of the trajectory that the majority's answer comes from; ties by value."""
-
-    def key(answer: str) -> str | None:
-        # `same_answer` says which answers are one; the first of them stands for all. It never accepts an empty one.
-        return next((other for other in answers if same_answer(answer, other)), None)
-
-    return vote(answers, [float(value) for value in values], key)
-
-
-def _correct(answers: Sequence[str], problems: Sequence[Problem]) -> Bool[np.ndarray, " Q"]:
-    pairs = zip(answers, problems, strict=True)
-    return np.asarray([same_answer(answer, problem.answer) for answer, problem in pairs], bool)
-
-
-def _sampled(batches: _Batches, temperatures: Temperatures, num_trajectories: int) -> dict[str, float]:
-    samples = batches.run(temperatures, num_trajectories)
-    texts = answer_texts(samples.tokens, batches.decoder.layout)
-    columns = [_correct(column, batches.problems) for column in zip(*texts, strict=True)]
-    chosen = [
-        answers[vote_of(answers, values)] for answers, values in zip(texts, samples.values, strict=True)
-    ]
-    return {
-        "sampled_accuracy": float(np.mean(columns)),
-        "vote_accuracy": float(_correct(chosen, batches.problems).mean()),
-    }
 
 
 def _by_steps(

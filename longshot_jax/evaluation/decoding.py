@@ -20,6 +20,7 @@ from longshot_jax.data.examples import Layout, has_thoughts
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 from longshot_jax.thoughts.answer import decode_answers
+from longshot_jax.thoughts.joining import join_trajectories
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.thoughts.navigator import Reasoner
 from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
@@ -147,10 +148,10 @@ class Decoder:
         self,
         weights: Weights,
         prompts: tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]],
-        thoughts: Float[Array, "B T D"] | Float[np.ndarray, "B T D"],
-        counts: Int[Array, " B"] | Int[np.ndarray, " B"],
+        thoughts: Float[Array, "B N T D"] | Float[np.ndarray, "B N T D"],
+        counts: Int[Array, "B N"] | Int[np.ndarray, "B N"],
     ) -> Trajectories:
-        """Greedy answers from thoughts that are given; N is 1."""
+        """One greedy answer for each question, attending to all of its N trajectories of given thoughts."""
         return self._decode_given(weights, *prompts, thoughts, counts)
 
     @cached_property
@@ -205,17 +206,19 @@ class Decoder:
         @jax.jit
         def decode(weights, prompt, mask, thoughts, counts):
             reasoner = nnx.merge(self.graph, *weights)
-            thoughts, counts = thoughts[:, None], counts[:, None]
-            return self._from_thoughts(reasoner, prompt, mask, thoughts, counts, jnp.ones(()), None)
+            return self._from_thoughts(
+                reasoner, prompt, mask, thoughts, counts, jnp.ones(()), None, join=True
+            )
 
         return decode
 
     def _from_thoughts(
-        self, reasoner: Reasoner, prompt, mask, embeddings, counts, temperature, keys
+        self, reasoner: Reasoner, prompt, mask, embeddings, counts, temperature, keys, join=False
     ) -> Trajectories:
         encoded = encode(reasoner, prompt, mask)
         embeddings = embeddings.astype(reasoner.llama.compute_dtype)
         thoughts = think_given(reasoner, encoded, embeddings, counts)
+        thoughts = join_trajectories(thoughts) if join else thoughts
         end = self.layout.tokens.end
         answers = decode_answers(
             reasoner, encoded, thoughts, self.layout.opening, end, self.answer_length, temperature, keys
@@ -226,7 +229,7 @@ class Decoder:
             counts=thoughts.counts,
             values=reasoner.navigator.value(thoughts.last_hidden),
             stop_probabilities=jax.nn.sigmoid(reasoner.navigator.stop_logit(thoughts.hidden)),
-            thoughts=embeddings,
+            thoughts=thoughts.embeddings,
         )
 
 

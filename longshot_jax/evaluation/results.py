@@ -11,6 +11,12 @@ import numpy as np
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.intervals import paired_interval
 
+_FUSIONS = {
+    "mean": "mean thought",
+    "mean_one_path": "one path, noise of the mean",
+    "attend_identical": "attend, copies",
+}
+
 
 def check_writable(path: str | Path) -> None:
     """UserError unless `path` can be written; to be called before anything is computed. Makes its folder."""
@@ -59,12 +65,12 @@ def results_table(results: Mapping[str, Any]) -> str:
     low, high = results["confidence_interval"]
     rows = [("greedy accuracy", f"{_percent(results['accuracy'])}   [{_percent(low)}, {_percent(high)}]")]
     trajectories = results.get("config", {}).get("num_trajectories", "N")
-    named = {
-        "sampled_accuracy": "sampled accuracy",
-        "vote_accuracy": f"vote of {trajectories}",
-        "mean_accuracy": f"mean of {trajectories} thoughts",
-    }
-    rows += [(label, _percent(results[name])) for name, label in named.items() if name in results]
+    if "sampled_accuracy" in results:
+        rows.append(("sampled accuracy", _percent(results["sampled_accuracy"])))
+    rows += [
+        (f"{_FUSIONS.get(kind, kind)} of {trajectories}", _percent(accuracy))
+        for kind, accuracy in results.get("fusion", {}).items()
+    ]
     rows.append(("mean thoughts", f"{results['mean_thoughts']:5.2f}"))
     rows += [
         (f"{steps} steps", f"{_percent(group['accuracy'])}   {group['mean_thoughts']:.2f} thoughts")

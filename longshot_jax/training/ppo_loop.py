@@ -12,7 +12,7 @@ from jaxtyping import Array
 from longshot_jax.data.answers import same_answer
 from longshot_jax.data.loader import ProblemStream
 from longshot_jax.data.problems import Problem
-from longshot_jax.evaluation.accuracy import answer_texts
+from longshot_jax.evaluation.batches import answer_texts
 from longshot_jax.evaluation.decoding import rule_after
 from longshot_jax.model.sharding import (
     fetch,

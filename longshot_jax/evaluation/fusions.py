@@ -1,0 +1,67 @@
+"""What N trajectories are worth together: every fusion on the same samples, each beside the control that unmasks it.
+
+- `vote`, `weighted`, `best`: choose one of the N sampled answers (`thoughts.fusion`).
+- `attend`: a greedy answer that attends to the thoughts of all N (`thoughts.joining`). `attend_identical`: the same
+  from N copies of the greedy trajectory, which differ in nothing.
+- `mean`: a greedy answer from the ensemble's thoughts, the means of N at each step. `mean_one_path`: from one path
+  sampled with noise of σ/√N, which is all the noise that such a mean has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from longshot_jax.data.answers import same_answer
+from longshot_jax.evaluation.batches import Batches
+from longshot_jax.thoughts.fusion import best, vote, weighted
+from longshot_jax.thoughts.rollout import Temperatures
+
+CHOOSING = ("vote", "weighted", "best")
+
+
+def choose(kind: str, answers: Sequence[str], values: Sequence[float] | np.ndarray) -> int:
+    """Index of the trajectory that a fusion of `CHOOSING` takes; equal numbers are one answer."""
+    worths = [float(value) for value in values]
+
+    def key(answer: str) -> str | None:
+        # `same_answer` says which answers are one; the first of them stands for all. It never accepts an empty one.
+        return next((other for other in answers if same_answer(answer, other)), None)
+
+    if kind == "best":
+        return best(worths)
+    return {"vote": vote, "weighted": weighted}[kind](answers, worths, key)
+
+
+def fusion_accuracies(
+    batches: Batches, samples: Any, texts: list[list[str]], greedy: Any, temperatures: Temperatures
+) -> dict[str, float]:
+    """Accuracy by name of the fusion or control.
+
+    Args:
+      batches: of the problems.
+      samples: `Trajectories` [Q, N, ...] of every problem; texts: their answers.
+      greedy: `Trajectories` [Q, 1, ...].
+      temperatures: that sampled.
+    """
+    accuracies = {}
+    for kind in CHOOSING:
+        chosen = [
+            answers[choose(kind, answers, values)]
+            for answers, values in zip(texts, samples.values, strict=True)
+        ]
+        accuracies[kind] = batches.accuracy(chosen)
+    number = samples.counts.shape[1]
+    if number < 2 or not batches.decoder.max_thoughts or batches.decoder.layout.mode == "pause":
+        return accuracies
+    copies = (np.repeat(part, number, axis=1) for part in (greedy.thoughts, greedy.counts))
+    accuracies["attend"] = batches.accuracy_from_all(samples.thoughts, samples.counts)
+    accuracies["attend_identical"] = batches.accuracy_from_all(*copies)
+    shared = batches.run(temperatures, number, together=True)
+    accuracies["mean"] = batches.accuracy_from(shared.thoughts[:, 0], shared.counts[:, 0])
+    quieter = replace(temperatures, std=temperatures.std / np.float32(number**0.5))
+    # The program that samples N is there already; one of its paths is enough.
+    path = batches.run(quieter, number)
+    accuracies["mean_one_path"] = batches.accuracy_from(path.thoughts[:, 0], path.counts[:, 0])
+    return accuracies

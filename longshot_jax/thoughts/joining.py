@@ -1,0 +1,41 @@
+"""Fusion by attention: one more answer, whose attention sees the thoughts of every trajectory.
+
+Keys and values of the trajectories' thoughts are laid side by side and read as one context; nothing is recomputed. The
+thoughts keep the rotary positions at which they were thought, so that those of one step share a position, and the
+answer starts where that of the longest trajectory would.
+
+N identical trajectories are not one: their thoughts take N shares of the attention where one trajectory has one.
+That alone can change an answer, so the fusion is always shown beside that of N identical copies.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from longshot_jax.model.llama import Context, KeyValues
+from longshot_jax.thoughts.think import Thoughts
+
+
+def join_trajectories(thoughts: Thoughts) -> Thoughts:
+    """One trajectory [B, 1] in place of N: that of most thoughts, with a context of N · T slots, of all of them.
+
+    `decode_answers` decodes from it as from any other. Among equally long trajectories the first is taken; it gives
+    the hidden state that predicts the first token where no opening is forced.
+    """
+    longest = jnp.argmax(thoughts.counts, axis=1)
+
+    def of_longest(array: Array) -> Array:
+        return jnp.take_along_axis(array, longest.reshape(-1, *(1,) * (array.ndim - 1)), axis=1)
+
+    def side_by_side(array: Array, axis: int) -> Array:
+        shape = (*array.shape[:axis], 1, array.shape[axis] * array.shape[axis + 1], *array.shape[axis + 2 :])
+        return array.reshape(shape)
+
+    one = jax.tree.map(of_longest, thoughts.replace(context=None))
+    cache = thoughts.context.cache
+    return one.replace(
+        context=Context(
+            KeyValues(side_by_side(cache.keys, 2), side_by_side(cache.values, 2)),
+            side_by_side(thoughts.context.mask, 1),
+        )
+    )
