@@ -47,6 +47,7 @@ def check_combinations(run: "RunConfig") -> None:
         raise UserError(
             f"config.ppo.target_steps {ppo.target_steps} must lie between 0 and max_steps {ppo.max_steps}."
         )
+    _check_ppo(run)
     if ppo.baseline != "critic" and ppo.num_trajectories < 2:
         raise UserError(
             f"config.ppo.baseline {ppo.baseline!r} compares trajectories of one question: set num_trajectories to 2 "
@@ -75,9 +76,39 @@ def check_combinations(run: "RunConfig") -> None:
             f"config.thoughts.memory_top {run.thoughts.memory_top} is more than config.ppo.memory_slots {ppo.memory_slots}."
         )
     inexact = run.thoughts.feedback == "navigator_residual" and ppo.gradient == "none"
-    if inexact and ppo.trainable == "all" and ppo.rescore == "auto":
+    if inexact and ppo.rescore == "auto":
         raise UserError(
-            "config.thoughts.feedback 'navigator_residual' with gradient 'none' has no exact rescore while the "
-            "backbone is trained: take gradient 'score' or 'pathwise' (sequential, exact), ppo.trainable "
-            "'navigator', or ppo.rescore 'parallel_inexact'."
+            "config.thoughts.feedback 'navigator_residual' with gradient 'none' has no exact rescore, because the "
+            "navigator that decodes thoughts is trained: take config.ppo.gradient 'score' or 'pathwise' (sequential, "
+            "exact), or config.ppo.rescore 'parallel_inexact'."
+        )
+
+
+def _check_ppo(run: "RunConfig") -> None:
+    """The settings of the policy's loss and of its annealing."""
+    ppo = run.ppo
+    if ppo.dual_clip and ppo.dual_clip <= 1:
+        raise UserError(
+            f"config.ppo.dual_clip {ppo.dual_clip} would cut off losses inside the trusted range: take a number "
+            "above 1, usually 3, or 0 for none."
+        )
+    if ppo.clip <= 0 or ppo.value_clip < 0:
+        raise UserError(
+            f"config.ppo.clip {ppo.clip} must be above 0 and config.ppo.value_clip {ppo.value_clip} not below (0: no clip)."
+        )
+    negative = [
+        name
+        for name in ("kl_coefficient", "kl_target", "early_stop_kl", "value_coefficient")
+        if getattr(ppo, name) < 0
+    ]
+    if negative:
+        raise UserError(f"config.ppo.{negative[0]} {getattr(ppo, negative[0])} is negative: take 0 for none.")
+    if ppo.kl_target and not ppo.kl_coefficient:
+        raise UserError(
+            "config.ppo.kl_target adapts a coefficient by factors, and 0 stays 0: start config.ppo.kl_coefficient "
+            "above 0, or set kl_target to 0."
+        )
+    if ppo.kl_in == "reward" and not ppo.kl_coefficient:
+        raise UserError(
+            "config.ppo.kl_in 'reward' charges nothing while config.ppo.kl_coefficient is 0: set it above 0."
         )

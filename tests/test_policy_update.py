@@ -88,7 +88,9 @@ def test_ratio_is_one_in_the_first_update():
 @pytest.mark.parametrize("gradient", [pytest.param("score", marks=pytest.mark.slow), "pathwise"])
 def test_gradient_does_not_depend_on_micro_batches(gradient):
     reasoner = small_reasoner("hidden", normalised=True)
-    config = replace(PPO, gradient=gradient, kl_coefficient=0.1)
+    config = replace(
+        PPO, gradient=gradient, kl_coefficient=0.1, loss_mean="sequence", token_entropy_coefficient=0.1
+    )
     data = (*rolled_out(reasoner), *rewards())
     steps, losses = [], []
     for micro_batches in (1, 4):
@@ -122,6 +124,48 @@ def test_sums_do_not_depend_on_minibatches():
     )
     for one, two in zip(jax.tree.leaves(total), jax.tree.leaves(odd + even), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_an_update_ends_before_the_minibatch_that_has_moved_too_far():
+    """The first minibatch of the first epoch alone: as if there were no other."""
+    reasoner = small_reasoner("hidden")
+    data = (*rolled_out(reasoner), *rewards())
+    config = replace(PPO, epochs=3, minibatches=1, early_stop_kl=1e-3)
+    first = updated(reasoner, replace(config, epochs=1, early_stop_kl=0.0), data, optax.sgd(0.5))
+    before, after, metrics = updated(reasoner, config, data, optax.sgd(0.5))
+    assert after.step == 1 and metrics["minibatches_used"] == pytest.approx(1 / 3)
+    assert after.skipped_total == 0 and np.abs(change(before, after)).max() > 1e-4
+    # The keys that shuffle differ with the number of epochs; rows are summed in another order.
+    np.testing.assert_allclose(change(first[1], after), 0.0, atol=1e-6)
+    # The minibatch that found it too far is told, beside the first at KL 0; the one never begun is not.
+    assert metrics["approximate_kl"] > 1e-3 / 2
+
+
+def test_kl_in_the_reward_reaches_the_advantages_and_not_the_loss():
+    reasoner = small_reasoner("hidden")
+    rollout, recorded = rolled_out(reasoner)
+    reward = (jnp.zeros((B, N)), jnp.zeros((B, N, T + 1)))
+    config = replace(PPO, baseline="leave_one_out", whiten=False, kl_coefficient=0.5, kl_in="reward", kl_estimator="k1",
+                     entropy_coefficient=0.0, value_coefficient=0.0)  # fmt: skip
+    graph, state = begun(reasoner, config, optax.sgd(1.0), reference=True)
+    update = jax.jit(policy_update(graph, optax.sgd(1.0), config, OPENING))
+    at_rest, metrics = update(state, rollout, recorded, *reward)
+    assert np.abs(change(state, at_rest)).max() < 1e-5 and abs(metrics["kl"]) < 1e-6  # the reference itself
+    moved = jax.tree.map(lambda x: x * 1.2, state.reference)
+    after, metrics = update(state.replace(reference=moved), rollout, recorded, *reward)
+    assert np.abs(change(state, after)).max() > 1e-4 and abs(metrics["kl"]) > 1e-3
+
+
+@pytest.mark.parametrize("trainable", ["all", "navigator"])
+def test_reference_is_a_copy_of_what_is_trained_and_nothing_else(trainable):
+    config = replace(PPO, trainable=trainable, kl_coefficient=0.1)
+    assert config.keeps_reference and not PPO.keeps_reference
+    _, state = begun(small_reasoner("hidden"), config, optax.sgd(1.0), reference=config.keeps_reference)
+    assert jax.tree.structure(state.reference) == jax.tree.structure(state.trainable)
+    assert ("llama" in state.reference) is (trainable == "all")
+    for kept, trained in zip(jax.tree.leaves(state.reference), jax.tree.leaves(state.trainable), strict=True):
+        assert kept is not trained
+        np.testing.assert_array_equal(kept, trained)
 
 
 def test_frozen_backbone_stays_bit_for_bit():

@@ -19,6 +19,7 @@ from longshot_jax.training.ppo import (
     kl_estimate,
     leave_one_out_advantages,
     reward_at_end,
+    sequence_weights,
     whiten,
 )
 
@@ -210,6 +211,16 @@ def test_dual_clip_must_exceed_one():
         clipped_policy_loss(jnp.zeros(1), jnp.zeros(1), jnp.zeros(1), jnp.ones(1, bool), 0.2, 1.0)
 
 
+@few
+@given(masks, seeds)
+def test_sequence_weights_give_the_mean_over_trajectories_of_their_means(mask, seed):
+    losses = np.random.default_rng(seed).normal(size=SHAPE)
+    weights = np.asarray(sequence_weights(jnp.sum(jnp.asarray(mask), axis=-1, dtype=jnp.float32)))
+    means = [losses[row, mask[row]].mean() for row in range(SHAPE[0]) if mask[row].any()]
+    found = np.sum(losses * weights[:, None] * mask) / max(mask.sum(), 1)
+    assert found == pytest.approx(np.mean(means) if means else 0.0, abs=1e-5)
+
+
 def whole_batch(x, old, advantages, mask):
     sums = clipped_policy_loss(x, old, advantages, mask, 0.2)
     values = clipped_value_loss(x, old, advantages, mask, 0.2)
@@ -332,6 +343,15 @@ def test_kl_gradients_are_as_documented(estimator):
 
     exact = {"k1": lambda x: 0.0 * x.sum(), "k2": forward, "k3": backward}[estimator]
     np.testing.assert_allclose(jax.grad(sampled)(logits), jax.grad(exact)(logits), atol=1e-6)
+
+    def rewarded(x):
+        """The policy gradient of an estimate that is charged as a reward."""
+        log_p = jax.nn.log_softmax(x)
+        charge = jax.lax.stop_gradient(kl_estimate(log_p, reference, estimator))
+        return jnp.sum(jax.lax.stop_gradient(jnp.exp(log_p)) * log_p * charge)
+
+    gap = np.abs(jax.grad(rewarded)(logits) - jax.grad(forward)(logits)).max()
+    assert gap < 1e-6 if estimator == "k1" else gap > 1e-2
 
 
 def test_kl_coefficient_follows_the_proportional_controller():

@@ -1,5 +1,7 @@
 """The PPO loss of a rollout: thoughts, stops and tokens as actions. Joins `ppo` (mathematics) to `rescore` (model)."""
 
+from dataclasses import fields, replace
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -19,6 +21,7 @@ from longshot_jax.training.ppo import (
     kl_estimate,
     leave_one_out_advantages,
     reward_at_end,
+    sequence_weights,
     whiten,
 )
 from longshot_jax.training.settings import PPOConfig
@@ -31,8 +34,9 @@ class Experience:
     Attributes:
       rollout: recorded actions.
       recorded: what the policy that sampled said of them.
-      reference: what the reference policy says of them, or None.
+      reference: what the reference policy says of them, or None where the loss has no KL.
       advantages, returns: of thought positions, then answer positions.
+      weights: of each trajectory's actions in the policy's loss, of the minibatch that it is in; None for 1.
     """
 
     rollout: Rollout
@@ -40,6 +44,7 @@ class Experience:
     reference: Scores | None
     advantages: Float[Array, "B N P"]
     returns: Float[Array, "B N P"]
+    weights: Float[Array, "B N"] | None = None
 
 
 @struct.dataclass
@@ -51,6 +56,8 @@ class PolicySums:
       values: of the critic's loss.
       entropy: of free stop decisions, in nats; token_entropy: of answer tokens.
       kl: to the reference, in nats, over all actions.
+      weighted_kl, entropy_bonus: what enters the loss: the KL and, times their coefficients, the entropies, with the
+        weights of trajectories.
     """
 
     stops: PolicyLossSums
@@ -60,22 +67,23 @@ class PolicySums:
     entropy: Float[Array, ""]
     token_entropy: Float[Array, ""]
     kl: Float[Array, ""]
+    weighted_kl: Float[Array, ""]
+    entropy_bonus: Float[Array, ""]
 
     def __add__(self, other: "PolicySums") -> "PolicySums":
-        return PolicySums(
-            self.stops + other.stops,
-            self.thoughts + other.thoughts,
-            self.tokens + other.tokens,
-            self.values + other.values,
-            self.entropy + other.entropy,
-            self.token_entropy + other.token_entropy,
-            self.kl + other.kl,
-        )
+        names = (field.name for field in fields(self))
+        return PolicySums(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     @property
     def actions(self) -> Array:
         """Number of scored actions of all kinds."""
         return self.stops.count + self.thoughts.count + self.tokens.count
+
+    @property
+    def approximate_kl(self) -> Array:
+        """KL per action from the policy that sampled to the present one, nats: how far the update has moved."""
+        total = self.stops.kl_sum + self.thoughts.kl_sum + self.tokens.kl_sum
+        return total / jnp.maximum(self.actions, 1.0)
 
 
 def replay_of(config: PPOConfig, feedback: str) -> Replay:
@@ -98,10 +106,23 @@ def thought_mask(rollout: Rollout, config: PPOConfig) -> Bool[Array, "B N T"]:
     return rollout.taken & has_thought_density(config) & (rollout.std > 0)
 
 
-def count_actions(rollout: Rollout, config: PPOConfig) -> Float[Array, ""]:
-    """Stops, thoughts and tokens that carry a loss: what every policy term is divided by."""
+def actions_of(rollout: Rollout, config: PPOConfig) -> Float[Array, "B N"]:
+    """Stops, thoughts and tokens of each trajectory that carry a loss."""
     parts = (rollout.free, thought_mask(rollout, config), rollout.token_mask)
-    return sum((jnp.sum(part, dtype=jnp.float32) for part in parts), jnp.zeros(()))
+    counts = [jnp.sum(part, axis=-1, dtype=jnp.float32) for part in parts]
+    return counts[0] + counts[1] + counts[2]
+
+
+def count_actions(rollout: Rollout, config: PPOConfig) -> Float[Array, ""]:
+    """All actions that carry a loss: what every policy term is divided by."""
+    return jnp.sum(actions_of(rollout, config))
+
+
+def with_weights(minibatch: Experience, config: PPOConfig) -> Experience:
+    """The minibatch with the weights of its trajectories, which depend on it as a whole."""
+    if config.loss_mean == "token":
+        return minibatch
+    return replace(minibatch, weights=sequence_weights(actions_of(minibatch.rollout, config)))
 
 
 def estimate_advantages(
@@ -110,15 +131,19 @@ def estimate_advantages(
     answer_reward: Float[Array, "B N"],
     thought_reward: Float[Array, "B N Tplus1"],
     config: PPOConfig,
+    penalty: Float[Array, "B N P"] | None = None,
 ) -> tuple[Float[Array, "B N P"], Float[Array, "B N P"]]:
     """Advantages and returns of every position: thought positions h_0 ... h_T, then answer tokens.
 
-    The cost of a thought is charged where it is taken, the answer's reward on its end token. With a group baseline
+    The cost of a thought is charged where it is taken, the answer's reward on its end token, a `penalty` (the KL in
+    the reward) at the position of its actions. With a group baseline
     a trajectory has one advantage at all of its positions; its value head is still trained on the returns.
     """
     steps = rollout.taken.shape[-1]
     mask = jnp.concatenate([position_mask(rollout.counts, steps), rollout.token_mask], axis=-1)
     rewards = jnp.concatenate([thought_reward, reward_at_end(answer_reward, rollout.token_mask)], axis=-1)
+    if penalty is not None:
+        rewards = rewards - penalty
     advantages, returns = generalized_advantages(
         rewards, recorded.values, mask, config.discount, config.trace
     )
@@ -142,7 +167,7 @@ def policy_sums(
     opening: tuple[int, ...],
 ) -> PolicySums:
     """Rescores a part of the experience and sums every term of the loss over its actions."""
-    rollout, recorded = part.rollout, part.recorded
+    rollout = part.rollout
     scores = rescore(
         reasoner,
         rollout,
@@ -153,16 +178,30 @@ def policy_sums(
         config.together,
         constant_thoughts=config.gradient == "none",
     )
+    return sums_of(scores, part, config)
+
+
+def sums_of(scores: Scores, part: Experience, config: PPOConfig) -> PolicySums:
+    """Every term of the loss, given what the present policy says of the actions."""
+    rollout, recorded = part.rollout, part.recorded
     steps = rollout.taken.shape[-1]
     at_thoughts, at_tokens = part.advantages[..., : steps + 1], part.advantages[..., steps + 1 :]
 
+    weights = None if part.weights is None else part.weights[..., None]
+
     def clipped(new: Array, old: Array, advantages: Array, mask: Array) -> PolicyLossSums:
-        return clipped_policy_loss(new, old, advantages, mask, config.clip)
+        return clipped_policy_loss(new, old, advantages, mask, config.clip, config.dual_clip or None, weights)
+
+    def weighted(per_trajectory: Array) -> Array:
+        return jnp.sum(per_trajectory if part.weights is None else per_trajectory * part.weights)
 
     real = jnp.concatenate([position_mask(rollout.counts, steps), rollout.token_mask], axis=-1)
-    kl = jnp.zeros(())
+    kl = jnp.zeros(rollout.counts.shape)
     if part.reference is not None:
         kl = _kl(scores, part.reference, rollout, config)
+    stop_entropy = jnp.sum(scores.thoughts.stop_entropy, axis=-1)
+    token_entropy = jnp.sum(scores.tokens.entropies, axis=-1)
+    bonus = config.entropy_coefficient * stop_entropy + config.token_entropy_coefficient * token_entropy
     return PolicySums(
         stops=clipped(scores.thoughts.stop, recorded.thoughts.stop, at_thoughts, rollout.free),
         thoughts=clipped(
@@ -172,24 +211,45 @@ def policy_sums(
             thought_mask(rollout, config),
         ),
         tokens=clipped(scores.tokens.log_probs, recorded.tokens.log_probs, at_tokens, rollout.token_mask),
-        values=clipped_value_loss(scores.values, recorded.values, part.returns, real, config.value_clip),
-        entropy=jnp.sum(scores.thoughts.stop_entropy),
-        token_entropy=jnp.sum(scores.tokens.entropies),
-        kl=kl,
+        values=clipped_value_loss(
+            scores.values, recorded.values, part.returns, real, config.value_clip or None
+        ),
+        entropy=jnp.sum(stop_entropy),
+        token_entropy=jnp.sum(token_entropy),
+        kl=jnp.sum(kl),
+        weighted_kl=weighted(kl),
+        entropy_bonus=weighted(bonus),
     )
 
 
-def _kl(scores: Scores, reference: Scores, rollout: Rollout, config: PPOConfig) -> Float[Array, ""]:
-    """Sum over actions of the KL to the reference: an estimate for stops and tokens, closed form for thoughts."""
+def _kl(scores: Scores, reference: Scores, rollout: Rollout, config: PPOConfig) -> Float[Array, "B N"]:
+    """Sum over a trajectory's actions of the KL to the reference: an estimate for stops and tokens, for thoughts exact."""
     estimator = config.kl_estimator
     stops = kl_estimate(scores.thoughts.stop, reference.thoughts.stop, estimator)
     tokens = kl_estimate(scores.tokens.log_probs, reference.tokens.log_probs, estimator)
-    total = jnp.sum(stops, where=rollout.free) + jnp.sum(tokens, where=rollout.token_mask)
+    total = jnp.sum(stops, -1, where=rollout.free) + jnp.sum(tokens, -1, where=rollout.token_mask)
     if has_thought_density(config):
         std = jnp.where(rollout.std > 0, rollout.std, 1.0)
         thoughts = gaussian_kl(scores.thoughts.means, reference.thoughts.means, std, config.log_prob_scaling)
-        total += jnp.sum(thoughts, where=thought_mask(rollout, config))
+        total += jnp.sum(thoughts, -1, where=thought_mask(rollout, config))
     return total
+
+
+def kl_at_positions(
+    recorded: Scores, reference: Scores, rollout: Rollout, config: PPOConfig
+) -> Float[Array, "B N P"]:
+    """Estimates of the KL to the reference at each position, summed over its actions: what the reward is charged.
+
+    Of the policy that sampled, from log-probs alone. The closed form for thoughts has no place here: it does not
+    depend on the thought that was sampled, so that as a reward it would say nothing about it.
+    """
+    kind = config.kl_estimator
+    old, other = recorded.thoughts, reference.thoughts
+    stops = jnp.where(rollout.free, kl_estimate(old.stop, other.stop, kind), 0.0)
+    thoughts = jnp.where(thought_mask(rollout, config), kl_estimate(old.thought, other.thought, kind), 0.0)
+    tokens = kl_estimate(recorded.tokens.log_probs, reference.tokens.log_probs, kind)
+    at_thoughts = stops + jnp.pad(thoughts, ((0, 0), (0, 0), (0, 1)))
+    return jnp.concatenate([at_thoughts, jnp.where(rollout.token_mask, tokens, 0.0)], axis=-1)
 
 
 def policy_loss(
@@ -202,7 +262,7 @@ def policy_loss(
     """The loss to minimise, or a micro-batch's share of it: counts are those of the whole minibatch."""
     actions = jnp.maximum(action_count, 1.0)
     surrogate = sums.stops.loss_sum + sums.thoughts.loss_sum + sums.tokens.loss_sum
-    regular = kl_coefficient * sums.kl - config.entropy_coefficient * sums.entropy
+    regular = kl_coefficient * sums.weighted_kl - sums.entropy_bonus
     critic = config.value_coefficient * sums.values.loss_sum / jnp.maximum(position_count, 1.0)
     return (surrogate + regular) / actions + critic
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,11 @@ from longshot_jax.training.policy_loss import (
     PolicySums,
     count_actions,
     estimate_advantages,
+    kl_at_positions,
     policy_loss,
     policy_sums,
     rollout_kl_reference,
+    with_weights,
 )
 from longshot_jax.training.ppo import adapt_kl_coefficient, explained_variance
 from longshot_jax.training.settings import PPOConfig
@@ -41,6 +45,7 @@ def policy_update(
     """
 
     def minibatch_step(state: TrainState, part: Experience) -> tuple[TrainState, dict[str, Array]]:
+        part = with_weights(part, config)
         actions = count_actions(part.rollout, config)
         positions = _count_positions(part.rollout)
 
@@ -59,6 +64,31 @@ def policy_update(
         state = replace(state, trainable=trainable, optimizer=moments, **count_skipped(state, applied))
         return state, metrics
 
+    def step_unless_far(
+        carry: tuple[TrainState, Array], part: Experience
+    ) -> tuple[tuple[TrainState, Array], tuple[dict[str, Array], Array]]:
+        """A minibatch, or nothing once the policy has moved too far; metrics, and whether they were measured."""
+        if not config.early_stop_kl:
+            state, metrics = minibatch_step(carry[0], part)
+            return (state, carry[1]), (metrics, jnp.ones((), bool))
+
+        def measured(state: TrainState) -> tuple[TrainState, Array, dict[str, Array]]:
+            after, metrics = minibatch_step(state, part)
+            far = metrics["approximate_kl"] > config.early_stop_kl
+            # The gradient of the minibatch that finds it too far is not used either.
+            kept = {
+                name: jax.tree.map(partial(jnp.where, far), getattr(state, name), getattr(after, name))
+                for name in ("trainable", "optimizer", "step", "skipped", "skipped_total")
+            }
+            return replace(after, **kept), far, metrics
+
+        def ended(state: TrainState) -> tuple[TrainState, Array, dict[str, Array]]:
+            *_, metrics = jax.eval_shape(measured, state)
+            return state, jnp.ones((), bool), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+
+        state, far, metrics = jax.lax.cond(carry[1], ended, measured, carry[0])
+        return (state, far), (metrics, ~carry[1])
+
     def update(
         state: TrainState,
         rollout: Rollout,
@@ -70,20 +100,35 @@ def policy_update(
         if state.reference is not None:
             policy = nnx.merge(graph, state.reference, state.frozen)
             reference = rollout_kl_reference(policy, rollout, state.memory, config, opening)
-        advantages, returns = estimate_advantages(rollout, recorded, answer_reward, thought_reward, config)
+        charged = penalty = None
+        if reference is not None and config.kl_in == "reward":
+            charged = kl_at_positions(recorded, reference, rollout, config)
+            penalty, reference = state.kl_coefficient * charged, None
+        advantages, returns = estimate_advantages(
+            rollout, recorded, answer_reward, thought_reward, config, penalty
+        )
         experience = Experience(rollout, recorded, reference, advantages, returns)
         order_key, next_key = jax.random.split(state.key)
 
-        def epoch(state: TrainState, key: Array) -> tuple[TrainState, dict[str, Array]]:
+        def epoch(carry: tuple[TrainState, Array], key: Array) -> tuple[tuple[TrainState, Array], Any]:
             order = jax.random.permutation(key, answer_reward.shape[0])
             # Every leaf has a leading axis of questions, but for the rollout's temperatures, which are scalars.
             shuffled = jax.tree.map(lambda x: x[order] if x.ndim else x, experience)
-            return jax.lax.scan(minibatch_step, state, cut_rows(shuffled, config.minibatches))
+            return jax.lax.scan(step_unless_far, carry, cut_rows(shuffled, config.minibatches))
 
         state = replace(state, key=next_key)
         old_policy = nnx.merge(graph, state.trainable, state.frozen)
-        state, metrics = jax.lax.scan(epoch, state, jax.random.split(order_key, config.epochs))
-        metrics = {name: jnp.max(x) if name.endswith("_max") else jnp.mean(x) for name, x in metrics.items()}
+        keys = jax.random.split(order_key, config.epochs)
+        (state, ended), (metrics, measured) = jax.lax.scan(epoch, (state, jnp.zeros((), bool)), keys)
+        metrics = {
+            name: jnp.max(x) if name.endswith("_max") else jnp.mean(x, where=measured)
+            for name, x in metrics.items()
+        }
+        if config.early_stop_kl:
+            updates = jnp.sum(measured, dtype=jnp.float32) - ended
+            metrics["minibatches_used"] = updates / measured.size
+        if charged is not None:
+            metrics["kl"] = jnp.sum(charged) / jnp.maximum(count_actions(rollout, config), 1.0)
         kl_coefficient = state.kl_coefficient
         if config.kl_target > 0:
             kl_coefficient = adapt_kl_coefficient(kl_coefficient, metrics["kl"], config.kl_target)
@@ -134,6 +179,7 @@ def _metrics(sums: PolicySums) -> dict[str, Array]:
         "stop_entropy": share(sums.entropy, sums.stops.count),
         "token_entropy": share(sums.token_entropy, sums.tokens.count),
         "kl": share(sums.kl, sums.actions),
+        "approximate_kl": sums.approximate_kl,
     }
     for kind in ("stops", "thoughts", "tokens"):
         part = getattr(sums, kind)

@@ -1,17 +1,13 @@
 """Proximal policy optimisation as pure functions: advantages, losses, divergences. There is no model in this file.
 
-What is here (Schulman et al. 2017): the clipped surrogate, per action, with dual clip as an option (Ye et al. 2020);
-generalised advantage estimation (Schulman et al. 2016) over real positions; the clipped value loss; advantages
+What is here (Schulman et al. 2017): the clipped surrogate, per action, with dual clip (Ye et al. 2020) and means over
+trajectories (Shao et al. 2024) as options; generalised advantage estimation (Schulman et al. 2016) over real positions; the clipped value loss; advantages
 against the group instead of a critic (leave-one-out: Kool et al. 2019; mean and deviation of the group: Shao et al.
 2024); whitening; the k1, k2 and k3 estimators of a divergence to the reference (Schulman 2020); the proportional
 controller of the KL coefficient (Ziegler et al. 2019).
 
 What was left out, and why:
 
-- The KL is not folded into the rewards. It is a loss term, because thoughts and stops have closed forms for it and
-  a penalty inside the reward would pass through the critic and the whitening.
-- No early stop of an update at a KL limit: the number of steps would depend on the data, and the update is one
-  compiled scan. The approximate KL is reported instead, and the coefficient adapts between updates.
 - No truncated episodes and no bootstrapping from a last state: a trajectory ends with its answer, finished or not,
   and nothing comes after.
 - No bounds of the clip that differ upward and downward, no reward normalisation by a running deviation.
@@ -155,8 +151,11 @@ def clipped_policy_loss(
     mask: Bool[Array, "*shape"],
     clip: float | Float[Array, ""],
     dual_clip: float | None = None,
+    weights: Float[Array, "*#shape"] | None = None,
 ) -> PolicyLossSums:
     """PPO's clipped surrogate (Schulman et al. 2017, equation 7), one ratio per action, as sums.
+
+    ``weights`` multiply the losses, and nothing else of the sums; see `sequence_weights`.
 
     ``clip`` is the half-width of the trusted range of the ratio around 1. ``dual_clip``, above 1, bounds the loss
     of an action with negative advantage at ``dual_clip · |advantage|`` (Ye et al. 2020); None leaves it unbounded.
@@ -180,13 +179,26 @@ def clipped_policy_loss(
         clipped |= above
 
     return PolicyLossSums(
-        loss_sum=jnp.sum(loss, where=mask),
+        loss_sum=jnp.sum(loss if weights is None else loss * weights, where=mask),
         count=jnp.sum(mask, dtype=loss.dtype),
         clipped_count=jnp.sum(clipped & mask, dtype=loss.dtype),
         kl_sum=jnp.sum(jnp.expm1(log_ratio) - log_ratio, where=mask),
         ratio_sum=jnp.sum(ratio, where=mask),
         ratio_max=jnp.max(ratio, where=mask, initial=0.0),
     )
+
+
+def sequence_weights(action_counts: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Weight of each trajectory's actions that turns the mean over actions into a mean over trajectories.
+
+    Given the number of actions of every trajectory, A_s, of in all A actions and S trajectories with any, the weight
+    is A / (S · A_s): then the weighted sum over all actions, divided by A, is the mean over trajectories of the mean
+    over each one's actions (Shao et al. 2024, equation 3). Over the actions, weights average to 1. To be called once
+    on the whole minibatch, so that micro-batches add up to it.
+    """
+    real = action_counts > 0
+    per_trajectory = jnp.sum(action_counts) / jnp.maximum(jnp.sum(real), 1)
+    return jnp.where(real, per_trajectory / jnp.maximum(action_counts, 1.0), 0.0)
 
 
 @no_type_check  # as above
@@ -223,18 +235,19 @@ def clipped_value_loss(
     old_values: Float[Array, "*shape"],
     returns: Float[Array, "*shape"],
     mask: Bool[Array, "*shape"],
-    clip: float | Float[Array, ""],
+    clip: float | Float[Array, ""] | None,
 ) -> ValueLossSums:
     """Half the squared error of the values, the larger of it and of that of the value held near the old, as sums.
 
     ``clip``, in units of reward, is how far a value may move from ``old_values`` before it stops being rewarded for
-    moving on. ``old_values`` and ``returns`` are data: no gradient flows into them.
+    moving on; None is the plain squared error. ``old_values`` and ``returns`` are data: no gradient flows into them.
     """
     values = jnp.where(mask, values, 0.0)
     old_values = jax.lax.stop_gradient(jnp.where(mask, old_values, 0.0))
     returns = jax.lax.stop_gradient(jnp.where(mask, returns, 0.0))
 
     error = returns - values
+    clip = jnp.inf if clip is None else clip
     near_old = old_values + jnp.clip(values - old_values, -clip, clip)
     unclipped = 0.5 * jnp.square(error)
     loss = jnp.maximum(unclipped, 0.5 * jnp.square(returns - near_old))
@@ -272,7 +285,8 @@ def kl_estimate(
     With r = reference / policy: ``k1`` = −log r, unbiased, of either sign; ``k2`` = (log r)² / 2, biased, small
     variance; ``k3`` = r − 1 − log r, unbiased, never negative. As a loss on freshly sampled actions it is ``k2``
     whose gradient is that of KL(policy ‖ reference); that of ``k1`` is zero on average, that of ``k3`` belongs to
-    KL(reference ‖ policy). Raises ValueError for another name.
+    KL(reference ‖ policy). As a part of the reward of each action, without a gradient of its own, it is ``k1`` that
+    gives the gradient of KL(policy ‖ reference). Raises ValueError for another name.
     """
     log_ratio = reference_log_prob - log_prob
     if estimator == "k1":

@@ -128,7 +128,7 @@ class PPOLoop:
                     pending = None
                     if last:
                         session.finished["ppo"] = {
-                            "updates": config.iterations * config.epochs * config.minibatches,
+                            "updates": int(fetch(state.step)),  # fewer where a KL bound ended some early
                             "sequences": config.iterations * config.questions * config.num_trajectories,
                             "seconds": session.seconds - before,
                             "accuracy": accuracy,

@@ -52,7 +52,6 @@ class PPOPrograms:
         self.sampling_key = jax.random.fold_in(jax.random.key(run.seed), 2)
         chosen, graph = is_trainable(config.trainable), blueprint.graph
         key = jax.random.fold_in(jax.random.key(run.seed), 3)
-        keeps_reference = config.kl_coefficient > 0 or config.kl_target > 0
 
         def start(weights: nnx.State) -> TrainState:
             _, trainable, frozen = nnx.split(nnx.merge(graph, weights), chosen, ...)
@@ -62,7 +61,7 @@ class PPOPrograms:
                 frozen,
                 optimizer,
                 key,
-                reference=keeps_reference,
+                reference=config.keeps_reference,
                 memory=empty_bank(slots, run.thoughts.reasoning_dim) if slots else None,
                 kl_coefficient=config.kl_coefficient,
             )

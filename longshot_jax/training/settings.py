@@ -86,14 +86,24 @@ class PPOConfig:
       log_prob_scaling: of a thought's log-prob over its dimensions.
       epochs: passes over a rollout; minibatches: per epoch, they divide the questions.
       micro_batches: forward passes per minibatch, for gradient accumulation.
-      clip, value_clip: half-widths of the trusted ranges (of the ratio; of the value, in units of reward).
+      clip, value_clip: half-widths of the trusted ranges (of the ratio; of the value, in units of reward, 0 for none).
+      dual_clip: bound on the loss of an action with negative advantage, in multiples of that advantage (above 1;
+        arXiv:1912.09729); 0 for none.
       baseline: `critic` (GAE), `leave_one_out`, or `group` (mean and standard deviation of the question's own).
       whiten: shift and scale advantages over the whole batch.
+      loss_mean: of the policy's terms. `token`: over all actions of the minibatch. `sequence`: over the actions of
+        each trajectory, then over trajectories.
       discount, trace: γ and λ of GAE, per position.
-      value_coefficient, entropy_coefficient: weights of the critic's loss and of the stop head's entropy.
-      kl_coefficient: weight of the KL to the policy at the start of PPO; 0 keeps no reference.
+      value_coefficient: weight of the critic's loss.
+      entropy_coefficient, token_entropy_coefficient: weights of the entropy of stop decisions and of answer tokens.
+      kl_coefficient: weight of the KL to the reference, which is the policy at the start of PPO: a copy of what is
+        trained, be it all weights or few; what is frozen is shared. 0 keeps no reference.
+      kl_in: `loss`, differentiated; or `reward`, charged where each action was taken (arXiv:1909.08593).
       kl_target: if positive, the coefficient adapts to hold this KL per action, in nats.
-      kl_estimator: for tokens and stops.
+      kl_estimator: for tokens and stops, and in the reward for thoughts too. In the reward `k1` has the exact
+        gradient, in the loss `k2`.
+      early_stop_kl: if positive, an update ends early, before the minibatch in which the policy has moved further
+        than this from the one that sampled: approximate KL per action, in nats (others call it target_kl).
       noise: σ at the start and the end, relative to the rms of noise-free thoughts; 0 is deterministic.
       stop_temperature, token_temperature: at the start and the end; all three anneal linearly.
       min_steps, max_steps: bounds on the number of thoughts; equal bounds force it.
@@ -120,15 +130,20 @@ class PPOConfig:
     micro_batches: int = 1
     clip: float = 0.2
     value_clip: float = 0.2
+    dual_clip: float = 0.0
     baseline: Literal["critic", "leave_one_out", "group"] = "critic"
     whiten: bool = True
+    loss_mean: Literal["token", "sequence"] = "token"
     discount: float = 1.0
     trace: float = 0.95
     value_coefficient: float = 0.5
     entropy_coefficient: float = 0.01
+    token_entropy_coefficient: float = 0.0
     kl_coefficient: float = 0.02
+    kl_in: Literal["loss", "reward"] = "loss"
     kl_target: float = 0.0
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    early_stop_kl: float = 0.0
     noise: tuple[float, float] = (0.2, 0.2)
     stop_temperature: tuple[float, float] = (1.0, 1.0)
     token_temperature: tuple[float, float] = (1.0, 1.0)
@@ -143,3 +158,8 @@ class PPOConfig:
     rewards: RewardWeights = field(default_factory=RewardWeights)
     max_skipped: int = 10
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the policy at the start of PPO is kept, to measure the KL to it."""
+        return self.kl_coefficient > 0
