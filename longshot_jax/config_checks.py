@@ -96,6 +96,20 @@ def _check_ppo(run: "RunConfig") -> None:
         raise UserError(
             f"config.ppo.clip {ppo.clip} must be above 0 and config.ppo.value_clip {ppo.value_clip} not below (0: no clip)."
         )
+    for name, kind in (
+        ("noise", ppo.noise_annealing),
+        ("stop_temperature", ppo.stop_annealing),
+        ("token_temperature", ppo.token_annealing),
+    ):
+        bounds = getattr(ppo, name)
+        if min(bounds) < 0 or (name != "noise" and min(bounds) == 0):
+            least = "not below 0" if name == "noise" else "above 0: take a small one, such as 0.1"
+            raise UserError(f"config.ppo.{name} {bounds} must be {least}.")
+        if kind == "constant" and bounds[0] != bounds[1]:
+            raise UserError(
+                f"config.ppo.{name} {bounds} differs at its ends but its annealing is 'constant': give the same number "
+                "twice, or take 'linear' or 'cosine'."
+            )
     negative = [
         name
         for name in ("kl_coefficient", "kl_target", "early_stop_kl", "value_coefficient")

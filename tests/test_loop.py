@@ -16,10 +16,10 @@ from tiny_run import tiny
 from longshot_jax.errors import UserError
 from longshot_jax.training import curriculum_programs
 from longshot_jax.training.ahead import Ahead
+from longshot_jax.training.annealing import anneal
 from longshot_jax.training.checkpoint import Checkpoints
 from longshot_jax.training.curriculum_loop import Position
 from longshot_jax.training.loop import train
-from longshot_jax.training.ppo_loop import annealed
 
 ROOT = Path(__file__).parents[1]
 
@@ -269,8 +269,11 @@ def test_running_loss_and_annealing():
     for loss in (1.0, float("nan"), 0.0):
         position.count_loss(loss)
     assert position.running_loss == pytest.approx(0.95)
-    assert [float(annealed((1.5, 0.5), i, 3)) for i in range(3)] == [1.5, 1.0, 0.5]
-    assert float(annealed((1.5, 0.5), 0, 1)) == 1.5
+    np.testing.assert_allclose(anneal((1.5, 0.5), "linear", 3), [1.5, 1.0, 0.5])
+    np.testing.assert_allclose(anneal((0.2, 0.0), "cosine", 4), [0.2, 0.15, 0.05, 0.0], atol=1e-7)
+    np.testing.assert_allclose(anneal((0.3, 0.3), "constant", 2), [0.3, 0.3])
+    for kind in ("linear", "cosine", "constant"):
+        np.testing.assert_allclose(anneal((1.5, 1.5 if kind == "constant" else 0.5), kind, 1), [1.5])
 
 
 def test_a_stage_ends_early_at_its_loss(tmp_path):

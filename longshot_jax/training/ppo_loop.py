@@ -20,6 +20,7 @@ from longshot_jax.model.sharding import (
 )
 from longshot_jax.thoughts.rollout import Lengths, Temperatures
 from longshot_jax.training.ahead import Ahead
+from longshot_jax.training.annealing import anneal
 from longshot_jax.training.ppo_programs import PPOPrograms
 from longshot_jax.training.rewards import Outcome, answer_rewards, thought_cost_rewards
 from longshot_jax.training.session import Session, as_numbers
@@ -37,12 +38,6 @@ class Questions:
     lengths: Lengths
 
 
-def annealed(bounds: tuple[float, float], iteration: int, iterations: int) -> np.float32:
-    """Linear from the first bound, at iteration 0, to the second, at the last iteration."""
-    share = iteration / max(iterations - 1, 1)
-    return np.float32(bounds[0] + (bounds[1] - bounds[0]) * share)
-
-
 class PPOLoop:
     """Programs and bookkeeping of one start of PPO."""
 
@@ -52,6 +47,11 @@ class PPOLoop:
         self.stream = ProblemStream(session.train, config.questions, run.seed + 1)
         self.evaluation = ShortEvaluation(session, config.max_steps, steps_written=False)
         self.rule = rule_after(run, "ppo")
+        self.annealed = (
+            anneal(config.noise, config.noise_annealing, config.iterations),
+            anneal(config.stop_temperature, config.stop_annealing, config.iterations),
+            anneal(config.token_temperature, config.token_annealing, config.iterations),
+        )
         self.programs = PPOPrograms(run, session.blueprint, session.mesh, layout.opening, layout.tokens.end)
 
     def make_questions(self, iteration: int) -> Questions:
@@ -72,9 +72,7 @@ class PPOLoop:
 
     def temperatures(self, iteration: int, noise: float | None = None) -> Temperatures:
         """Those of an iteration; `std` is still relative to the thoughts' rms."""
-        config = self.config
-        bounds = (config.noise, config.stop_temperature, config.token_temperature)
-        values = [annealed(pair, iteration, config.iterations) for pair in bounds]
+        values = [table[iteration] for table in self.annealed]
         if noise is not None:
             values[0] = np.float32(noise)
         return Temperatures(*values)  # pyright: ignore[reportArgumentType]  (host scalars, placed by jit)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from longshot_jax.training.annealing import Annealing
 from longshot_jax.training.rewards import RewardWeights
 
 
@@ -105,7 +106,8 @@ class PPOConfig:
       early_stop_kl: if positive, an update ends early, before the minibatch in which the policy has moved further
         than this from the one that sampled: approximate KL per action, in nats (others call it target_kl).
       noise: σ at the start and the end, relative to the rms of noise-free thoughts; 0 is deterministic.
-      stop_temperature, token_temperature: at the start and the end; all three anneal linearly.
+      stop_temperature, token_temperature: at the start and the end; they divide logits.
+      noise_annealing, stop_annealing, token_annealing: the way between, over the iterations.
       min_steps, max_steps: bounds on the number of thoughts; equal bounds force it.
       answer_length: A, most tokens of a sampled answer with its end; 0 takes `data.answer_length`, which must also
         hold the text steps of a curriculum.
@@ -147,6 +149,9 @@ class PPOConfig:
     noise: tuple[float, float] = (0.2, 0.2)
     stop_temperature: tuple[float, float] = (1.0, 1.0)
     token_temperature: tuple[float, float] = (1.0, 1.0)
+    noise_annealing: Annealing = "linear"
+    stop_annealing: Annealing = "linear"
+    token_annealing: Annealing = "linear"
     min_steps: int = 0
     max_steps: int = 6
     answer_length: int = 0
