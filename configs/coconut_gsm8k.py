@@ -14,7 +14,7 @@ Departures: the base model (published: GPT-2); stage 0, text steps, is part of t
 before, for 25 epochs); problems with less than three steps get as many thoughts all the same, as published.
 
     python scripts/train.py --config configs/coconut_gsm8k.py \
-        --config.data.train=gsm8k_aug/train.txt --config.data.test=gsm8k_aug/test.txt
+        --config.data.train=gsm8k_aug/train.txt --config.data.validation=gsm8k_aug/valid.txt
 """
 
 from longshot_jax.config import default_config
@@ -30,6 +30,7 @@ def get_config():
     config.model.remat = True
 
     config.data.train = "gsm8k_aug/train.txt"
+    config.data.validation = "gsm8k_aug/valid.txt"
     config.data.test = "gsm8k_aug/test.txt"
     config.data.tokenizer = "model"
     config.data.prompt_length = 256

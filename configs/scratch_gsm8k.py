@@ -10,7 +10,8 @@ on the questions, one token a digit.
 Cost: 2,000 supervised updates and 2,000 of PPO; one to two hours on one CPU core.
 
     python scripts/train.py --config configs/scratch_gsm8k.py \
-        --config.data.train=gsm8k_aug/train_no_aug.txt --config.data.test=gsm8k_aug/test.txt --workdir runs/scratch_gsm8k
+        --config.data.train=gsm8k_aug/train_no_aug.txt --config.data.validation=gsm8k_aug/valid.txt \
+        --config.data.test=gsm8k_aug/test.txt --workdir runs/scratch_gsm8k
 """
 
 from longshot_jax.config import default_config
@@ -28,6 +29,7 @@ def get_config():
     config.model.rope_theta = 10_000.0
 
     config.data.train = "gsm8k_aug/train_no_aug.txt"
+    config.data.validation = "gsm8k_aug/valid.txt"
     config.data.test = "gsm8k_aug/test.txt"
     config.data.tokenizer = "bpe"
     config.data.bpe_vocabulary = 2048

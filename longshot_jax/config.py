@@ -51,13 +51,16 @@ class DataConfig:
 
     Attributes:
       train: a file, a hub name (`name:config:split`), or generated problems: `chains` or `prosqa`.
-      test: the same; where it is `chains` or `prosqa`, held-out problems are generated.
+      validation: the same: what is measured while training and chooses the best checkpoint. Empty: other generated
+        problems than those of `train` and `test`, or a tenth of the problems in `train`, but at most
+        `evaluation.questions`, which are then not trained on.
+      test: the same: what `scripts/eval.py` measures unless it is told otherwise; training never reads it.
       tokenizer: `chains` (one token a character), `bpe` (a byte-level BPE trained on the training problems), a
         folder, a hub name, or `model`: the tokenizer in the model's directory.
       bpe_vocabulary: tokens of `bpe`.
       operations: numbers of operations of generated chains, drawn uniformly.
       distractors: statements in generated chains that the question does not depend on.
-      generated_train, generated_test: numbers of generated problems.
+      generated_train, generated_test: numbers of generated problems; the second is that of validation too.
       prompt_length: most tokens of a question with its markers; a longer one is an error.
       length_bucket: prompts, and in the curriculum what follows the thoughts, are padded to the next multiple of
         this for each batch, one compilation for each shape; 0 pads all to `prompt_length` and `answer_length`.
@@ -65,6 +68,7 @@ class DataConfig:
     """
 
     train: str = "chains"
+    validation: str = ""
     test: str = "chains"
     tokenizer: str = "chains"
     bpe_vocabulary: int = 2048
@@ -84,7 +88,7 @@ class EvaluationConfig:
     Attributes:
       every: updates of the curriculum between short evaluations; 0 only at the end of each stage.
       every_iterations: the same for PPO, in iterations; 0 only at its end.
-      questions: held-out questions of a short evaluation.
+      questions: validation questions of a short evaluation.
       batch_size: questions decoded at once.
       num_trajectories: N of the sampled accuracy and of the vote.
     """

@@ -100,7 +100,13 @@ def _from_run(path: Path, checkpoints: Checkpoints, host: dict[str, Any], which:
     run, stage = parse_config(host["config"]), host["stage"]
     llama = llama_from_json(host["llama"])
     trainable = run.ppo.trainable if stage == "ppo" else "all"
-    graph, trained, frozen = _abstract(llama, run.thoughts, run.model.compute_dtype, is_trainable(trainable))
+    graph, trained, frozen = _abstract(
+        llama,
+        run.thoughts,
+        run.model.compute_dtype,
+        is_trainable(trainable),
+        host.get("llama_dtype", "float32"),
+    )
     weights = tuple(
         checkpoints.restore_partial(part, name, which)[0]
         for name, part in (("trainable", trained), ("frozen", frozen))
@@ -184,14 +190,17 @@ def _in_llama(path: tuple[Any, ...], _: Any) -> bool:
     return path[0] == "llama"
 
 
-def _make(llama: LlamaConfig, navigator: NavigatorConfig, dtype: str) -> Reasoner:
+def _make(llama: LlamaConfig, navigator: NavigatorConfig, dtype: str, stored: str = "float32") -> Reasoner:
     rngs = nnx.Rngs(0)
-    return Reasoner(Llama(llama, rngs, compute_dtype=jnp.dtype(dtype)), navigator, rngs)
+    model = Llama(llama, rngs, compute_dtype=jnp.dtype(dtype), weight_dtype=jnp.dtype(stored))
+    return Reasoner(model, navigator, rngs)
 
 
-def _abstract(llama: LlamaConfig, navigator: NavigatorConfig, dtype: str, first: Any) -> Any:
+def _abstract(
+    llama: LlamaConfig, navigator: NavigatorConfig, dtype: str, first: Any, stored: str = "float32"
+) -> Any:
     """Structure, and shapes of the weights in two parts: those that the filter `first` picks, and the others."""
-    return nnx.split(nnx.eval_shape(lambda: _make(llama, navigator, dtype)), first, ...)
+    return nnx.split(nnx.eval_shape(lambda: _make(llama, navigator, dtype, stored)), first, ...)
 
 
 def _tokens_in(folder: Path) -> Tokens | None:

@@ -1,13 +1,16 @@
 """Evaluate a model on a file of problems, with its controls.
 
-python scripts/eval.py --checkpoint runs/x --data PATH --output results.json
+python scripts/eval.py --checkpoint runs/x [--data PATH] --output results.json
 """
 
 import argparse
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from longshot_jax.data.problems import load_problems
+from longshot_jax.config import parse_config
+from longshot_jax.data.problems import Problem, load_problems
 from longshot_jax.errors import UserError, run_command
 from longshot_jax.evaluation.results import (
     check_writable,
@@ -16,6 +19,8 @@ from longshot_jax.evaluation.results import (
     results_table,
     write_results,
 )
+from longshot_jax.training.problem_sources import test_problems
+from longshot_jax.training.workdir import read_config
 
 
 def whole_number(text: str) -> int:
@@ -36,11 +41,22 @@ def checkpoint_of(text: str) -> Any:
     return text if text in ("best", "latest") else whole_number(text)
 
 
+def tests_of_run(checkpoint: str) -> tuple[str, Sequence[Problem]]:
+    """Name and problems of the test that a run's config names."""
+    if not (Path(checkpoint) / "config.json").exists() or not (Path(checkpoint) / "checkpoints").is_dir():
+        raise UserError(f"{checkpoint} is no run folder that names its test: give --data.")
+    run = parse_config(read_config(Path(checkpoint)))
+    return run.data.test, test_problems(run)
+
+
 def main() -> None:
     """Evaluates, writes, shows."""
     parser = argparse.ArgumentParser(description="Accuracy with its interval, vote and controls.")
     parser.add_argument("--checkpoint", required=True, help="run folder or Hugging Face Llama directory")
-    parser.add_argument("--data", required=True, help="problems: .json, .jsonl, .txt or name:config:split")
+    parser.add_argument(
+        "--data",
+        help="problems: .json, .jsonl, .txt or name:config:split; default: the run's config.data.test",
+    )
     parser.add_argument("--output", required=True, help="results.json to write")
     parser.add_argument(
         "--num_trajectories", type=whole_number, default=5, help="N of samples and vote; 0: none"
@@ -68,7 +84,7 @@ def main() -> None:
 
     check_writable(flags.output)
     other = read_results(flags.compare) if flags.compare else None
-    problems = load_problems(flags.data)
+    data, problems = (flags.data, load_problems(flags.data)) if flags.data else tests_of_run(flags.checkpoint)
     from longshot_jax import LongShot  # takes seconds, so after the checks above
 
     model = LongShot.from_pretrained(flags.checkpoint, which=flags.which)
@@ -81,8 +97,8 @@ def main() -> None:
     )
     results["config"] |= {
         "checkpoint": str(flags.checkpoint),
-        "data": str(flags.data),
-        "data_fingerprint": hashlib.sha256(repr(problems).encode()).hexdigest()[:16],
+        "data": data,
+        "data_fingerprint": hashlib.sha256(repr(list(problems)).encode()).hexdigest()[:16],
     }
     write_results(flags.output, results)
     print(results_table(results))

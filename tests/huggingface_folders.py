@@ -99,3 +99,29 @@ def leaves(state: nnx.State) -> dict[str, jax.Array]:
 def assert_equal(state: nnx.State, other: nnx.State) -> None:
     assert jax.tree.structure(state) == jax.tree.structure(other)
     jax.tree.map(np.testing.assert_array_equal, state, other)
+
+
+def llama_files(folder, specials, chat_template=None, **named):
+    """A folder like Llama 3's, small: bytes, then special tokens."""
+    import tokenizers
+    import transformers
+
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    model = tokenizers.Tokenizer(tokenizers.models.BPE({word: n for n, word in enumerate(letters)}, []))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    model.add_special_tokens(specials)
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=model, **named)
+    wrapped.chat_template = chat_template
+    wrapped.save_pretrained(str(folder))
+    return str(folder)
+
+
+LLAMA_SPECIALS = [
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    *(f"<|reserved_special_token_{n}|>" for n in (0, 1, 10, 2, 3)),
+    "<|start_header_id|>",
+    "<|eot_id|>",
+]
+LLAMA = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}

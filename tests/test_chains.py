@@ -86,10 +86,12 @@ def test_single_operations_have_both_splits_and_even_answers():
     tests = [(x, name) for x in range(10) for name in OPERATIONS if split_of(x, (name,)) == "test"]
     answers = Counter(eval(f"({x}{name}) % 10") for x, name in tests)
     assert len(tests) == 20 and set(answers.values()) == {2}
+    chosen = [(x, name) for x in range(10) for name in OPERATIONS if split_of(x, (name,)) == "validation"]
+    assert Counter(eval(f"({x}{name}) % 10") for x, name in chosen) == dict.fromkeys(range(10), 1)
     seen = {solve(problem.question)[:2] for problem in ChainProblems(0, 2000, (1,), "test")}
     assert seen == {(x, (name,)) for x, name in tests}  # repeated under other names
     trained = {solve(problem.question)[:2] for problem in ChainProblems(0, 3000, (1,))}
-    assert len(trained) == 100 and not trained & seen
+    assert len(trained) == 90 and not trained & {*seen, *((x, (name,)) for x, name in chosen)}
 
 
 def test_streams_differ_and_answers_are_even():
@@ -101,13 +103,14 @@ def test_streams_differ_and_answers_are_even():
     assert all(300 < shares[str(digit)] < 500 for digit in range(10))  # 400 expected, spread 19
 
 
-def test_train_and_test_share_no_function():
+def test_splits_share_no_function():
     for operations in (1, 2, 3):
-        train, test = (
-            {solve(p.question)[:2] for p in ChainProblems(7, 3000, (operations,), split)}
-            for split in ("train", "test")
+        train, validation, test = (
+            {solve(p.question)[:2] for p in ChainProblems(7, 2000, (operations,), split)}
+            for split in ("train", "validation", "test")
         )
-        assert train and test and not train & test
+        assert train and validation and test
+        assert not train & test and not train & validation and not validation & test
 
 
 def test_mix_is_even_and_random_access():

@@ -130,3 +130,12 @@ def test_other_questions_cannot_be_paired():
         comparison(ours, {"correct": [1, 1], "config": {"data_fingerprint": "b"}}, "x")
     text = comparison(ours, {"correct": [0, 0], "config": {"data_fingerprint": "a"}}, "x")
     assert text.startswith("difference to x: +50.0 points")
+
+
+def test_a_runs_own_test_is_the_default(folder, capsys):
+    output = folder / "own.json"
+    assert start("eval.py", "--checkpoint", folder / "run", "--output", output, "--num_trajectories", 0) == 0
+    content = json.loads(output.read_text())
+    assert content["count"] == PPO.data.generated_test and content["config"]["data"] == "chains"
+    assert start("eval.py", "--checkpoint", folder, "--output", output) == 2
+    assert "is no run folder that names its test: give --data" in capsys.readouterr().err

@@ -60,7 +60,7 @@ def test_both_stages_run_and_are_reported(finished):
     assert result.stages["curriculum"]["updates"] == 12 and result.stages["curriculum"]["sequences"] == 192
     assert result.stages["ppo"]["updates"] == 12 and result.stages["ppo"]["sequences"] == 96
     assert 0 <= result.best_accuracy <= 1
-    for text in ("curriculum stage 2: 4/4", "ppo: 6/6", "held_out", "best checkpoint"):
+    for text in ("curriculum stage 2: 4/4", "ppo: 6/6", "validation", "best checkpoint"):
         assert text in printed
     assert json.loads((folder / "config.json").read_text())["curriculum"]["max_steps_per_stage"] == 4
     assert (folder / "tokenizer" / "tokenizer.json").exists()

@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+from huggingface_folders import LLAMA, LLAMA_SPECIALS, llama_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,32 +35,6 @@ def gpt2_files(folder):
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\nl o\nĠ lo\n", encoding="utf-8")
     return str(folder)
-
-
-def llama_files(folder, specials, chat_template=None, **named):
-    """A folder like Llama 3's, small: bytes, then special tokens."""
-    import tokenizers
-    import transformers
-
-    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    model = tokenizers.Tokenizer(tokenizers.models.BPE({word: n for n, word in enumerate(letters)}, []))
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = tokenizers.decoders.ByteLevel()
-    model.add_special_tokens(specials)
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=model, **named)
-    wrapped.chat_template = chat_template
-    wrapped.save_pretrained(str(folder))
-    return str(folder)
-
-
-LLAMA_SPECIALS = [
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    *(f"<|reserved_special_token_{n}|>" for n in (0, 1, 10, 2, 3)),
-    "<|start_header_id|>",
-    "<|eot_id|>",
-]
-LLAMA = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
 
 
 def special_ids(tokens):

@@ -5,10 +5,11 @@
 A start value, then k operations, each on the variable before: +1 ... +9, *3, *7, *9. All are invertible modulo 10, so
 the answer is uniform whatever is known of a part of the chain, and guessing scores 10 %.
 
-Train and test are disjoint *as functions*: a problem without its variable names is a start value and k operations,
-and a hash of that decides once and for all on which side it is (a fifth is test). For k = 1 there are only 120
-functions: 20 of them, two with each answer, are test, and a test set repeats them under other names; for k = 4 there
-are 207,360. What a test chain shares with training is its parts, never the whole.
+Train, validation and test are disjoint *as functions*: a problem without its variable names is a start value and k
+operations, and a hash of that decides once and for all on which side it is (a fifth is test, a tenth validation). For
+k = 1 there are only 120 functions: 20 of them, two with each answer, are test, 10 are validation, and a test set
+repeats them under other names; for k = 4 there are 207,360. What a test chain shares with training is its parts,
+never the whole.
 
 Distractors are statements about further variables, computed from the chain or from one another, that the asked
 variable does not depend on. They make prompts of equal length for every number of steps.
@@ -26,12 +27,13 @@ import numpy as np
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 
 NAMES = "abcdefghijklmn"
 OPERATIONS = ("+1", "+2", "+3", "+4", "+5", "+6", "+7", "+8", "+9", "*3", "*7", "*9")
 MAX_OPERATIONS = 9
-_TEST_SHARE = 5  # one function in five
+_SHARES = 10  # a hash falls into one of ten: two are test, one is validation
+_SPLITS: tuple[Split, ...] = ("train", "test", "validation")  # numbered in the seeds of the streams
 
 
 def chain_words() -> list[str]:
@@ -42,21 +44,23 @@ def chain_words() -> list[str]:
 def split_of(start: int, operations: Sequence[str]) -> Split:
     """The side of the function `start`, `operations` (such as 3, ("+4", "*7")); stable over machines and versions."""
     if len(operations) == 1:
-        return "test" if (start, operations[0]) in _single_step_tests() else "train"
-    return "test" if _hash(start, operations) % _TEST_SHARE == 0 else "train"
+        return _single_step_splits().get((start, operations[0]), "train")
+    place = _hash(start, operations) % _SHARES
+    return "test" if place in (0, 5) else "validation" if place == 1 else "train"
 
 
 @functools.cache
-def _single_step_tests() -> frozenset[tuple[int, str]]:
-    """The 20 test functions of one operation: of the 12 with each answer the 2 of lowest hash.
+def _single_step_splits() -> dict[tuple[int, str], Split]:
+    """The functions of one operation that are not for training: of the 12 with each answer 2 for test, 1 for validation.
 
     With so few, a hash alone would leave some answers three times as frequent as others, and guessing above 10 %.
     """
-    chosen: list[tuple[int, str]] = []
+    chosen: dict[tuple[int, str], Split] = {}
     for answer in range(10):
         same = [(x, name) for x in range(10) for name in OPERATIONS if _apply(name, x) == answer]
-        chosen += sorted(same, key=lambda function: _hash(function[0], function[1:]))[:2]
-    return frozenset(chosen)
+        same.sort(key=lambda function: _hash(function[0], function[1:]))
+        chosen |= {same[0]: "test", same[1]: "test", same[2]: "validation"}
+    return chosen
 
 
 def _hash(start: int, operations: Sequence[str]) -> int:
@@ -75,8 +79,8 @@ def chain_problem(seed: int, index: int, operations: int, split: Split, distract
     _check_counts(seed, (operations,), distractors)
     if index < 0:
         raise UserError(f"a problem's index must not be negative, not {index}")
-    rng = np.random.default_rng((seed, index, operations, distractors, 0 if split == "train" else 1))
-    while True:  # about one draw in five is a test function
+    rng = np.random.default_rng((seed, index, operations, distractors, _SPLITS.index(split)))
+    while True:  # until a function of this split is drawn
         start = int(rng.integers(10))
         chain = [OPERATIONS[choice] for choice in rng.integers(len(OPERATIONS), size=operations)]
         if split_of(start, chain) == split:

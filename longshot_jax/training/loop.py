@@ -26,8 +26,7 @@ from longshot_jax.training.problem_sources import (
     build_layout,
     build_tokens,
     check_lengths,
-    held_out_problems,
-    train_problems,
+    train_and_validation_problems,
 )
 from longshot_jax.training.progress import summary
 from longshot_jax.training.session import Session
@@ -74,7 +73,7 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         raise UserError("config.stages is empty: name 'curriculum', 'ppo' or both.")
     mesh = make_mesh(run.mesh)
     folder = model_folder(run)
-    problems, held_out = train_problems(run), held_out_problems(run)
+    problems, validation = train_and_validation_problems(run)
     with ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(prepare_workdir(workdir))
@@ -82,7 +81,7 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         tokens = build_tokens(run, workdir, problems, folder)
         layout = build_layout(run, tokens)
         check_lengths(run, layout, problems, run.data.train)
-        check_lengths(run, layout, held_out, run.data.test)
+        check_lengths(run, layout, validation, run.data.validation or run.data.train)
         blueprint = draw(run, tokens, mesh, folder)
         checkpoints = stack.enter_context(
             Checkpoints(workdir, run.checkpoint.keep_last, run.checkpoint.keep_best)
@@ -90,7 +89,7 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         latest = checkpoints.latest_step
         host = None if latest is None else checkpoints.host(latest)
         writer = stack.enter_context(RunWriter(workdir / "tensorboard", latest))
-        session = Session(run, blueprint, layout, problems, held_out, mesh, checkpoints, writer, stream)
+        session = Session(run, blueprint, layout, problems, validation, mesh, checkpoints, writer, stream)
         if host is not None:
             session.seconds_before, session.finished = host["seconds"], host["finished"]
             session.best = tuple(host["best"]) if host["best"] else None

@@ -236,5 +236,5 @@ class PPOLoop:
     def _evaluate(self, state: TrainState, step: int, shown: Any) -> float:
         results = self.evaluation((state.trainable, state.frozen), self.rule, state.memory)
         self.session.log_evaluation(step, results, self.evaluation.problems)
-        shown.advance(0, held_out=results["accuracy"], held_out_thoughts=results["mean_thoughts"])
+        shown.advance(0, validation=results["accuracy"], validation_thoughts=results["mean_thoughts"])
         return results["accuracy"]

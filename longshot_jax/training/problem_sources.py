@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from longshot_jax.config import RunConfig
-from longshot_jax.data.chains import ChainProblems
+from longshot_jax.data.chains import ChainProblems, Split
 from longshot_jax.data.examples import Layout
 from longshot_jax.data.problems import Problem, load_problems
 from longshot_jax.data.prosqa import ProsQAProblems
@@ -14,30 +14,57 @@ from longshot_jax.data.tokens import Tokens
 from longshot_jax.errors import UserError
 
 # Held-out problems are the same whatever the seed of the run, so that runs can be compared.
-_HELD_OUT_SEED = 7_000_003
+_VALIDATION_SEED, _TEST_SEED = 7_000_003, 7_000_019
+_TRAIN_SHARE = 10
 _GENERATED = ("chains", "prosqa")
 _BPE_PROBLEMS = 20_000
 _FIRST_CHECKED = 64  # of generated problems; the others are checked as they are made
 
 
-def train_problems(run: RunConfig) -> Sequence[Problem]:
-    """The training problems: generated on demand, or a file or hub data set in memory; UserError if unreadable."""
+def train_and_validation_problems(run: RunConfig) -> tuple[Sequence[Problem], Sequence[Problem]]:
+    """The problems to train on, and those that choose the best checkpoint; no problem is in both, and none is a test's.
+
+    Generated problems do not depend on the run's seed where they are for validation. Without `data.validation` a file
+    or hub data set gives up to a tenth of its problems, evenly spaced.
+
+    Raises:
+      UserError: unreadable, or too small to be cut.
+    """
     data = run.data
     if data.train == "chains":
-        return ChainProblems(run.seed, data.generated_train, data.operations, "train", data.distractors)
-    if data.train == "prosqa":
-        return ProsQAProblems(run.seed, data.generated_train)
-    return load_problems(data.train)
+        train: Sequence[Problem] = ChainProblems(
+            run.seed, data.generated_train, data.operations, "train", data.distractors
+        )
+    elif data.train == "prosqa":
+        train = ProsQAProblems(run.seed, data.generated_train)
+    else:
+        train = load_problems(data.train)
+    source = data.validation or (data.train if data.train in _GENERATED else "")
+    if source:
+        return train, _held_out(run, source, "validation", _VALIDATION_SEED)
+    count = min(run.evaluation.questions, len(train) // _TRAIN_SHARE)
+    if not count:
+        raise UserError(
+            f"{data.train} has {len(train)} problems, too few to keep a tenth for validation: name other problems as "
+            "config.data.validation."
+        )
+    kept = {number * len(train) // count for number in range(count)}
+    problems = list(enumerate(train))
+    return [p for index, p in problems if index not in kept], [p for index, p in problems if index in kept]
 
 
-def held_out_problems(run: RunConfig) -> Sequence[Problem]:
-    """The held-out problems; generated ones do not depend on the run's seed."""
+def test_problems(run: RunConfig) -> Sequence[Problem]:
+    """The problems of `data.test`, which no training reads; UserError if unreadable."""
+    return _held_out(run, run.data.test, "test", _TEST_SEED)
+
+
+def _held_out(run: RunConfig, source: str, split: Split, seed: int) -> Sequence[Problem]:
     data = run.data
-    if data.test == "chains":
-        return ChainProblems(_HELD_OUT_SEED, data.generated_test, data.operations, "test", data.distractors)
-    if data.test == "prosqa":
-        return ProsQAProblems(_HELD_OUT_SEED, data.generated_test)
-    return load_problems(data.test)
+    if source == "chains":
+        return ChainProblems(seed, data.generated_test, data.operations, split, data.distractors)
+    if source == "prosqa":
+        return ProsQAProblems(seed, data.generated_test)
+    return load_problems(source)
 
 
 def build_tokens(

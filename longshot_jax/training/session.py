@@ -31,7 +31,7 @@ class Session:
       run: settings.
       blueprint: structure and shapes of the reasoner.
       layout: of prompts and answers.
-      train, held_out: problems.
+      train, validation: problems.
       mesh: of devices.
       checkpoints, writer: of the run folder.
       stream: where progress goes, None for standard error.
@@ -44,7 +44,7 @@ class Session:
     blueprint: Blueprint
     layout: Layout
     train: Sequence[Problem]
-    held_out: Sequence[Problem]
+    validation: Sequence[Problem]
     mesh: Mesh
     checkpoints: Checkpoints
     writer: RunWriter

@@ -1,4 +1,4 @@
-"""Accuracy on some held-out questions while a run is under way: greedy, decoded from the thoughts."""
+"""Accuracy on some validation questions while a run is under way: greedy, decoded from the thoughts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ class ShortEvaluation:
 
     def __init__(self, session: Session, max_thoughts: int, steps_written: bool):
         settings, layout = session.run.evaluation, session.layout
-        count = min(settings.questions, len(session.held_out))
-        places = [number * len(session.held_out) // count for number in range(count)]
-        self.problems: list[Problem] = [session.held_out[place] for place in places]
+        count = min(settings.questions, len(session.validation))
+        places = [number * len(session.validation) // count for number in range(count)]
+        self.problems: list[Problem] = [session.validation[place] for place in places]
         self._batch_size = min(settings.batch_size, count)
         if steps_written:
             layout = _StepsWritten(

@@ -1,0 +1,80 @@
+"""The recipes for pretrained weights, as they stand, on a small Llama in a Hugging Face directory."""
+
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from huggingface_folders import CONFIG, LLAMA, LLAMA_SPECIALS, llama_files, write
+
+from longshot_jax import LongShot
+from longshot_jax.config import parse_config
+from longshot_jax.model.huggingface import load_weights, read_config
+from longshot_jax.training.loop import train
+
+pytestmark = pytest.mark.slow
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}: {{ m['content'] }}<|eot_id|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant: {% endif %}"
+)
+ROWS = 266  # 265 tokens; the reserved ones stand for the latent tokens
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A directory like an instruct model's: weights, tokenizer, chat template."""
+    folder = tmp_path_factory.mktemp("llama")
+    llama_files(folder, LLAMA_SPECIALS, TEMPLATE, **LLAMA)
+    shape = {"vocab_size": ROWS, "hidden_size": 16, "intermediate_size": 24, "head_dim": 4}
+    assert not CONFIG["tie_word_embeddings"]
+    return write(folder, **shape)
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    """GSM8K's published form."""
+    file = tmp_path_factory.mktemp("data") / "problems.jsonl"
+    rows = [
+        {"question": f"What is {a} + {b}?", "answer": f"{a} + {b} = <<{a}+{b}={a + b}>>{a + b}\n#### {a + b}"}
+        for a in range(10)
+        for b in range(10)
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+def recipe(name, llama, problems, iterations):
+    """The config's own values, but for the model, the data and how long it runs."""
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.model.source, config.data.train, config.data.test = str(llama), str(problems), str(problems)
+    config.ppo.iterations = iterations
+    config.mesh.fsdp = 1
+    config.evaluation.questions = 16
+    return parse_config(config)
+
+
+@pytest.mark.parametrize("name", ["single", "multi"])
+def test_recipe_trains_a_hugging_face_directory(name, llama, problems, tmp_path):
+    run = recipe(name, llama, problems, iterations=2)
+    result = train(run, tmp_path / "run", io.StringIO())
+    assert result.stages["ppo"]["updates"] == 2 * run.ppo.epochs * run.ppo.minibatches
+    model = LongShot.from_pretrained(tmp_path / "run", which="latest")
+    before = load_weights(llama, read_config(llama))
+    after = nnx.split(nnx.merge(model.model.graph, *model.model.weights))[1]["llama"]
+    moved = [
+        not np.array_equal(np.asarray(a, np.float32)[: len(b)], np.asarray(b.astype(a.dtype), np.float32))
+        for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True)
+    ]
+    assert all(moved) if run.ppo.trainable == "all" else not any(moved)
+    found = model.generate("What is 3 + 4?", num_trajectories=3, return_all_trajectories=True)
+    counts = [trajectory.thoughts for trajectory in found.trajectories]
+    assert len(counts) == 3 and all(run.ppo.min_steps <= count <= run.ppo.max_steps for count in counts)
