@@ -63,13 +63,26 @@ def check_combinations(run: "RunConfig") -> None:
             "config.ppo.gradient 'score' needs noise: thoughts without it have no log-prob. Set config.ppo.noise "
             "above 0, or take 'pathwise' or 'none'."
         )
+    thoughts = run.thoughts
+    if ppo.baseline != "critic" and thoughts.reads_others:
+        key = "cross_attention" if thoughts.cross_attention else "graph 'all'"
+        raise UserError(
+            f"config.ppo.baseline {ppo.baseline!r} needs independent trajectories, and config.thoughts.{key} lets them "
+            "read one another: take the critic, or set config.thoughts.graph to 'own' and cross_attention to False."
+        )
+    if thoughts.reads_past and thoughts.reasoning_dim % thoughts.heads:
+        raise UserError(
+            f"config.thoughts.reasoning_dim {thoughts.reasoning_dim} is not a multiple of config.thoughts.heads "
+            f"{thoughts.heads}."
+        )
     if run.thoughts.memory_top and not ppo.memory_slots:
         raise UserError(
             "config.thoughts.memory_top reads a memory bank: set config.ppo.memory_slots above 0."
         )
-    if ppo.memory_slots and not run.thoughts.memory_top:
+    if ppo.memory_slots and not thoughts.reads_bank:
         raise UserError(
-            "config.ppo.memory_slots fills a bank nobody reads: set config.thoughts.memory_top above 0."
+            "config.ppo.memory_slots fills a bank nobody reads: set config.thoughts.memory_top above 0, or give "
+            "config.thoughts.graph."
         )
     if run.thoughts.memory_top > ppo.memory_slots:
         raise UserError(

@@ -12,6 +12,7 @@ from flax import nnx
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.thoughts.memory import MemoryBank, empty_bank, write_bank
 from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
+from longshot_jax.thoughts.past import Past
 
 VOCABULARY, END = 13, 2
 SMALL = {
@@ -24,6 +25,11 @@ SMALL = {
     "head_dim": 4,
     "rope_theta": 100.0,
 }
+READS = {
+    "nothing": {},
+    "own": {"graph": "own", "heads": 1, "graph_layers": 2},
+    "all": {"graph": "all", "heads": 1, "cross_attention": True, "step_embeddings": 2},
+}
 # The laws are about values, not speed: a test waits for compilation more than for anything else.
 QUICK = {"xla_backend_optimization_level": "0"}
 
@@ -35,11 +41,15 @@ def small_reasoner(
     seed: int = 0,
     reasoning_dim: int = 5,
     dtype: jax.typing.DTypeLike = jnp.float32,
+    reads: str = "nothing",
     **shape: int | float,
 ) -> Reasoner:
-    """A random reasoner in which no weight of the navigator is zero, so that every head matters."""
+    """A random reasoner in which no weight of the navigator is zero, so that every head matters.
+
+    `reads` is a key of READS: what its thoughts read of earlier actions.
+    """
     config = LlamaConfig(**SMALL | shape)
-    kind = NavigatorConfig(feedback, normalised, reasoning_dim, memory_top)
+    kind = NavigatorConfig(feedback, normalised, reasoning_dim, memory_top, **READS[reads])
     abstract = nnx.eval_shape(
         lambda: Reasoner(Llama(config, nnx.Rngs(0), compute_dtype=dtype), kind, nnx.Rngs(0))
     )
@@ -150,6 +160,22 @@ class OracleTrajectory:
     log_probs: list[float]
 
 
+def _past_of(navigator: Any, found: list[OracleTrajectory], shape: tuple[int, ...]) -> Past | None:
+    """The actions of all trajectories so far, where thoughts read them."""
+    if not navigator.config.reads_past:
+        return None
+    actions, values, taken = (
+        np.zeros(shape, np.float32),
+        np.zeros(shape[:2], np.float32),
+        np.zeros(shape[:2], bool),
+    )
+    for row, trajectory in enumerate(found):
+        for step, action in enumerate(trajectory.actions):
+            actions[row, step], taken[row, step] = action, True
+            values[row, step] = navigator.value(jnp.asarray(trajectory.hidden[step]))
+    return Past(*(jnp.asarray(x)[None] for x in (actions, values, taken)))
+
+
 def oracle_trajectories(
     reasoner: Reasoner,
     tokens: list[int],
@@ -188,10 +214,16 @@ def oracle_trajectories(
             going = [] if 2 * sum(votes.values()) > len(going) else going
         else:
             going = [row for row in going if not votes[row]]
-        actions = {
-            row: navigator.action_mean(jnp.asarray(found[row].hidden[-1]), memory) + std * noise[row, step]
-            for row in going
-        }
+        past, hidden = (
+            _past_of(navigator, found, noise.shape),
+            np.zeros((len(bounds), llama.config.hidden_size)),
+        )
+        for row in going:
+            hidden[row] = found[row].hidden[-1]
+        means = navigator.action_mean(
+            jnp.asarray(hidden, table.dtype)[None, :, None], memory, past, jnp.asarray([step])
+        )[0, :, 0]
+        actions = {row: means[row] + std * noise[row, step] for row in going}
         shared = sum(actions.values()) / max(len(going), 1)
         for row in going:
             found[row].actions.append(np.asarray(actions[row]))

@@ -42,6 +42,15 @@ def test_defaults_and_json_come_back_the_same():
         ({"ppo": {"target_steps": (9,)}}, r"target_steps \(9,\) must lie between"),
         ({"ppo": {"baseline": "group", "num_trajectories": 1}}, r"compares trajectories of one question"),
         ({"ppo": {"baseline": "group", "together": True}}, r"independent trajectories"),
+        (
+            {"ppo": {"baseline": "leave_one_out"}, "thoughts": {"graph": "all"}},
+            r"independent trajectories, and config\.thoughts\.graph 'all' lets them read one another",
+        ),
+        (
+            {"ppo": {"baseline": "group"}, "thoughts": {"cross_attention": True}},
+            r"config\.thoughts\.cross_attention lets them read one another",
+        ),
+        ({"thoughts": {"graph": "own", "reasoning_dim": 6}}, r"reasoning_dim 6 is not a multiple of config\.thoughts\.heads 4"),
         ({"ppo": {"noise": (0.0, 0.0)}}, r"config\.ppo\.gradient 'score' needs noise"),
         ({"ppo": {"dual_clip": 0.9}}, r"dual_clip 0\.9 .* above 1, usually 3, or 0"),
         ({"ppo": {"value_clip": -0.1}}, r"value_clip -0\.1 not below \(0: no clip\)"),

@@ -23,14 +23,20 @@ CASES = [
     ("navigator", False, 3, True),
     ("navigator_residual", True, 0, False),
     pytest.param(("hidden", True, 3, False), marks=pytest.mark.slow),
+    pytest.param(("navigator", True, 3, False, "all"), marks=pytest.mark.slow),
 ]
+
+
+def reasoner_of(case):
+    """Of (feedback, normalised, memory_top, together) and, where it is given, what thoughts read of actions."""
+    *kind, _ = case[:4]
+    return small_reasoner(*kind, reads=case[4] if len(case) > 4 else "nothing")
 
 
 @cache
 def sampled(case):
     """Weights, their rollout, and a compiled function of scores and gradients for each way of rescoring."""
-    *kind, together = case
-    reasoner = small_reasoner(*kind)
+    reasoner, together = reasoner_of(case), case[3]
     bank = small_bank() if reasoner.navigator.config.memory_top else None
 
     def sample(reasoner, prompt, mask):
@@ -103,6 +109,7 @@ def with_garbage(rollout, seed):
         actions=fill(rollout.actions, rollout.taken),
         noise=fill(rollout.noise, rollout.taken),
         embeddings=fill(rollout.embeddings, rollout.taken),
+        node_values=None if rollout.node_values is None else fill(rollout.node_values, rollout.taken),
         stops=fill(rollout.stops, rollout.free),
         tokens=fill(rollout.tokens, rollout.token_mask),
     )
@@ -115,6 +122,7 @@ def longer(rollout, extra):
         return np.pad(np.asarray(array), [(0, 0), (0, 0), (0, by), *[(0, 0)] * (array.ndim - 3)])
 
     stepwise = ("actions", "noise", "embeddings", "taken", "stops", "free")
+    stepwise += () if rollout.node_values is None else ("node_values",)
     padded = {name: pad(getattr(rollout, name), extra) for name in stepwise}
     return rollout.replace(
         **padded, **{name: pad(getattr(rollout, name), extra) for name in ("tokens", "token_mask")}
@@ -191,16 +199,16 @@ def test_answers_follow_the_stop_directly():
 def test_parallel_and_sequential_gradients(case):
     """One gradient where both are exact, even far from the policy that sampled; two where a thought adds h_t."""
     weights, rollout, all_ways = sampled(case)
-    *kind, _ = case
-    graph, _ = nnx.split(small_reasoner(*kind))
+    kind = case[0]
+    graph, _ = nnx.split(reasoner_of(case))
     moved = nnx.split(shaken(nnx.merge(graph, weights), 8, 0.1))[1]
     for policy in (weights, moved):
         ways = all_ways(policy, rollout)
-        if kind[0] != "navigator_residual":
+        if kind != "navigator_residual":
             agree(ways["parallel"], ways["actions"], "parallel and sequential")
             continue
         gradients = (jax.tree.leaves(ways[way][0]) for way in ("parallel", "actions"))
         assert max(float(np.max(np.abs(a - b))) for a, b in zip(*gradients, strict=True)) > 1e-2
-    if kind[0] == "navigator_residual":
+    if kind == "navigator_residual":
         ways = all_ways(weights, rollout)
         agree(ways["parallel"][1], ways["actions"][1], "scores under the policy that sampled")

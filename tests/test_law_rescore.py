@@ -84,13 +84,14 @@ def replayer(opening, scaling, together):
         }
         encoded = encode(reasoner, rollout.prompt, rollout.prompt_mask)
         rule = StopRule(rollout.counts, rollout.counts, rollout.stop_temperature)
-        return scores, think(reasoner, encoded, bank, rule, rollout.noise, rollout.std, None, together)
+        noise, read = rollout.noise, rollout.node_values
+        return scores, think(reasoner, encoded, bank, rule, noise, rollout.std, None, together, read)
 
     return jax.jit(replay, compiler_options=QUICK)
 
 
-def check_ratio_one(feedback, normalised, memory_top, together, opening, scaling):
-    reasoner = small_reasoner(feedback, normalised, memory_top)
+def check_ratio_one(feedback, normalised, memory_top, together, opening, scaling, reads="nothing"):
+    reasoner = small_reasoner(feedback, normalised, memory_top, reads=reads)
     bank = small_bank() if memory_top else None
     sample, replay = sampler(opening, scaling, together), replayer(opening, scaling, together)
 
@@ -148,12 +149,29 @@ FAST = [
 ]
 
 
+# Thoughts that read earlier actions: of all trajectories in every way at once, or of their own in a graph.
+READING = [
+    ("navigator", False, 2, False, (7,), "summed", "all"),
+    ("hidden", True, 0, False, (), "scaled", "own"),
+    ("navigator_residual", True, 3, True, (7, 3), "averaged", "all"),
+    ("hidden", False, 3, True, (7,), "averaged", "all"),
+    ("navigator", True, 0, False, (7,), "scaled", "own"),
+]
+
+
 def with_scalings(cases):
     return [(*case, SCALINGS[index % 3]) for index, case in enumerate(cases)]
 
 
 @pytest.mark.parametrize("case", with_scalings(FAST), ids=str)
 def test_ratio_is_one_before_the_update(case):
+    check_ratio_one(*case)
+
+
+@pytest.mark.parametrize(
+    "case", [READING[0], *(pytest.param(case, marks=pytest.mark.slow) for case in READING[1:])], ids=str
+)
+def test_ratio_is_one_where_thoughts_read_actions(case):
     check_ratio_one(*case)
 
 
@@ -190,8 +208,8 @@ def cached_pass(opening, together):
     return jax.jit(run, compiler_options=QUICK)
 
 
-def check_cached_is_uncached(feedback, normalised, memory_top, together, opening, examples):
-    reasoner = small_reasoner(feedback, normalised, memory_top, seed=1)
+def check_cached_is_uncached(feedback, normalised, memory_top, together, opening, examples, reads="nothing"):
+    reasoner = small_reasoner(feedback, normalised, memory_top, seed=1, reads=reads)
     bank = small_bank() if memory_top else None
     run = cached_pass(opening, together)
     size = 8 if feedback == "hidden" else 5
@@ -229,6 +247,13 @@ def check_cached_is_uncached(feedback, normalised, memory_top, together, opening
 @pytest.mark.parametrize("case", FAST[1:3], ids=str)
 def test_cached_equals_uncached(case):
     check_cached_is_uncached(*case, examples=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", READING[:3], ids=str)
+def test_cached_equals_uncached_where_thoughts_read_actions(case):
+    *case, _, reads = case
+    check_cached_is_uncached(*case, examples=3, reads=reads)
 
 
 @pytest.mark.slow

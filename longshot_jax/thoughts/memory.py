@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 # Scores at or below this count as zero: dividing by smaller sums would blow up rounding errors in the gradient.
 _SMALLEST_SCORE = 1e-6
+# Scores held at once in a search of the bank: 64 MB.
+_MOST_SCORES = 2**24
 
 
 @no_type_check  # JAX rebuilds it with leaves that are no arrays: shardings, shapes, None.
@@ -53,30 +55,54 @@ def _unit(x: Float[Array, "*batch R"]) -> Float[Array, "*batch R"]:
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
 
+def nearest_entries(
+    bank: MemoryBank, state: Float[Array, "*batch R"], top: int
+) -> tuple[Int[Array, "*batch K"], Bool[Array, "*batch K"]]:
+    """Slots of the ``top`` entries of largest cosine × value for each state, and whether there is such an entry.
+
+    Only entries with a positive score count: one of value zero or less was no good, and must not be recommended to
+    the states that point away from it (two negatives make a positive score). A choice, without a gradient;
+    deterministic (equal scores: lower slot first). Costs O(M R) per state. Where the scores of all states would be
+    large, those along the last axis of states are searched one after the other, as they are while thinking.
+    """
+    positions, values, state = jax.lax.stop_gradient((bank.positions, bank.values, state))
+    query = _unit(state.astype(jnp.promote_types(state.dtype, jnp.float32)))
+    keys, slots = _unit(positions), values.shape[0]
+    usable = (jnp.arange(slots) < bank.filled) & (values > 0)
+
+    def search(query):
+        # Full precision: a top-k that differs between rollout and rescore would change the policy between the two.
+        score = jnp.matmul(query, keys.T, precision=jax.lax.Precision.HIGHEST) * values
+        score = jnp.where(usable & (score > _SMALLEST_SCORE), score, 0.0)
+        score, slot = jax.lax.top_k(score, min(top, slots))
+        return slot, score > 0
+
+    if state.ndim < 3 or state[..., 0].size * slots <= _MOST_SCORES:
+        return search(query)
+    found = jax.lax.map(search, jnp.moveaxis(query, -2, 0))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2), found)
+
+
 def read_bank(
     bank: MemoryBank, state: Float[Array, "*batch R"], top: int
 ) -> tuple[Float[Array, "*batch R"], Bool[Array, "*batch"]]:
-    """Mean of the ``top`` entries of largest cosine × value, weighted by that score; and whether there was any.
+    """Mean of the `nearest_entries`, weighted by cosine × value; and whether there was any.
 
-    Only entries with a positive score are read: one of value zero or less was no good, and must not be
-    recommended to the states that point away from it (two negatives make a positive score). The weights are the
-    scores over their sum rather than a softmax, so that an entry's influence fades to nothing as its score falls
-    to zero, instead of ending at a jump. Differentiable in ``state``, deterministic (equal scores: lower slot
-    first), float32. Where nothing was read the result is zeros and the flag False. Costs O(M R) per state.
+    The weights are the scores over their sum rather than a softmax, so that an entry's influence fades to nothing as
+    its score falls to zero, instead of ending at a jump. Differentiable in ``state``, float32. Where nothing was read
+    the result is zeros and the flag False. A gradient costs O(K R): only what was found is scored again.
     """
-    positions, values = jax.lax.stop_gradient((bank.positions, bank.values))
+    slot, found = nearest_entries(bank, state, top)
+    positions, values = jax.lax.stop_gradient((bank.positions[slot], bank.values[slot]))
     query = state.astype(jnp.promote_types(state.dtype, jnp.float32))
-    # Full precision: a top-k that differs between rollout and rescore would change the policy between the two.
-    cosine = jnp.matmul(_unit(query), _unit(positions).T, precision=jax.lax.Precision.HIGHEST)
-
-    score = cosine * values
-    readable = (jnp.arange(values.shape[0]) < bank.filled) & (values > 0) & (score > _SMALLEST_SCORE)
-    score, slot = jax.lax.top_k(jnp.where(readable, score, 0.0), min(top, values.shape[0]))
-
+    exact = jax.lax.Precision.HIGHEST
+    cosine = jnp.einsum("...r,...kr->...k", _unit(query), _unit(positions), precision=exact)
+    # Scored anew, an entry at the threshold may fall a rounding error below it.
+    score = jnp.where(found, jnp.maximum(cosine * values, 0.0), 0.0)
     total = jnp.sum(score, axis=-1)
     has_read = total > 0
     weight = score / jnp.where(has_read, total, 1.0)[..., None]
-    read = jnp.einsum("...k,...kr->...r", weight, positions[slot], precision=jax.lax.Precision.HIGHEST)
+    read = jnp.einsum("...k,...kr->...r", weight, positions, precision=exact)
     return read.astype(state.dtype), has_read
 
 

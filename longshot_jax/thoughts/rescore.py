@@ -20,6 +20,7 @@ from longshot_jax.thoughts.densities import bernoulli_entropy, bernoulli_log_pro
 from longshot_jax.thoughts.fusion import mean_of_trajectories
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.thoughts.navigator import Reasoner
+from longshot_jax.thoughts.past import Past
 from longshot_jax.thoughts.think import EncodedPrompt, StopRule, Thoughts, encode, extend, think
 
 Replay = Literal["parallel", "actions", "noise"]
@@ -35,6 +36,7 @@ class Rollout:
       taken: Bool [B, N, T]; stops, free: Bool [B, N, T + 1]; counts: Int [B, N].
       tokens: Int [B, N, A]; token_mask: Bool [B, N, A]; ended: Bool [B, N].
       std, stop_temperature, token_temperature: Float [], those that sampled.
+      node_values: Float [B, N, T], what thoughts read beside the actions of earlier steps; None where they read none.
     """
 
     prompt: Array
@@ -52,6 +54,7 @@ class Rollout:
     std: Array
     stop_temperature: Array
     token_temperature: Array
+    node_values: Array | None = None
 
 
 @struct.dataclass
@@ -167,7 +170,9 @@ def rescore(
     else:
         rule = StopRule(rollout.counts, rollout.counts, rollout.stop_temperature)
         actions = jax.lax.stop_gradient(rollout.actions) if replay == "actions" else None
-        thoughts = think(reasoner, prompt, memory, rule, rollout.noise, rollout.std, actions, together)
+        thoughts = think(
+            reasoner, prompt, memory, rule, rollout.noise, rollout.std, actions, together, rollout.node_values
+        )
         hidden, means = thoughts.hidden, thoughts.means
         after = continuation_hidden(reasoner, prompt, thoughts, inputs, input_mask)
         token_hidden = jnp.concatenate([thoughts.last_hidden[:, :, None], after], axis=2)
@@ -207,5 +212,9 @@ def _parallel(reasoner, rollout, prompt, memory, inputs, input_mask, together, c
     first = jnp.broadcast_to(prompt.hidden[:, None, None], (batch, trajectories, 1, hidden.shape[-1]))
     thought_hidden = jnp.concatenate([first, hidden[:, :, :steps]], axis=2)
     last = jnp.take_along_axis(thought_hidden, rollout.counts[..., None, None], axis=2)
-    means = navigator.action_mean(thought_hidden[:, :, :-1], memory)
+    # All steps read at once what each read in its turn: the recorded actions of the steps before it.
+    past = None
+    if rollout.node_values is not None:
+        past = Past(jax.lax.stop_gradient(rollout.actions), rollout.node_values, rollout.taken)
+    means = navigator.action_mean(thought_hidden[:, :, :-1], memory, past, jnp.arange(steps))
     return thought_hidden, means, jnp.concatenate([last, hidden[:, :, steps:]], axis=2)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from longshot_jax.thoughts.answer import decode_answers
 from longshot_jax.thoughts.memory import MemoryBank
-from longshot_jax.thoughts.navigator import Reasoner
+from longshot_jax.thoughts.navigator import Reasoner, action_size
 from longshot_jax.thoughts.rescore import Rollout, Scores, score_thoughts
 from longshot_jax.thoughts.think import StopRule, encode, think
 
@@ -35,12 +35,6 @@ class Lengths:
 
     min_steps: Array
     max_steps: Array
-
-
-def action_size(reasoner: Reasoner) -> int:
-    """X: size of a thought's action."""
-    config = reasoner.navigator.config
-    return config.reasoning_dim if config.in_reasoning_space else reasoner.llama.config.hidden_size
 
 
 def sample_rollout(
@@ -123,6 +117,7 @@ def sample_rollout(
         std=jnp.asarray(temperatures.std, jnp.float32),
         stop_temperature=jnp.asarray(temperatures.stop, jnp.float32),
         token_temperature=jnp.asarray(temperatures.token, jnp.float32),
+        node_values=thoughts.node_values,
     )
     # The scores come from the cached passes that sampled, not from a second one: rescore is tested against them.
     recorded = score_thoughts(reasoner, rollout, thoughts.hidden, thoughts.means, scaling)

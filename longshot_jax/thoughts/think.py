@@ -16,6 +16,7 @@ from longshot_jax.model.llama import Context, KeyValues
 from longshot_jax.thoughts.fusion import majority, mean_of_trajectories
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.thoughts.navigator import Reasoner
+from longshot_jax.thoughts.past import empty_past
 
 
 @struct.dataclass
@@ -68,6 +69,8 @@ class Thoughts:
       free: Bool [B, N, T + 1], whether that decision was an action.
       context: keys, values [L, B, N, T, K, C] of the thoughts and `taken` as their mask.
       counts: Int [B, N], number of thoughts taken.
+      node_values: Float [B, N, T], the critic's value at the state that made each thought, as later thoughts read it
+        with the action; None where no thought reads actions.
     """
 
     actions: Array
@@ -80,6 +83,7 @@ class Thoughts:
     free: Array
     context: Context
     counts: Array
+    node_values: Array | None = None
 
     @property
     def last_hidden(self) -> Array:
@@ -120,6 +124,29 @@ def extend(
     return over_trajectories(embeddings, positions, mask, own)
 
 
+def feed_back(
+    reasoner: Reasoner,
+    thought: Float[Array, "B N D"],
+    step: Int[Array, ""],
+    goes_on: Bool[Array, "B N"],
+    prompt: EncodedPrompt,
+    cache: Context,
+) -> tuple[Float[Array, "B N D"], Context]:
+    """A thought is fed back: it is the next input of its trajectory, at the position after the last one.
+
+    Returns the last hidden state that it gives, and the context of thoughts with its keys and values at `step`. In a
+    trajectory that does not go on, nothing that comes later will see it.
+    """
+    position = jnp.broadcast_to((prompt.lengths + step)[:, None, None], (*goes_on.shape, 1))
+    hidden, new = extend(reasoner, thought[:, :, None], position, goes_on[..., None], prompt, (cache,))
+
+    def put(array: Array, column: Array, axis: int) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(array, column, step, axis)
+
+    grown = KeyValues(put(cache.cache.keys, new.keys, 3), put(cache.cache.values, new.values, 3))
+    return hidden[:, :, 0], Context(grown, put(cache.mask, goes_on[..., None], 2))
+
+
 def think(
     reasoner: Reasoner,
     prompt: EncodedPrompt,
@@ -129,6 +156,7 @@ def think(
     std: Float[Array, ""],
     actions: Float[Array, "B N T X"] | None = None,
     together: bool = False,
+    node_values: Float[Array, "B N T"] | None = None,
 ) -> Thoughts:
     """Runs N trajectories of up to T thoughts from every question (COCONUT, arXiv:2412.06769, where std is 0).
 
@@ -142,20 +170,16 @@ def think(
       std: standard deviation of thoughts, in units of the action; 0 is deterministic.
       actions: if given, these are taken instead, as constants: the sequential replay for `score`.
       together: every trajectory is fed the mean of all that go on, and all stop by majority: the ensemble.
+      node_values: if given, later thoughts read these with the actions, and not what the critic says now: a replay.
     """
     navigator, llama = reasoner.navigator, reasoner.llama
-    batch, trajectories, steps, _ = noise.shape
+    batch, trajectories, steps, size = noise.shape
     shape = (batch, trajectories)
     if not steps:  # nothing to scan over, and a cache without slots cannot be traced
         nothing = jnp.zeros((*shape, 0, prompt.hidden.shape[-1]), prompt.hidden.dtype)
         return think_given(reasoner, prompt, nothing, jnp.zeros(shape, jnp.int32))
-    first = jnp.broadcast_to(prompt.hidden[:, None], (*shape, prompt.hidden.shape[-1]))
     min_steps = jnp.broadcast_to(stop_rule.min_steps, shape)
     max_steps = jnp.broadcast_to(stop_rule.max_steps, shape)
-
-    config = llama.config
-    cache_shape = (config.num_hidden_layers, *shape, steps, config.num_key_value_heads, config.head_dim)
-    empty = jnp.zeros(cache_shape, llama.compute_dtype)
 
     def decide(hidden, step, going, uniforms):
         """The stop decision at h_t: (scaled logit, own decision, is it an action)."""
@@ -170,53 +194,51 @@ def think(
             return stops
         return jnp.broadcast_to(majority(stops, going)[:, None], shape)
 
+    def act(hidden, past, index, noise, given):
+        """The thought's mean and the action that is taken."""
+        with jax.named_scope("navigator"):
+            mean = navigator.action_mean(hidden[:, :, None], memory, past, index[None])[:, :, 0]
+            return mean, mean + std * noise if given is None else given
+
     def step(carry, inputs):
-        hidden, going, cache, taken = carry
-        index, step_noise, step_action, uniforms = inputs
+        hidden, going, cache, past = carry
+        index, step_noise, step_action, uniforms, step_value = inputs
         logit, stops, free = decide(hidden, index, going, uniforms)
         goes_on = going & ~ends(stops, going)
+        mean, action = act(hidden, past, index, step_noise, step_action)
+        fed = action
+        if together:
+            fed = jnp.broadcast_to(mean_of_trajectories(action, goes_on)[:, None], action.shape)
+        thought = navigator.to_embedding(fed, hidden)
         with jax.named_scope("thought"):
-            mean = navigator.action_mean(hidden, memory)
-            action = mean + std * step_noise if step_action is None else step_action
-            fed = action
-            if together:
-                shared = mean_of_trajectories(action, goes_on)
-                fed = jnp.broadcast_to(shared[:, None], action.shape)
-            embedding = navigator.to_embedding(fed, hidden)
-            # A thought is fed back: its embedding is the next input, its position follows the last one.
-            position = jnp.broadcast_to((prompt.lengths + index)[:, None, None], (*shape, 1))
-            after, new = extend(
-                reasoner,
-                embedding[:, :, None],
-                position,
-                goes_on[..., None],
-                prompt,
-                (Context(cache, taken),),
-            )
-        cache = KeyValues(
-            jax.lax.dynamic_update_slice_in_dim(cache.keys, new.keys, index, axis=3),
-            jax.lax.dynamic_update_slice_in_dim(cache.values, new.values, index, axis=3),
-        )
-        taken = jax.lax.dynamic_update_slice_in_dim(taken, goes_on[..., None], index, axis=2)
-        hidden_after = jnp.where(goes_on[..., None], after[:, :, 0], hidden)
-        record = (hidden, logit, stops, free, mean, action, embedding)
-        return (hidden_after, goes_on, cache, taken), record
+            after, cache = feed_back(reasoner, thought, index, goes_on, prompt, cache)
+        if past is not None:
+            if step_value is None:
+                step_value = jax.lax.stop_gradient(navigator.value(hidden))
+            past = past.with_step(index, action, step_value, goes_on)
+        after = jnp.where(goes_on[..., None], after, hidden)
+        return (after, goes_on, cache, past), (hidden, logit, stops, free, mean, action, thought)
 
     def steps_first(x):
         return None if x is None else jnp.moveaxis(x, 2, 0)
 
-    uniforms = stop_rule.uniforms
-    carry = (first, jnp.ones(shape, bool), KeyValues(empty, empty), jnp.zeros((*shape, steps), bool))
-    (hidden, going, cache, taken), records = jax.lax.scan(
-        step,
-        carry,
-        (
-            jnp.arange(steps),
-            steps_first(noise),
-            steps_first(actions),
-            None if uniforms is None else jnp.moveaxis(uniforms, 2, 0)[:-1],
-        ),
+    config, uniforms = llama.config, stop_rule.uniforms
+    cache_shape = (config.num_hidden_layers, *shape, steps, config.num_key_value_heads, config.head_dim)
+    empty = jnp.zeros(cache_shape, llama.compute_dtype)
+    carry = (
+        jnp.broadcast_to(prompt.hidden[:, None], (*shape, prompt.hidden.shape[-1])),
+        jnp.ones(shape, bool),
+        Context(KeyValues(empty, empty), jnp.zeros((*shape, steps), bool)),
+        empty_past(*shape, steps, size) if navigator.config.reads_past else None,
     )
+    inputs = (
+        jnp.arange(steps),
+        steps_first(noise),
+        steps_first(actions),
+        None if uniforms is None else jnp.moveaxis(uniforms, 2, 0)[:-1],
+        steps_first(node_values),
+    )
+    (hidden, going, context, past), records = jax.lax.scan(step, carry, inputs)
     # The decision after the last possible thought is forced: max_steps never exceeds T.
     logit, stops, free = decide(hidden, steps, going, None if uniforms is None else uniforms[..., -1])
     last = (hidden, logit, jnp.ones_like(stops), jnp.zeros_like(free))
@@ -229,13 +251,14 @@ def think(
         actions=taken_actions,
         means=means,
         embeddings=embeddings,
-        taken=taken,
+        taken=context.mask,
         hidden=hiddens,
         stop_logits=logits,
         stops=stops,
         free=free,
-        context=Context(cache, taken),
-        counts=jnp.sum(taken, axis=-1),
+        context=context,
+        counts=jnp.sum(context.mask, axis=-1),
+        node_values=None if past is None else past.values,
     )
 
 

@@ -15,9 +15,8 @@ from longshot_jax.data.examples import Layout, has_thoughts, pad_right
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 from longshot_jax.thoughts.answer import score_tokens
-from longshot_jax.thoughts.navigator import Reasoner
+from longshot_jax.thoughts.navigator import Reasoner, action_size
 from longshot_jax.thoughts.rescore import continuation_hidden
-from longshot_jax.thoughts.rollout import action_size
 from longshot_jax.thoughts.think import StopRule, encode, think, think_given
 from longshot_jax.training.settings import CurriculumConfig
 

@@ -17,7 +17,7 @@ from longshot_jax.errors import UserError
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.sharding import placed, shardings
-from longshot_jax.thoughts.navigator import Reasoner, match_feedback_scale
+from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner, match_feedback_scale
 from longshot_jax.training.checkpoint import Checkpoints
 
 _LATENT_TOKENS = 3
@@ -210,7 +210,8 @@ def _weights_of_other_run(run: RunConfig, blueprint: Blueprint) -> tuple[Any, An
         navigator, theirs = None, host.get("config", {}).get("thoughts")
         ours = {**vars(run.thoughts)}
         # The first logit of stopping is no property of the weights.
-        if theirs is not None and {**theirs, "stop_bias": ours["stop_bias"]} == ours:
+        defaults = vars(NavigatorConfig())  # for settings that are younger than the other run
+        if theirs is not None and {**defaults, **theirs, "stop_bias": ours["stop_bias"]} == ours:
             navigator, _ = checkpoints.restore_partial(aims["navigator"], "trainable.navigator", which)
     return llama, navigator
 

@@ -1,0 +1,191 @@
+"""Graph memory: a thought reads a small graph of earlier actions and of the nearest entries of the memory bank.
+
+Nodes are actions that the question's trajectories took at earlier steps (`thoughts.past` says why actions) and the
+bank entries nearest to the reading state. Each has a position, a recorded value and an age. Every visible node is
+joined to every other; an edge carries the distance of its ends and the value and age of its source. A layer of graph
+attention (Velickovic et al. 2018, arXiv:1710.10903) with several heads, then graph transformer layers (Dwivedi &
+Bresson 2021, arXiv:2012.09699) and a pooling by global attention (Li et al. 2016, arXiv:1511.05493), whose query is
+the state. The order of the nodes does not matter.
+
+The bank is searched once per thought, at a cost of O(M); the layers see the few entries that were found.
+
+Shapes: G nodes of one graph, E = 3 features of an edge; the leading axes are those of the reading states.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jaxtyping import Array, Bool, Float, Int
+
+from longshot_jax.model.weights import normal, weight, zeros
+from longshot_jax.thoughts.cross import HIDDEN
+from longshot_jax.thoughts.memory import MemoryBank, nearest_entries
+from longshot_jax.thoughts.past import Past
+
+OWN, OTHER, BANK = range(3)
+
+
+@struct.dataclass
+class Nodes:
+    """The graph that each state reads.
+
+    Attributes:
+      positions: in the reasoning space.
+      values: recorded, in units of reward.
+      ages: in thoughts for actions, in writes for bank entries.
+      kinds: OWN, OTHER or BANK.
+      visible: nodes that are there.
+    """
+
+    positions: Float[Array, "*batch G R"]
+    values: Float[Array, "*batch G"]
+    ages: Float[Array, "*batch G"]
+    kinds: Int[Array, "*batch G"]
+    visible: Bool[Array, "*batch G"]
+
+
+def action_nodes(
+    positions: Float[Array, "B P R"], past: Past, steps: Int[Array, " Q"], all_trajectories: bool
+) -> Nodes:
+    """The actions before each of Q steps, [B, N, Q, P]; `positions` are those of the actions."""
+    batch, trajectories, slots = past.taken.shape
+    shape = (batch, trajectories, steps.shape[0], trajectories * slots)
+    visible = past.visible(steps) & (past.own | all_trajectories)
+    values = past.values.reshape(batch, 1, 1, -1)
+    return Nodes(
+        positions=jnp.broadcast_to(positions[:, None, None], (*shape, positions.shape[-1])),
+        values=jnp.broadcast_to(values, shape),
+        ages=jnp.broadcast_to(past.ages(steps).astype(jnp.float32), shape),
+        kinds=jnp.broadcast_to(jnp.where(past.own, OWN, OTHER), shape),
+        visible=jnp.broadcast_to(visible, shape),
+    )
+
+
+def bank_nodes(bank: MemoryBank, state: Float[Array, "*batch R"], count: int) -> Nodes:
+    """The `count` entries of the bank that `read_bank` would choose for each state."""
+    slots, found = nearest_entries(bank, state, count)
+    return Nodes(
+        positions=bank.positions[slots],
+        values=bank.values[slots],
+        ages=bank.ages[slots].astype(jnp.float32),
+        kinds=jnp.full(slots.shape, BANK),
+        visible=found,
+    )
+
+
+def join_nodes(first: Nodes, second: Nodes) -> Nodes:
+    """One graph of both."""
+    axis = first.visible.ndim - 1
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=axis), first, second)
+
+
+def _unit_rms(x: Float[Array, "*batch R"]) -> Float[Array, "*batch R"]:
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+
+
+def _edges(nodes: Nodes) -> Float[Array, "*batch G G E"]:
+    """Features of the edge from node j to node i: their distance, and value and age of j."""
+    gap = nodes.positions[..., :, None, :] - nodes.positions[..., None, :, :]
+    # Added under the root, so that the gradient at distance zero is zero and not NaN.
+    distance = jnp.sqrt(jnp.mean(jnp.square(gap), axis=-1) + 1e-12)
+    of_source = jnp.stack([nodes.values, jnp.log1p(nodes.ages)], axis=-1)[..., None, :, :]
+    of_source = jnp.broadcast_to(of_source, (*distance.shape, 2))
+    return jnp.concatenate([distance[..., None], of_source], axis=-1)
+
+
+def _shares(logits: Float[Array, "*batch H G G"], visible: Bool[Array, "*batch G"]) -> Array:
+    """Softmax over the sources that are there; zeros where none is."""
+    there = visible[..., None, None, :]
+    return jnp.where(there, jax.nn.softmax(jnp.where(there, logits, HIDDEN), axis=-1), 0.0)
+
+
+class GraphAttention(nnx.Module):
+    """One layer of graph attention: additive logits of both ends and of the edge, several heads."""
+
+    def __init__(self, space: int, heads: int, rngs: nnx.Rngs):
+        size = space // heads
+        self.project = weight(rngs, (space, heads, size), ("reasoning", None, None), normal(space**-0.5))
+        self.source = weight(rngs, (heads, size), (None, None), normal(size**-0.5))
+        self.target = weight(rngs, (heads, size), (None, None), normal(size**-0.5))
+        self.edge = weight(rngs, (3, heads), (None, None), normal(3**-0.5))
+
+    def __call__(
+        self,
+        x: Float[Array, "*batch G R"],
+        edges: Float[Array, "*batch G G E"],
+        visible: Bool[Array, "*batch G"],
+    ) -> Float[Array, "*batch G R"]:
+        heads = jnp.einsum("...gr,rhc->...hgc", x, self.project[...])
+        source = jnp.einsum("...hgc,hc->...hg", heads, self.source[...])[..., None, :]
+        target = jnp.einsum("...hgc,hc->...hg", heads, self.target[...])[..., :, None]
+        logits = jax.nn.leaky_relu(
+            source + target + jnp.einsum("...ije,eh->...hij", edges, self.edge[...]), 0.2
+        )
+        mixed = jnp.einsum("...hij,...hjc->...ihc", _shares(logits, visible), heads)
+        return jax.nn.elu(mixed.reshape(x.shape))
+
+
+class GraphTransformerLayer(nnx.Module):
+    """Attention with a bias of each edge, then a feed-forward layer; both normed before and added after."""
+
+    def __init__(self, space: int, heads: int, rngs: nnx.Rngs):
+        size, spread = space // heads, normal(space**-0.5)
+        self.qkv = weight(rngs, (3, space, heads, size), (None, "reasoning", None, None), spread)
+        self.edge = weight(rngs, (3, heads), (None, None), zeros())
+        self.out = weight(rngs, (heads, size, space), (None, None, "reasoning"), spread)
+        self.mlp_in = weight(rngs, (space, 2 * space), ("reasoning", None), spread)
+        self.mlp_out = weight(rngs, (2 * space, space), (None, "reasoning"), normal((2 * space) ** -0.5))
+
+    def __call__(
+        self,
+        x: Float[Array, "*batch G R"],
+        edges: Float[Array, "*batch G G E"],
+        visible: Bool[Array, "*batch G"],
+    ) -> Float[Array, "*batch G R"]:
+        query, key, value = jnp.einsum("...gr,krhc->k...ghc", _unit_rms(x), self.qkv[...])
+        logits = jnp.einsum("...ihc,...jhc->...hij", query, key) * query.shape[-1] ** -0.5
+        logits += jnp.einsum("...ije,eh->...hij", edges, self.edge[...])
+        x = x + jnp.einsum("...hij,...jhc,hcr->...ir", _shares(logits, visible), value, self.out[...])
+        return x + jax.nn.gelu(_unit_rms(x) @ self.mlp_in[...]) @ self.mlp_out[...]
+
+
+class GraphMemory(nnx.Module):
+    """From a state and its nodes to what the state reads of them."""
+
+    def __init__(
+        self,
+        space: int,
+        heads: int,
+        layers: int,
+        rngs: nnx.Rngs,
+        out_initializer: jax.nn.initializers.Initializer,
+    ):
+        spread = normal(space**-0.5)
+        self.position_in = weight(rngs, (space, space), ("reasoning", None), spread)
+        self.feature_in = weight(rngs, (2, space), (None, "reasoning"), normal(2**-0.5))
+        self.kind = weight(rngs, (3, space), (None, "reasoning"), normal(0.1))
+        self.attention = GraphAttention(space, heads, rngs)
+        self.layers = nnx.List([GraphTransformerLayer(space, heads, rngs) for _ in range(layers)])
+        self.pool_query = weight(rngs, (space, space), ("reasoning", None), spread)
+        self.pool_key = weight(rngs, (space, space), ("reasoning", None), spread)
+        self.out = weight(rngs, (space, space), (None, "reasoning"), out_initializer)
+
+    def __call__(self, state: Float[Array, "*batch R"], nodes: Nodes) -> Float[Array, "*batch R"]:
+        """What each state reads; zeros where there is no node."""
+        visible = nodes.visible
+        # What stands in a slot without a node must not reach a sum, not even times zero.
+        nodes = nodes.replace(
+            positions=jnp.where(visible[..., None], nodes.positions, 0.0),
+            values=jnp.where(visible, nodes.values, 0.0),
+            ages=jnp.where(visible, nodes.ages, 0.0),
+        )
+        features = jnp.stack([nodes.values, jnp.log1p(nodes.ages)], axis=-1) @ self.feature_in[...]
+        x = _unit_rms(nodes.positions) @ self.position_in[...] + features + self.kind[...][nodes.kinds]
+        edges = _edges(nodes)
+        x = x + self.attention(x, edges, visible)
+        for layer in self.layers:
+            x = layer(x, edges, visible)
+        asked = _unit_rms(state) @ self.pool_query[...]
+        logits = jnp.einsum("...r,...gr->...g", asked, x @ self.pool_key[...]) * x.shape[-1] ** -0.5
+        shares = jax.nn.softmax(jnp.where(visible, logits, HIDDEN), axis=-1)
+        return jnp.einsum("...g,...gr->...r", jnp.where(visible, shares, 0.0), x) @ self.out[...]
