@@ -1,10 +1,8 @@
 """Event files, read back with TensorBoard's own reader."""
 
 import os
-import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -62,9 +60,14 @@ def test_hyperparameters_stand_beside_the_results_in_the_same_run(tmp_path):
         "none": None,
     }
     with RunWriter(tmp_path) as writer:
-        writer.hyperparameters(config, {"final/accuracy": np.float32(0.5)})
+        writer.hyperparameters(config, ["final/accuracy"])
+        # Before the end, the settings are there already, for the comparison with a run that did not get so far.
+        assert "_hparams_/session_start_info" in read(tmp_path).summary_metadata
+        assert "_hparams_/session_end_info" not in read(tmp_path).summary_metadata
+        writer.results({"final/accuracy": np.float32(0.5)})
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
     metadata = read(tmp_path).summary_metadata
+    assert "_hparams_/session_end_info" in metadata
     start = plugin_data_pb2.HParamsPluginData.FromString(
         metadata["_hparams_/session_start_info"].plugin_data.content
     ).session_start_info.hparams
@@ -106,27 +109,32 @@ def test_a_run_killed_before_its_first_checkpoint_starts_its_curves_again(tmp_pa
     assert points(tmp_path, "loss") == [(0, 10)]
 
 
-def test_a_kill_loses_at_most_the_last_seconds(tmp_path):
-    body = """
-        import os, signal, sys, time
-        from longshot_jax.evaluation import tensorboard
-        tensorboard._FLUSH_SECONDS = 1
-        writer = tensorboard.RunWriter(sys.argv[1])
-        writer.scalars(1, {"loss": 1.0})
-        time.sleep(1.5)
-        writer.scalars(2, {"loss": 2.0})
-        time.sleep(2.5)
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(Path(__file__).parents[1]))
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(body), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        timeout=60,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert points(tmp_path, "loss") == [(1, 1.0), (2, 2.0)]
+def test_what_is_written_can_be_read_before_the_end(tmp_path):
+    with RunWriter(tmp_path) as writer:
+        for step in (1, 2):  # nothing is kept back that a kill could lose
+            writer.scalars(step, {"loss": float(step)})
+            assert points(tmp_path, "loss")[-1] == (step, float(step))
+
+
+def fill_disk(writer, left_over=b""):
+    """From here on the writer's file is the device that answers every write as a full disk does."""
+    writer._file._file.close()
+    writer._file._file = open("/dev/full", "wb")
+    writer._file._file.write(left_over)
+
+
+def test_a_full_disk_is_one_sentence_and_hides_no_earlier_error(tmp_path):
+    with RunWriter(tmp_path) as writer:
+        fill_disk(writer)
+        with pytest.raises(UserError, match=r"cannot be written to .* \(No space left on device\): free some"):
+            writer.scalars(1, {"loss": 1.0})
+        for step in range(20):  # more than a queue would hold
+            writer.scalars(step, {"loss": 1.0})
+    with pytest.raises(UserError, match="the first"), RunWriter(tmp_path) as writer:
+        fill_disk(writer, b"left over")
+        raise UserError("the first")
+    with pytest.raises(UserError, match="No space left"), RunWriter(tmp_path) as writer:
+        fill_disk(writer, b"left over")
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
@@ -135,7 +143,8 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
         writer.scalars(1, {"loss": 1.0})
         writer.histogram(1, "weights", np.arange(3))
         writer.text(1, "samples", "text")
-        writer.hyperparameters({"seed": 1}, {"final": 1.0})
+        writer.hyperparameters({"seed": 1}, ["final"])
+        writer.results({"final": 1.0})
     assert not (tmp_path / "events").exists()
 
 
@@ -148,7 +157,7 @@ def test_unwritable_folder(tmp_path):
 def test_neither_tensorflow_nor_pytorch_is_imported(tmp_path):
     code = (
         "import sys; from longshot_jax.evaluation.tensorboard import RunWriter; "
-        "RunWriter(sys.argv[1]).hyperparameters({}, {}); "
+        "RunWriter(sys.argv[1]).hyperparameters({}, []); "
         "print([m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'torch')])"
     )
     environment = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(Path(__file__).parents[1]))

@@ -1,19 +1,18 @@
 """What a run tells TensorBoard, written without TensorFlow, by the first process alone."""
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 
 from longshot_jax.errors import UserError
+from longshot_jax.evaluation.event_file import EventFile, event_library
 
-# What a kill may lose: events wait at most so many seconds before they are on disk.
-_FLUSH_SECONDS = 5
+# TensorBoard's own bins of histograms: 1e-12 to 1e20 in steps of 10 %, of either sign.
+_POSITIVE = 1e-12 * 1.1 ** np.arange(774)
+_BINS = np.concatenate([-_POSITIVE[::-1], [0.0], _POSITIVE])
 
 
 class RunWriter:
@@ -25,73 +24,72 @@ class RunWriter:
             run logged after that step is hidden, since the resumed run logs those steps again.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written, or the disk is full: here, or in any method.
     """
 
     def __init__(self, folder: str | Path, resumed_from: int | None = None):
-        self._writer: Any = None
+        self._file: EventFile | None = None
         if jax.process_index() != 0:
             return
-        try:
-            self._writer = _event_library().SummaryWriter(
-                logdir=str(folder),
-                # From here on what is there already is void. A new run says so too: TensorBoard takes the first such
-                # mark for a run's beginning and heeds those that follow.
-                purge_step=0 if resumed_from is None else resumed_from + 1,
-                flush_secs=_FLUSH_SECONDS,
-                # A file's name has the time in whole seconds: a quick restart must not write over the last file.
-                filename_suffix=f".{os.getpid()}.{_unused_number(Path(folder))}",
-            )
-        except OSError as error:
-            raise UserError(
-                f"TensorBoard events cannot be written to {folder} ({error.strerror or error}): choose another "
-                "--workdir or mend its permissions."
-            ) from error
+        self._file = EventFile(Path(folder))
+        # From here on what is there already is void. A new run says so too: TensorBoard takes the first such
+        # mark for a run's beginning and heeds those that follow.
+        self._file.purge(0 if resumed_from is None else resumed_from + 1)
 
     def __enter__(self) -> "RunWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error_type: type | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except UserError:
+            if error is None:  # otherwise the first error is the one to report
+                raise
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """One point for each name; a value that is not finite is drawn as such, not hidden."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, float(value), step)
+        if self._file is not None:
+            make = event_library().summary.scalar
+            self._file.add(step, *(make(name, float(value)) for name, value in values.items()))
 
     def histogram(self, step: int, name: str, array: Any) -> None:
         """The distribution of an array's finite elements; nothing where there is none."""
-        if self._writer is not None:
+        if self._file is not None:
             values = np.asarray(array, np.float64).ravel()
             values = values[np.isfinite(values)]
             if values.size:
-                self._writer.add_histogram(name, values, step)
+                self._file.add(step, event_library().summary.histogram(name, values, _BINS))
 
     def text(self, step: int, name: str, markdown: str) -> None:
         """A page of markdown, for instance a `samples_table`."""
-        if self._writer is not None:
-            self._writer.add_text(name, markdown, step)
+        if self._file is not None:
+            self._file.add(step, event_library().summary.text(name, markdown))
 
-    def hyperparameters(self, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        """The run's config beside its results, for the comparison of runs; called once, at the end.
+    def hyperparameters(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """The run's config, for the comparison of runs; called once, at the start.
 
         Args:
             config: Nested; keys are joined by dots, what is neither number, bool nor text is shown as text.
-            metrics: Final numbers, under names of their own.
+            metrics: Names of the final numbers that `results` will give, where the run gets so far.
         """
-        if self._writer is None:
-            return
-        results = {name: float(value) for name, value in metrics.items()}
-        # Written into the run's own event file: the library's method would open a second run beside it.
-        for summary in _event_library().summary.hparams(_flat(config), results):
-            self._writer.file_writer.add_summary(summary)
-        self.scalars(0, results)
+        if self._file is not None:
+            self._file.add(0, *self._comparison(config, metrics)[:2])
+
+    def results(self, metrics: Mapping[str, Any]) -> None:
+        """The run's final numbers, beside its hyper-parameters; called once, at the end."""
+        if self._file is not None:
+            self._file.add(0, self._comparison({}, ())[2])
+            self.scalars(0, metrics)
+
+    @staticmethod
+    def _comparison(config: Mapping[str, Any], metrics: Sequence[str]) -> tuple[Any, Any, Any]:
+        """What TensorBoard's comparison of runs reads: the experiment, the session's start, its end."""
+        return event_library().summary.hparams(_flat(config), dict.fromkeys(metrics))
 
     def close(self) -> None:
         """Puts everything on disk; harmless when repeated."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def samples_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -129,21 +127,3 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
     return flat
-
-
-def _event_library() -> ModuleType:
-    """tensorboardX, kept from importing PyTorch: where that is installed, it would load it for one annotation."""
-    absent = "torch" not in sys.modules
-    if absent:
-        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
-    try:
-        import tensorboardX
-        import tensorboardX.summary
-    finally:
-        if absent:
-            del sys.modules["torch"]
-    return tensorboardX
-
-
-def _unused_number(folder: Path) -> int:
-    return len(list(folder.glob("events.out.tfevents.*")))

@@ -35,6 +35,7 @@ from longshot_jax.training.workdir import check_same_config, prepare_workdir, re
 
 # What changes neither weights nor the meaning of a checkpoint: a run may go on with other values.
 _FREE = ("evaluation", "checkpoint", "mesh")
+_BEST = "final/best_accuracy"
 _LOOPS = {"curriculum": CurriculumLoop, "ppo": PPOLoop}
 
 
@@ -89,6 +90,7 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         latest = checkpoints.latest_step
         host = None if latest is None else checkpoints.host(latest)
         writer = stack.enter_context(RunWriter(workdir / "tensorboard", latest))
+        writer.hyperparameters(asdict(run), [*map(_final_accuracy, run.stages), _BEST])
         session = Session(run, blueprint, layout, problems, validation, mesh, checkpoints, writer, stream)
         if host is not None:
             session.seconds_before, session.finished = host["seconds"], host["finished"]
@@ -121,14 +123,18 @@ def _check_config(run: RunConfig, workdir: Path) -> None:
         write_config(workdir, asdict(run))
 
 
+def _final_accuracy(stage: str) -> str:
+    return f"final/{stage}_accuracy"
+
+
 def _report(session: Session, result: RunResult, stream: Any) -> None:
-    """The table that ends a run, and the run's settings beside its results for TensorBoard."""
+    """The table that ends a run, and its results for TensorBoard's comparison of runs."""
     rows: dict[str, Any] = {name: dict(figures) for name, figures in result.stages.items()}
-    metrics = {f"final/{name}_accuracy": figures["accuracy"] for name, figures in result.stages.items()}
+    metrics = {_final_accuracy(name): figures["accuracy"] for name, figures in result.stages.items()}
     if result.best_accuracy is not None:
         rows["best checkpoint"] = {"accuracy": result.best_accuracy, "step": result.best_step}
-        metrics["final/best_accuracy"] = result.best_accuracy
-    session.writer.hyperparameters(asdict(session.run), metrics)
+        metrics[_BEST] = result.best_accuracy
+    session.writer.results(metrics)
     with session.progress("run", 0, 0, "update") as shown:
         shown.note(summary(rows))
         shown.note(f"{result.workdir}: {result.seconds:.0f} s in all")
