@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import ml_collections
 
+from longshot_jax.config_bounds import check_bounds
 from longshot_jax.config_checks import check_combinations
 from longshot_jax.config_values import as_values, build
 from longshot_jax.thoughts.navigator import NavigatorConfig
@@ -175,5 +176,6 @@ def parse_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfi
     """The run's settings, checked: unknown keys, wrong types and impossible values are UserErrors naming the key."""
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
     run = build(RunConfig, values, "config")
+    check_bounds(run)
     check_combinations(run)
     return run

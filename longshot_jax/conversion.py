@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from longshot_jax.data.tokens import Tokens
+from longshot_jax.data.tokens import LATENT_TOKENS, Tokens
 from longshot_jax.errors import UserError
 from longshot_jax.model.huggingface import load_weights, read_config, save_weights
 from longshot_jax.model.huggingface_layout import abstract_state
@@ -49,20 +49,23 @@ def from_hf(folder: str | Path, out: str | Path) -> None:
     the directory the weights are taken as they are.
 
     Raises:
-      UserError: the directory cannot be read, or `out` already holds checkpoints or cannot be written.
+      UserError: the directory cannot be read, its tokenizer is another model's, or `out` already holds checkpoints or cannot be written.
     """
     folder, out = Path(folder), Path(out)
     if (out / "checkpoints").exists():
         raise UserError(f"{out} already holds checkpoints; choose a new folder")
     config = read_config(folder)
     tokens = _tokens_in(folder)
+    if tokens:
+        # Only the latent tokens may lie beyond the model's own rows: otherwise it is another model's tokenizer.
+        tokens.check_fits(config.vocab_size + len(LATENT_TOKENS))
     rows = max(config.vocab_size, tokens.vocabulary_size) if tokens else config.vocab_size
     weights = load_weights(folder, config, embedding_rows=rows)
     host = {"llama": llama_to_json(replace(config, vocab_size=rows)), "llama_path": _TRAINED}
+    if tokens:
+        tokens.save(out / "tokenizer")  # first: a checkpoint is there only once all is
     with Checkpoints(out, keep_last=1, keep_best=0) as checkpoints:
         checkpoints.save(0, {"trainable": {"llama": weights}}, host)
-    if tokens:
-        tokens.save(out / "tokenizer")
 
 
 def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32") -> None:

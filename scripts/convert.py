@@ -5,14 +5,13 @@ python scripts/convert.py to-hf CKPT DIR      a run folder becomes a directory t
 """
 
 import argparse
-import sys
 
 from longshot_jax.conversion import from_hf, to_hf
-from longshot_jax.errors import UserError
+from longshot_jax.errors import run_command
 
 
-def main() -> int:
-    """Exit code: 0 done, 2 for a mistake in what was given."""
+def main() -> None:
+    """Converts in the direction asked for."""
     parser = argparse.ArgumentParser(description="Llama weights from and to Hugging Face directories.")
     commands = parser.add_subparsers(dest="command", required=True)
     importing = commands.add_parser("from-hf", help="make a run folder from a Hugging Face Llama directory")
@@ -25,16 +24,11 @@ def main() -> int:
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the tensors written"
     )
     flags = parser.parse_args()
-    try:
-        if flags.command == "from-hf":
-            from_hf(flags.directory, flags.out)
-        else:
-            to_hf(flags.checkpoint, flags.directory, flags.dtype)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    if flags.command == "from-hf":
+        from_hf(flags.directory, flags.out)
+    else:
+        to_hf(flags.checkpoint, flags.directory, flags.dtype)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longshot_jax.config import RunConfig, default_config, parse_config
+from longshot_jax.config_bounds import BOUNDS, check_bounds, settings_of
 from longshot_jax.errors import UserError
 
 
@@ -37,9 +38,9 @@ def test_defaults_and_json_come_back_the_same():
         ({"markers": "none"}, r"config\.markers is 'none': it must be one of coconut, answer"),
         ({"stages": ("sft",)}, r"config\.stages holds 'sft'"),
         ({"ppo": {"questions": 30, "minibatches": 4}}, r"config\.ppo\.questions 30 is not a multiple"),
-        ({"ppo": {"min_steps": 7}}, r"min_steps 7 must lie between 0 and max_steps 6"),
+        ({"ppo": {"min_steps": 7}}, r"min_steps 7 is more than max_steps 6"),
         ({"ppo": {"target_iterations": 1}}, r"needs config\.ppo\.target_steps"),
-        ({"ppo": {"target_steps": (9,)}}, r"target_steps \(9,\) must lie between"),
+        ({"ppo": {"target_steps": (9,)}}, r"target_steps \(9,\) must not be above max_steps 6"),
         ({"ppo": {"baseline": "group", "num_trajectories": 1}}, r"compares trajectories of one question"),
         ({"ppo": {"baseline": "group", "together": True}}, r"independent trajectories"),
         (
@@ -52,13 +53,26 @@ def test_defaults_and_json_come_back_the_same():
         ),
         ({"thoughts": {"graph": "own", "reasoning_dim": 6}}, r"reasoning_dim 6 is not a multiple of config\.thoughts\.heads 4"),
         ({"ppo": {"noise": (0.0, 0.0)}}, r"config\.ppo\.gradient 'score' needs noise"),
+        ({"ppo": {"minibatches": 0}}, r"config\.ppo\.minibatches is 0: it must be at least 1"),
+        ({"ppo": {"epochs": 0}}, r"config\.ppo\.epochs is 0"),
+        ({"ppo": {"optimizer": {"clip_norm": 0.0}}}, r"config\.ppo\.optimizer\.clip_norm is 0\.0: it must be above 0"),
+        ({"ppo": {"optimizer": {"learning_rate": float("nan")}}}, r"learning_rate is nan: it must be at least 0"),
+        ({"ppo": {"discount": 1.5}}, r"config\.ppo\.discount is 1\.5: it must be from 0 to 1"),
+        ({"ppo": {"rewards": {"correct": float("inf")}}}, r"correct is inf: it must be a finite number"),
+        ({"curriculum": {"optimizer": {"b2": 1.0}}}, r"b2 is 1\.0: it must be from 0 to below 1"),
+        ({"curriculum": {"stages": ()}}, r"config\.curriculum\.stages is empty"),
+        ({"stages": ()}, r"config\.stages is empty"),
+        ({"stages": ("ppo", "ppo")}, r"names a stage twice"),
+        ({"seed": -1}, r"config\.seed is -1: it must be from 0 to 4294967294"),
+        ({"checkpoint": {"every": 0}}, r"config\.checkpoint\.every is 0: it must be at least 1"),
+        ({"evaluation": {"questions": 0}}, r"config\.evaluation\.questions is 0"),
         ({"ppo": {"dual_clip": 0.9}}, r"dual_clip 0\.9 .* above 1, usually 3, or 0"),
-        ({"ppo": {"value_clip": -0.1}}, r"value_clip -0\.1 not below \(0: no clip\)"),
-        ({"ppo": {"early_stop_kl": -1.0}}, r"config\.ppo\.early_stop_kl -1\.0 is negative"),
+        ({"ppo": {"value_clip": -0.1}}, r"config\.ppo\.value_clip is -0\.1: it must be at least 0"),
+        ({"ppo": {"early_stop_kl": -1.0}}, r"config\.ppo\.early_stop_kl is -1\.0: it must be at least 0"),
         ({"ppo": {"kl_target": 0.1, "kl_coefficient": 0.0}}, r"0 stays 0"),
         ({"ppo": {"kl_in": "reward", "kl_coefficient": 0.0}}, r"kl_in 'reward' charges nothing"),
-        ({"ppo": {"noise": (0.2, -0.1)}}, r"config\.ppo\.noise \(0\.2, -0\.1\) must be not below 0"),
-        ({"ppo": {"token_temperature": (1.0, 0.0)}}, r"token_temperature \(1\.0, 0\.0\) must be above 0"),
+        ({"ppo": {"noise": (0.2, -0.1)}}, r"config\.ppo\.noise is \(0\.2, -0\.1\): each must be at least 0"),
+        ({"ppo": {"token_temperature": (1.0, 0.0)}}, r"config\.ppo\.token_temperature is \(1\.0, 0\.0\): each must be above 0"),
         ({"ppo": {"stop_temperature": (1.5, 0.5), "stop_annealing": "constant"}}, r"its annealing is 'constant'"),
         ({"thoughts": {"memory_top": 3}}, r"set config\.ppo\.memory_slots"),
         ({"ppo": {"memory_slots": 3}}, r"set config\.thoughts\.memory_top"),
@@ -74,6 +88,16 @@ def test_defaults_and_json_come_back_the_same():
 def test_refusals_name_the_key(values, sentence):
     with pytest.raises(UserError, match=sentence):
         parse_config(values)
+
+
+def test_every_number_has_a_bound_that_its_default_keeps():
+    def is_number(value):
+        values = value if isinstance(value, tuple) else (value,)
+        return all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
+
+    numbers = dict(settings_of(RunConfig()))
+    assert {key for key, value in numbers.items() if is_number(value)} == set(BOUNDS)
+    check_bounds(RunConfig())
 
 
 @given(st.text("abcdefgh_", min_size=1, max_size=12))

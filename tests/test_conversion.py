@@ -21,12 +21,18 @@ ROOT = Path(__file__).parents[1]
 LLAMA = Path(__file__).parent / "fixtures" / "golden_llama3"
 
 
-def with_tokenizer(folder: Path) -> tuple[Path, Tokens]:
-    """The fixture's weights beside a tokenizer of more tokens than the embeddings have rows."""
+def with_tokenizer(folder: Path, words: int) -> tuple[Path, Tokens]:
+    """The fixture's weights, of 96 rows, beside a tokenizer of so many words and the latent tokens."""
+    import tokenizers
+    import transformers
+
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((LLAMA / name).read_bytes())
-    tokens = Tokens.train_bpe(["b=3 d=b+4"], 300)
+    model = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({f"w{number}": number for number in range(words)})
+    )
+    tokens = Tokens(transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token="w0"), "of a test")
     tokens.save(folder)
     return folder, Tokens.load(str(folder))
 
@@ -42,13 +48,20 @@ def test_there_and_back_changes_no_bit(tmp_path):
 
 
 def test_embeddings_grow_to_the_tokenizer_and_it_travels_along(tmp_path):
-    folder, tokens = with_tokenizer(tmp_path / "llama")
+    folder, tokens = with_tokenizer(tmp_path / "llama", 96)
     from_hf(folder, tmp_path / "run")
     to_hf(tmp_path / "run", tmp_path / "out", "bfloat16")
-    assert read_config(tmp_path / "out").vocab_size == tokens.vocabulary_size > 96
+    assert read_config(tmp_path / "out").vocab_size == tokens.vocabulary_size == 99
     exported = Tokens.load(str(tmp_path / "out"))
     assert exported.latent == tokens.latent
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == tokens.end
+
+
+def test_another_models_tokenizer_is_refused(tmp_path):
+    folder, _ = with_tokenizer(tmp_path / "llama", 97)
+    with pytest.raises(UserError, match=r"ids up to 99 but the model's embedding has only 99 rows"):
+        from_hf(folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_shape_survives_json():
@@ -75,6 +88,6 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path):
     )
     assert result.returncode == 2
     assert result.stderr.strip() == (
-        f"{tmp_path}/config.json is missing; give a folder that holds a Hugging Face Llama"
+        f"error: {tmp_path}/config.json is missing; give a folder that holds a Hugging Face Llama"
     )
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,6 @@ from longshot_jax.training.rewards import (
     RewardWeights,
     answer_rewards,
     thought_cost_rewards,
-    total_answer_reward,
 )
 
 
@@ -27,6 +26,10 @@ def outcome(correct, thoughts, ended=True, natural=True, trajectories=1) -> Outc
 
 
 NOTHING = RewardWeights(correct=0.0)
+
+
+def total(result: Outcome, weights: RewardWeights) -> np.ndarray:
+    return sum(answer_rewards(result, weights).values(), np.zeros(result.correct.shape, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -69,24 +72,24 @@ def test_every_weight_has_its_term():
 def test_default_is_correctness_alone():
     result = outcome([[1, 0]], [[0, 9]], ended=False)
     assert list(answer_rewards(result, RewardWeights())) == ["correct"]
-    np.testing.assert_array_equal(total_answer_reward(result, RewardWeights()), [[1.0, 0.0]])
+    np.testing.assert_array_equal(total(result, RewardWeights()), [[1.0, 0.0]])
 
 
 def test_no_weights_give_no_terms_and_a_total_of_zero():
     assert answer_rewards(outcome([[1]], [[2]]), NOTHING) == {}
-    np.testing.assert_array_equal(total_answer_reward(outcome([[1]], [[2]]), NOTHING), [[0.0]])
+    np.testing.assert_array_equal(total(outcome([[1]], [[2]]), NOTHING), [[0.0]])
 
 
 def test_published_values_for_one_trajectory():
     thoughts = [[0, 1, 3, 4, 5, 6, 8]]
-    right = total_answer_reward(outcome(True, thoughts), RewardWeights.single())
+    right = total(outcome(True, thoughts), RewardWeights.single())
     np.testing.assert_allclose(right, [[1 - 1.5, 1, 1 + 0.2 + 0.3, 1.8, 1.5, 1, 1 - 0.6]], rtol=1e-5)
-    forced_and_wrong = total_answer_reward(outcome(False, thoughts, natural=False), RewardWeights.single())
+    forced_and_wrong = total(outcome(False, thoughts, natural=False), RewardWeights.single())
     np.testing.assert_allclose(forced_and_wrong, [[-1.8, -0.3, -0.1, 0.2, -0.1, -0.3, -0.9]], rtol=1e-5)
 
 
 def test_published_values_for_several_trajectories():
-    reward = total_answer_reward(outcome([[1, 0]], [[4, 4]], trajectories=[[5, 5]]), RewardWeights.multi())
+    reward = total(outcome([[1, 0]], [[4, 4]], trajectories=[[5, 5]]), RewardWeights.multi())
     np.testing.assert_allclose(reward, [[1 + 0.04 + 0.05, -1.0]], rtol=1e-6)
 
 
@@ -99,7 +102,7 @@ def test_number_of_trajectories_may_be_given_once_per_question():
         trajectories=np.array([[2], [3]]),
     )
     weights = dataclasses.replace(NOTHING, success_per_trajectory=1.0)
-    np.testing.assert_array_equal(total_answer_reward(result, weights), [[2, 2, 2], [3, 3, 3]])
+    np.testing.assert_array_equal(total(result, weights), [[2, 2, 2], [3, 3, 3]])
 
 
 def test_thought_cost_is_charged_where_each_thought_is_taken():
@@ -111,7 +114,7 @@ def test_thought_cost_is_charged_where_each_thought_is_taken():
 
 def test_thought_cost_is_no_part_of_the_answers_reward():
     weights = RewardWeights(thought_cost=0.5)
-    np.testing.assert_array_equal(total_answer_reward(outcome([[1]], [[4]]), weights), [[1.0]])
+    np.testing.assert_array_equal(total(outcome([[1]], [[4]]), weights), [[1.0]])
 
 
 def test_reward_reads_nothing_of_the_problem_but_its_outcome():

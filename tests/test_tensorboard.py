@@ -126,7 +126,9 @@ def fill_disk(writer, left_over=b""):
 def test_a_full_disk_is_one_sentence_and_hides_no_earlier_error(tmp_path):
     with RunWriter(tmp_path) as writer:
         fill_disk(writer)
-        with pytest.raises(UserError, match=r"cannot be written to .* \(No space left on device\): free some"):
+        with pytest.raises(
+            UserError, match=r"cannot be written to .* \(No space left on device\): free some"
+        ):
             writer.scalars(1, {"loss": 1.0})
         for step in range(20):  # more than a queue would hold
             writer.scalars(step, {"loss": 1.0})

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 START_LATENT, LATENT, END_LATENT = "<|start-latent|>", "<|latent|>", "<|end-latent|>"
-_LATENT_TOKENS = (START_LATENT, LATENT, END_LATENT)
+LATENT_TOKENS = (START_LATENT, LATENT, END_LATENT)
 _PAD, _END = "<|pad|>", "<|end-of-text|>"  # of the tokenizers made here
 _RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>")  # Llama 3's spare rows
 _BYTES = 256
@@ -46,7 +46,7 @@ class Tokens:
         vocabulary = tokenizer.get_vocab()
         self._rows = max(vocabulary.values()) + 1
         self._respelled = {
-            ours: theirs for ours, theirs in zip(_LATENT_TOKENS, spellings, strict=True) if ours != theirs
+            ours: theirs for ours, theirs in zip(LATENT_TOKENS, spellings, strict=True) if ours != theirs
         }
         self.start_latent, self.latent, self.end_latent = (int(vocabulary[word]) for word in spellings)
         self.end = int(tokenizer.eos_token_id)
@@ -100,7 +100,7 @@ class Tokens:
         """The tokenizer of the generated chains: one token a character, white space dropped."""
         import tokenizers
 
-        words = {word: number for number, word in enumerate([*chain_words(), _PAD, _END, *_LATENT_TOKENS])}
+        words = {word: number for number, word in enumerate([*chain_words(), _PAD, _END, *LATENT_TOKENS])}
         model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words))
         model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
             [
@@ -119,7 +119,7 @@ class Tokens:
 
         Errors: UserError if the size leaves no room for the 256 bytes and 5 special tokens.
         """
-        least = _BYTES + 2 + len(_LATENT_TOKENS)
+        least = _BYTES + 2 + len(LATENT_TOKENS)
         if vocabulary_size < least:
             raise UserError(f"vocabulary_size must be at least {least}, not {vocabulary_size}")
         import tokenizers
@@ -134,7 +134,7 @@ class Tokens:
         model.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocabulary_size,
-            special_tokens=[_PAD, _END, *_LATENT_TOKENS],
+            special_tokens=[_PAD, _END, *LATENT_TOKENS],
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
@@ -206,9 +206,9 @@ def _wrap(model: "tokenizers.Tokenizer") -> Any:
 def _latent_spellings(tokenizer: Any) -> tuple[str, ...]:
     """The tokens of `tokenizer` that stand for the three latent ones: their own names, or reserved tokens."""
     vocabulary = tokenizer.get_vocab()
-    if any(word in vocabulary for word in _LATENT_TOKENS):
-        return _LATENT_TOKENS
+    if any(word in vocabulary for word in LATENT_TOKENS):
+        return LATENT_TOKENS
     taken = {tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token}
     reserved = [(int(found[1]), word) for word in vocabulary if (found := _RESERVED.fullmatch(word))]
     free = [word for _, word in sorted(reserved) if word not in taken]
-    return tuple(free[:3]) if len(free) >= 3 else _LATENT_TOKENS
+    return tuple(free[:3]) if len(free) >= 3 else LATENT_TOKENS

@@ -41,7 +41,8 @@ class NavigatorConfig:
         the token embeddings. Off is COCONUT: raw hidden states, several times larger than token embeddings.
       reasoning_dim: R, size of the reasoning space and of the memory's positions.
       memory_top: how many neighbours a thought reads from the memory bank; 0 is no memory.
-      stop_bias: initial logit of the stop decision; -1 stops one time in four. Far below, stopping is never tried.
+      stop_bias: initial logit of the stop decision; -1 stops one time in four. Far below, stopping is never tried. A run
+        that takes a navigator of the same kind over from `initialize_from` takes its logit too, whatever is set here.
       step_embeddings: a thought knows its number by a learned embedding, added to the state; so many there are, and
         later steps share the last. 0 is none.
       graph: a thought reads a graph of earlier actions and of bank entries (`thoughts.graph`): its `own` trajectory's

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 
 from longshot_jax.config import RunConfig
-from longshot_jax.errors import UserError
 from longshot_jax.evaluation.tensorboard import RunWriter
 from longshot_jax.model.sharding import make_mesh
 from longshot_jax.training.checkpoint import Checkpoints
@@ -70,8 +69,6 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
       UserError: anything the user can mend, as a rule before training starts.
     """
     workdir = Path(workdir)
-    if not run.stages:
-        raise UserError("config.stages is empty: name 'curriculum', 'ppo' or both.")
     mesh = make_mesh(run.mesh)
     folder = model_folder(run)
     problems, validation = train_and_validation_problems(run)

@@ -162,14 +162,6 @@ def answer_rewards(outcome: Outcome, weights: RewardWeights) -> dict[str, Float[
     }
 
 
-def total_answer_reward(outcome: Outcome, weights: RewardWeights) -> Float[np.ndarray, "B N"]:
-    """Sum of the answer's terms, float32; the cost of thoughts is charged elsewhere (`thought_cost_rewards`)."""
-    total = np.zeros(outcome.correct.shape, np.float32)
-    for term in answer_rewards(outcome, weights).values():
-        total += term
-    return total
-
-
 def thought_cost_rewards(
     thoughts: Int[np.ndarray, "B N"], max_thoughts: int, thought_cost: float
 ) -> Float[np.ndarray, "B N positions"]:
