@@ -20,6 +20,11 @@ def check_combinations(run: "RunConfig") -> None:
             "config.model.weight_dtype 'bfloat16' would round away the updates of a backbone that is trained: take "
             "'float32', or leave 'curriculum' out of config.stages and set config.ppo.trainable to 'navigator'."
         )
+    if "ppo" in run.stages and curriculum.mode != "coconut":
+        raise UserError(
+            f"config.curriculum.mode {curriculum.mode!r} trains a model without thoughts of its own, and 'ppo' in "
+            "config.stages trains thoughts: leave 'ppo' out, or take mode 'coconut'."
+        )
     if data.length_bucket and data.prompt_length % data.length_bucket:
         raise UserError(
             f"config.data.prompt_length {data.prompt_length} is not a multiple of config.data.length_bucket "

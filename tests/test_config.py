@@ -78,6 +78,7 @@ def test_defaults_and_json_come_back_the_same():
         ({"ppo": {"memory_slots": 3}}, r"set config\.thoughts\.memory_top"),
         ({"curriculum": {"batch_size": 10, "micro_batch_size": 4}}, r"not a multiple of\s+config\.curriculum\.micro"),
         ({"data": {"prompt_length": 20, "length_bucket": 8}}, r"prompt_length 20 is not a multiple"),
+        ({"curriculum": {"mode": "pause"}}, r"mode 'pause' trains a model without thoughts of its own"),
         ({"model": {"weight_dtype": "bfloat16"}}, r"weight_dtype 'bfloat16' would round away"),
         (
             {"thoughts": {"feedback": "navigator_residual"}, "ppo": {"gradient": "none", "trainable": "navigator"}},

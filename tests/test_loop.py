@@ -48,11 +48,31 @@ def kept_compilations(tmp_path_factory):
         jax.config.update(name, value)
 
 
+_LIVE_BYTES: list[int] = []
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One whole run, and what it printed."""
+    """One whole run, and what it printed; on its way the bytes of all arrays are counted before every batch."""
     folder, stream = tmp_path_factory.mktemp("run"), io.StringIO()
-    return folder, train(tiny(), folder, stream), stream.getvalue()
+    take = Ahead.take
+
+    def counted(self):
+        batch = take(self)
+        _LIVE_BYTES.append(sum(array.nbytes for array in jax.live_arrays()))
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ahead, "take", counted)
+        result = train(tiny(), folder, stream)
+    return folder, result, stream.getvalue()
+
+
+def test_memory_does_not_grow_with_the_number_of_steps(finished):
+    """Before a batch there may be three states at most: the run's, an evaluation's, one that is being written."""
+    del finished
+    for stage in (_LIVE_BYTES[:12], _LIVE_BYTES[12:]):
+        assert max(stage) < 4 * min(stage), stage
 
 
 def test_both_stages_run_and_are_reported(finished):
