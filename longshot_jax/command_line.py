@@ -1,4 +1,4 @@
-"""What `scripts/train.py` is given: a config file, overrides of its settings, a run folder.
+"""What `scripts/train.py` and `scripts/plan.py` are given: a config file, overrides of its settings, own options.
 
 Every mistake is one sentence that names the key and the nearest one there is.
 """
@@ -7,6 +7,7 @@ import difflib
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -18,7 +19,16 @@ from longshot_jax.errors import UserError
 
 # Set where a scheduler has started several processes, one for each machine.
 _PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-_OPTIONS = ("config", "workdir")
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What `scripts/plan.py` is asked: a run, a number and kind of devices, and a file to write or None."""
+
+    run: RunConfig
+    devices: int
+    accelerator: str
+    output: str | None
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[RunConfig, Path]:
@@ -27,13 +37,34 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[RunConfig, Path]:
     Raises:
       UserError: an option, a setting, a value or the config file is wrong.
     """
+    run, file, (workdir,) = _parse(arguments, ("workdir",))
+    return run, Path(workdir or Path("runs") / file.stem)
+
+
+def parse_plan(arguments: Sequence[str]) -> PlanRequest:
+    """What a command line asks of the planner; devices are those of the config's mesh unless it says otherwise.
+
+    Raises:
+      UserError: as for `parse_arguments`; no accelerator; devices that are no positive number.
+    """
+    run, _, (devices, accelerator, output) = _parse(arguments, ("devices", "accelerator", "output"))
+    if accelerator is None:
+        raise UserError("no accelerator was given: add --accelerator h100-80g, or another one.")
+    if devices is not None and not (devices.isdecimal() and int(devices)):
+        raise UserError(f"--devices is {devices!r}: it must be a positive number.")
+    mesh = run.mesh
+    return PlanRequest(run, int(devices or mesh.data * mesh.fsdp * mesh.tensor), accelerator, output)
+
+
+def _parse(arguments: Sequence[str], options: Sequence[str]) -> tuple[RunConfig, Path, list[str | None]]:
+    """The settings, the config file, and the values of a command's own options."""
     file = _config_file(arguments[1:])
     if not file.is_file():
         raise UserError(f"there is no config file {file}: give one of those in configs/, or your own.")
-    _check_options(arguments[1:])
+    _check_options(arguments[1:], ("config", *options))
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(arguments))
-    workdir = flags.DEFINE_string("workdir", None, "Run folder.", flag_values=values)
+    own = [flags.DEFINE_string(name, None, "See the command's help.", flag_values=values) for name in options]
     try:
         with warnings.catch_warnings():
             # Config files are loaded in a way that Python has deprecated.
@@ -48,7 +79,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[RunConfig, Path]:
         ) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no option: settings are given as --config.key=value.")
-    return parse_config(config.value), Path(workdir.value or Path("runs") / file.stem)
+    return parse_config(config.value), file, [option.value for option in own]
 
 
 def _config_file(arguments: Sequence[str]) -> Path:
@@ -62,18 +93,20 @@ def _config_file(arguments: Sequence[str]) -> Path:
     raise UserError("no config file was given: add --config configs/tiny.py, or another file of configs/.")
 
 
-def _check_options(arguments: Sequence[str]) -> None:
+def _check_options(arguments: Sequence[str], options: Sequence[str]) -> None:
     """Refuses options and settings that do not exist, each with the nearest that does."""
     settings = _dotted(default_config().to_dict())
     for argument in arguments:
         name = argument.split("=")[0].lstrip("-")
-        if not argument.startswith("-") or name in _OPTIONS:
+        if not argument.startswith("-") or name in options:
             continue
         if name.startswith("config."):
             _check_setting(name.removeprefix("config."), settings)
             continue
-        near = difflib.get_close_matches(name, [*_OPTIONS, *(f"config.{key}" for key in settings)], 1)
-        advice = f"did you mean --{near[0]}?" if near else "there are --config, --config.key and --workdir."
+        near = difflib.get_close_matches(name, [*options, *(f"config.{key}" for key in settings)], 1)
+        advice = (
+            f"did you mean --{near[0]}?" if near else f"there are --config.key, --{', --'.join(options)}."
+        )
         raise UserError(f"--{name} is no option: {advice}")
 
 

@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 
 from longshot_jax.config import MeshConfig
+from longshot_jax.model.activations import on_mesh
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.sharding import make_mesh, place_batch, replicated, shardings
 from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
@@ -100,7 +101,7 @@ def main():
         def run(update, *data, mesh=mesh, start=start):
             places = shardings(jax.eval_shape(start, weights, key), mesh)
             state = jax.jit(start, out_shardings=places)(weights, key)
-            step = jax.jit(update, donate_argnums=0, out_shardings=(places, replicated(mesh)))
+            step = jax.jit(on_mesh(mesh, update), donate_argnums=0, out_shardings=(places, replicated(mesh)))
             state, metrics = step(state, *place_batch(data, mesh))
             change = jax.tree.map(
                 lambda new, old: np.asarray(new - old).ravel(),

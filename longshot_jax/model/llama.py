@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
+from longshot_jax.model.activations import constrain, constrain_rows
 from longshot_jax.model.attention import Segment, attend
 from longshot_jax.model.rope import RopeScaling, rotary_angles, rotary_frequencies, rotate
 from longshot_jax.model.weights import constant, normal, weight
@@ -135,11 +136,16 @@ class Layers(nnx.Module):
             queries = rotate(jnp.einsum("bqd,dhc->bqhc", normed, of(self.query)), cosine, sine)
             keys = rotate(jnp.einsum("bqd,dkc->bqkc", normed, of(self.key)), cosine, sine)
             values = jnp.einsum("bqd,dkc->bqkc", normed, of(self.value))
+            queries = constrain(queries, "batch", None, "heads", None)
+            keys, values = (constrain(new, "batch", None, "kv_heads", None) for new in (keys, values))
             mixed = attend(queries, (*context, Segment(keys, values, visible)))
             x = x + jnp.einsum("bqhc,hcd->bqd", mixed, of(self.output))
+            x = constrain(x, "batch", None, None)
         with jax.named_scope("feed_forward"):
             normed = rms_norm(x, self.mlp_norm[...], epsilon)
-            x = x + (jax.nn.silu(normed @ of(self.gate)) * (normed @ of(self.up))) @ of(self.down)
+            wide = jax.nn.silu(normed @ of(self.gate)) * (normed @ of(self.up))
+            x = x + constrain(wide, "batch", None, "mlp") @ of(self.down)
+            x = constrain(x, "batch", None, None)
         return x, (keys, values)
 
 
@@ -174,14 +180,17 @@ class Llama(nnx.Module):
 
     def embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """Rows of the embedding table, in the compute dtype."""
-        return self.embedding[...][tokens].astype(self.compute_dtype)
+        rows = self.embedding[...][tokens].astype(self.compute_dtype)
+        return constrain_rows(rows) if tokens.ndim else rows
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits of (normed) last hidden states, accumulated in float32."""
         table = self.embedding if self.config.tie_word_embeddings else self.head
-        return jnp.einsum(
-            "...d,vd->...v", hidden, table[...].astype(hidden.dtype), preferred_element_type=jnp.float32
+        table = table[...].astype(hidden.dtype)
+        logits = jnp.einsum(
+            "...d,vd->...v", constrain_rows(hidden), table, preferred_element_type=jnp.float32
         )
+        return constrain(logits, *("batch", *(None,) * logits.ndim)[: logits.ndim - 1], "vocab")
 
     def __call__(
         self,
@@ -219,5 +228,6 @@ class Llama(nnx.Module):
 
         body = jax.checkpoint(layer) if self.remat else layer
         caches = tuple(part.cache for part in context)
-        x, (keys, values) = jax.lax.scan(body, embeddings.astype(self.compute_dtype), (stacked, caches))
+        start = constrain(embeddings.astype(self.compute_dtype), "batch", None, None)
+        x, (keys, values) = jax.lax.scan(body, start, (stacked, caches))
         return rms_norm(x, self.final_norm[...], config.rms_norm_eps), KeyValues(keys, values)

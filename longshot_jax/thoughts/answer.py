@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from longshot_jax.model.activations import constrain_cache
 from longshot_jax.model.llama import Context, KeyValues
 from longshot_jax.thoughts.densities import categorical_entropy, categorical_log_prob
 from longshot_jax.thoughts.navigator import Reasoner
@@ -101,7 +102,7 @@ def decode_answers(
         )
         return hidden[:, :, 0], cache, jax.lax.dynamic_update_slice_in_dim(seen, alive[..., None], slot, 2)
 
-    empty = jnp.zeros(cache_shape, llama.compute_dtype)
+    empty = constrain_cache(jnp.zeros(cache_shape, llama.compute_dtype))
     cache, seen = KeyValues(empty, empty), jnp.zeros((*shape, capacity), bool)
     hidden, everyone = thoughts.last_hidden, jnp.ones(shape, bool)
     for slot, token in enumerate(opening):

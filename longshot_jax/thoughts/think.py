@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from longshot_jax.model.activations import constrain_cache
 from longshot_jax.model.llama import Context, KeyValues
 from longshot_jax.thoughts.fusion import majority, mean_of_trajectories
 from longshot_jax.thoughts.memory import MemoryBank
@@ -224,7 +225,7 @@ def think(
 
     config, uniforms = llama.config, stop_rule.uniforms
     cache_shape = (config.num_hidden_layers, *shape, steps, config.num_key_value_heads, config.head_dim)
-    empty = jnp.zeros(cache_shape, llama.compute_dtype)
+    empty = constrain_cache(jnp.zeros(cache_shape, llama.compute_dtype))
     carry = (
         jnp.broadcast_to(prompt.hidden[:, None], (*shape, prompt.hidden.shape[-1])),
         jnp.ones(shape, bool),

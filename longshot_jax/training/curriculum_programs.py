@@ -6,6 +6,7 @@ from jax.sharding import Mesh
 
 from longshot_jax.config import RunConfig
 from longshot_jax.data.examples import has_thoughts
+from longshot_jax.model.activations import on_mesh
 from longshot_jax.model.sharding import check_divides, placed, replicated, shardings
 from longshot_jax.training.curriculum_update import curriculum_update
 from longshot_jax.training.optimizer import make_optimizer
@@ -61,5 +62,7 @@ class CurriculumPrograms:
             pause_token=pause_token if config.mode == "pause" else None,
             micro_batches=config.batch_size // micro,
         )
-        self.update = jax.jit(update, donate_argnums=0, out_shardings=(self.placement, replicated(mesh)))
+        self.update = jax.jit(
+            on_mesh(mesh, update), donate_argnums=0, out_shardings=(self.placement, replicated(mesh))
+        )
         self.fresh_optimizer = jax.jit(optimizer.init, out_shardings=self.placement.optimizer)

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from longshot_jax.model.activations import constrain_rows
 from longshot_jax.training.settings import OptimizerConfig
 
 
@@ -97,7 +98,7 @@ def cut_rows(tree: Any, parts: int) -> Any:
             return jnp.broadcast_to(x, (parts,))
         return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
 
-    return jax.tree.map(cut, tree)
+    return constrain_rows(jax.tree.map(cut, tree), axis=1)
 
 
 def summed_gradients(

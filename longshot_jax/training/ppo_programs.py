@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from longshot_jax.config import RunConfig
+from longshot_jax.model.activations import on_mesh
 from longshot_jax.model.sharding import batch_sharding, check_divides, placed, replicated, shardings
 from longshot_jax.thoughts.memory import empty_bank
 from longshot_jax.thoughts.rescore import Rollout, Scores
@@ -70,9 +71,9 @@ class PPOPrograms:
         self.placement = shardings(abstract, mesh)
         self.template = placed(abstract, self.placement)
         self.start = jax.jit(start, donate_argnums=0, out_shardings=self.placement)
-        self.rollout = jax.jit(self._rollout)
+        self.rollout = jax.jit(on_mesh(mesh, self._rollout))
         self.update = jax.jit(
-            policy_update(graph, optimizer, config, opening),
+            on_mesh(mesh, policy_update(graph, optimizer, config, opening)),
             donate_argnums=0,
             out_shardings=(self.placement, replicated(mesh)),
         )

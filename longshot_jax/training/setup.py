@@ -104,8 +104,7 @@ def _make(run: RunConfig, llama: LlamaConfig) -> Reasoner:
 
 def _llama_config(run: RunConfig, tokens: Tokens, folder: Path | None) -> LlamaConfig:
     if run.initialize_from:
-        host, _ = _other_run(run)
-        llama = llama_from_json(host["llama"])
+        llama = shape_of_other_run(run)
         tokens.check_fits(llama.vocab_size)
         return llama
     if folder is not None:
@@ -115,6 +114,17 @@ def _llama_config(run: RunConfig, tokens: Tokens, folder: Path | None) -> LlamaC
         rows = max(llama.vocab_size, tokens.vocabulary_size)
         multiple = run.mesh.tensor
         return replace(llama, vocab_size=-(-rows // multiple) * multiple)
+    return llama_from_scratch(run, tokens.vocabulary_size)
+
+
+def shape_of_other_run(run: RunConfig) -> LlamaConfig:
+    """The Llama of the run that `initialize_from` means."""
+    host, _ = _other_run(run)
+    return llama_from_json(host["llama"])
+
+
+def llama_from_scratch(run: RunConfig, vocabulary_size: int) -> LlamaConfig:
+    """The Llama that `config.model` describes; a UserError for heads that do not divide."""
     shape = run.model
     heads = shape.num_attention_heads
     if shape.hidden_size % (2 * heads):
@@ -128,7 +138,7 @@ def _llama_config(run: RunConfig, tokens: Tokens, folder: Path | None) -> LlamaC
             f"config.model.num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}."
         )
     return LlamaConfig(
-        vocab_size=tokens.vocabulary_size,
+        vocab_size=vocabulary_size,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
         num_hidden_layers=shape.num_hidden_layers,

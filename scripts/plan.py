@@ -1,0 +1,67 @@
+"""Plan: what a run would hold and compute on each device, from compiling its steps without its weights.
+
+    python scripts/plan.py --config configs/multi.py --devices 8 --accelerator h100-80g [--config.key=value ...]
+        [--output plan.json]
+
+--devices is the product of config.mesh unless it is given. Accelerators: a100-40g, a100-80g, h100-80g, h200, b200.
+Everything runs on this machine's CPU, on simulated devices. A Llama 3 of meta-llama is known by its name; any other
+needs a local folder with its config.json.
+
+Exit code 0 if the run fits with a tenth of the memory to spare, 1 if it does not, 2 for a mistake. Keys of plan.json:
+
+    fits          whether every function leaves a tenth of each device's memory free
+    devices       their number            accelerator   their kind            mesh   devices along each axis
+    parameters    of the whole model      peak, budget  bytes on one device: needed at most, and allowed
+    stages        for `curriculum` and `ppo`, where the run has them:
+      batch_key, batch, largest_batch     the setting of the batch's size, its value, and the largest that fits
+      programs    for `rollout`, `update` and `curriculum_update`:
+        memory    bytes on one device: weights, optimizer, reference, memory_bank, gradients, caches, batch,
+                  activations. peak: their sum
+        flops     of matrix products in one call, on all devices together
+        seconds   roofline time of one call on each accelerator, without communication
+
+What the figures rest on is said in longshot_jax/planning/plan.py.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+
+from longshot_jax.command_line import parse_plan
+from longshot_jax.errors import UserError, run_command
+
+DOES_NOT_FIT = 1
+
+
+def main() -> None:
+    """Parses, plans, prints; ends with code 1 where the plan does not fit."""
+    if {"-h", "--help", "-help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
+    asked = parse_plan(sys.argv)
+    # Before anything starts JAX: afterwards the number of devices is fixed.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", asked.devices)
+    from longshot_jax.planning.plan import as_json, make_plan
+    from longshot_jax.planning.report import report
+
+    plan = make_plan(
+        asked.run,
+        asked.devices,
+        asked.accelerator,
+        note=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    print(report(plan))
+    if asked.output:
+        try:
+            Path(asked.output).write_text(json.dumps(as_json(plan), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output {asked.output} cannot be written: {error.strerror}.") from None
+    if not plan.fits:
+        sys.exit(DOES_NOT_FIT)
+
+
+if __name__ == "__main__":
+    run_command(main)

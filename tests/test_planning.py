@@ -1,0 +1,239 @@
+"""The planner: arithmetic counted, memory by kind, what fits, what is refused, and the plans of the configs."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_run import tiny
+
+from longshot_jax.command_line import parse_plan
+from longshot_jax.config import MeshConfig
+from longshot_jax.errors import UserError
+from longshot_jax.model.llama import Llama, LlamaConfig
+from longshot_jax.planning import accelerators
+from longshot_jax.planning.arithmetic import Arithmetic, Product, count
+from longshot_jax.planning.plan import _largest, advice, as_json, make_plan
+from longshot_jax.planning.report import report
+from longshot_jax.planning.shapes import planned_llama
+from longshot_jax.planning.stages import Stage
+
+ROOT = Path(__file__).parents[1]
+
+
+def loss(layers, rows=4, length=32):
+    """A Llama's loss and gradient, and what they are called with."""
+    config = LlamaConfig(64, 32, 96, layers, 4, 2, 8)
+    graph, weights = nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0), remat=True)))
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+
+    def value(weights, tokens):
+        llama = nnx.merge(graph, weights)
+        hidden, _ = llama(llama.embed(tokens), jnp.arange(length)[None].repeat(rows, 0), tokens >= 0)
+        return jnp.mean(jax.nn.logsumexp(llama.logits(hidden), axis=-1))
+
+    return jax.grad(value), (weights, tokens)
+
+
+def test_flops_are_those_of_the_unrolled_function():
+    x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+    w = jax.ShapeDtypeStruct((16, 16), jnp.float32)
+
+    def looped(x, w):
+        return jax.lax.scan(lambda x, _: (jax.checkpoint(jnp.matmul)(x, w), None), x, None, length=5)[0]
+
+    def unrolled(x, w):
+        for _ in range(5):
+            x = x @ w
+        return x
+
+    ours, theirs = count(looped, x, w), jax.jit(unrolled).lower(x, w).compile().cost_analysis()["flops"]
+    assert ours.flops == theirs == 5 * 2 * 8 * 16 * 16
+    assert ours.bytes == 5 * 4 * (8 * 16 + 16 * 16 + 8 * 16)
+
+    def decoded(x, w):
+        return jax.lax.while_loop(lambda x: jnp.any(x > 0), lambda x: x @ w, x)
+
+    assert count(decoded, x, w, loop_trips=7).flops == 7 * 2 * 8 * 16 * 16
+
+
+def test_flops_of_a_llama_agree_with_the_compiler_and_grow_with_depth():
+    gradient, inputs = loss(1)
+    ours = count(gradient, *inputs).flops
+    theirs = jax.jit(gradient).lower(*inputs).compile().cost_analysis()["flops"]
+    # The compiler counts element-wise work too, which is small.
+    assert 0.8 * theirs < ours <= theirs
+    one, two, five = (count(*(lambda made: (made[0], *made[1]))(loss(depth))).flops for depth in (1, 2, 5))
+    assert five - one == 4 * (two - one) > 0
+
+
+def test_roofline_takes_the_slower_of_arithmetic_and_traffic():
+    arithmetic = Arithmetic((Product(100.0, 10.0, 2), Product(10.0, 100.0, 3)))
+    assert arithmetic.seconds(1.0, 1.0) == 2 * 100 + 3 * 100
+    assert arithmetic.seconds(10.0, 1.0) == 2 * 10 + 3 * 100
+
+
+@pytest.fixture(scope="module")
+def plan():
+    run = tiny(stages=("ppo",), thoughts__feedback="navigator", ppo__memory_slots=16, ppo__minibatches=1,
+               thoughts__memory_top=2)  # fmt: skip
+    return make_plan(run, None, "a100-40g", search=False)
+
+
+def test_memory_by_kind(plan):
+    (stage,) = as_json(plan)["stages"].values()
+    update, rollout = stage["programs"]["update"], stage["programs"]["rollout"]
+    weights = 4 * as_json(plan)["parameters"]
+    for program in (update, rollout):
+        memory = program["memory"]
+        assert memory["weights"] == memory["reference"] == weights
+        assert 2 * weights < memory["optimizer"] < 2.01 * weights + 64  # two moments and some counters
+        assert memory["memory_bank"] == 16 * (256 + 2) * 4 + 8
+        assert program["peak"] == sum(memory.values()) and memory["activations"] > 0
+    assert update["memory"]["gradients"] == weights and rollout["memory"]["gradients"] == 0
+    # 8 questions of 15 tokens, with 2 trajectories of 2 thoughts, 1 marker and 5 answer tokens.
+    assert rollout["memory"]["caches"] == 2 * 2 * 8 * 4 * 8 * (15 + 2 * (2 + 1 + 5))
+    assert update["flops"] > 0 and set(update["seconds"]) == set(accelerators.ACCELERATORS)
+    assert stage["largest_batch"] is None
+    assert json.loads(json.dumps(as_json(plan))) == as_json(plan)
+
+
+def test_report_and_verdict(plan, monkeypatch):
+    (stage,) = plan.stages
+    searched = report(replace(plan, stages=(replace(stage, largest=12),)))
+    assert (
+        plan.fits
+        and "\nfits: " in searched
+        and "largest config.ppo.questions that fits: 12 (set: 8)" in searched
+    )
+    small = accelerators.Accelerator(plan.peak * 1.05, 1e12, 1e12, "")
+    monkeypatch.setitem(accelerators.ACCELERATORS, "small", small)
+    # It would go in, but without a tenth to spare.
+    tight = replace(plan, accelerator="small")
+    assert not tight.fits and "config.mesh.fsdp 2 instead of 1 would, on 2 devices" in advice(tight)
+    fewer = replace(tight, stages=(replace(stage, largest=4),))
+    assert "config.ppo.questions 4 instead of 8 would fit" in advice(fewer)
+    monkeypatch.setitem(accelerators.ACCELERATORS, "small", replace(small, memory=1000.0))
+    assert "its activations and caches alone do not" in advice(tight)
+
+
+def test_the_largest_batch_lies_on_a_straight_line():
+    stage = Stage("ppo", "config.ppo.questions", batch=8, batch_step=4, programs=())
+    # 10 + 5 x batch and 30 + 2 x batch bytes: the first reaches 100 at 18 problems.
+    assert _largest(stage, [50, 46], [90, 62], 100.0) == 16
+    assert _largest(stage, [50, 46], [90, 62], 20.0) == 0
+
+
+def test_published_shapes_and_local_folders(tmp_path):
+    def of(name, **overrides):
+        return planned_llama(tiny(model__source=name, stages=("ppo",), **overrides))
+
+    assert of("meta-llama/Meta-Llama-3-8B-Instruct").hidden_size == 4096
+    assert of("meta-llama/Llama-3.1-70B").num_hidden_layers == 80
+    assert of("meta-llama/Llama-3.2-1B-Instruct").tie_word_embeddings
+    assert of("meta-llama/Llama-3.2-3B", mesh__tensor=5).vocab_size == 128_260
+    with pytest.raises(UserError, match=r"give a local folder with its config\.json, or a meta-llama name"):
+        of("somebody/else")
+    weights = {"1B": 1.236e9, "3B": 3.213e9, "8B": 8.030e9, "70B": 70.554e9}  # as the model cards count
+    for name, total in weights.items():
+        version = "3.2" if name in ("1B", "3B") else "3.1"
+        config = of(f"meta-llama/Llama-{version}-{name}")
+        state = nnx.split(nnx.eval_shape(lambda config=config: Llama(config, nnx.Rngs(0))))[1]
+        assert sum(leaf.size for leaf in jax.tree.leaves(state)) == pytest.approx(total, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--accelerator", "h100"], "--accelerator 'h100' is not known: take one of a100-40g, a100-80g, h100-80g"),
+        (["--accelerator", "h200", "--devices", "3"], "1 = 1 devices, but --devices is 3: take --devices 1 or config.mesh.fsdp 3"),
+        (["--accelerator", "h200", "--config.mesh.fsdp=64", "--devices", "1"], "but there are 1: data 1 x fsdp 1"),
+        (["--accelerator", "h200", "--devices", "many"], "--devices is 'many'"),
+        ([], "no accelerator was given"),
+        (["--accelerators", "h200"], "did you mean --accelerator?"),
+        (["--accelerator", "h200", "--config.stages=()"], "config.stages is empty"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_planned(arguments, sentence):
+    with pytest.raises(UserError) as error:
+        asked = parse_plan(["plan.py", "--config", str(ROOT / "configs" / "tiny.py"), *arguments])
+        make_plan(asked.run, asked.devices, asked.accelerator)
+    assert sentence in str(error.value)
+
+
+def planned(tmp_path, *arguments):
+    """Exit code, plan.json and standard error of the command."""
+    output = tmp_path / "plan.json"
+    command = [sys.executable, str(ROOT / "scripts" / "plan.py"), *arguments, "--output", str(output)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode != 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    return done.returncode, json.loads(output.read_text()), done.stdout
+
+
+@pytest.mark.slow
+def test_a_plan_that_does_not_fit_ends_with_code_1(tmp_path):
+    code, written, shown = planned(
+        tmp_path, "--config", str(ROOT / "configs" / "tiny.py"), "--accelerator", "a100-40g",
+        "--config.stages=('ppo',)", "--config.ppo.questions=100000000",
+    )  # fmt: skip
+    assert code == 1 and not written["fits"]
+    assert f"config.ppo.questions {written['stages']['ppo']['largest_batch']} instead of 100000000" in shown
+
+
+@pytest.mark.slow
+def test_single_fits_an_a100_of_40_gb(tmp_path):
+    code, written, _ = planned(
+        tmp_path, "--config", str(ROOT / "configs" / "single.py"), "--devices", "1", "--accelerator", "a100-40g"
+    )  # fmt: skip
+    assert code == 0 and written["fits"] and written["peak"] < 36e9
+    assert written["stages"]["ppo"]["largest_batch"] >= 64
+    assert written["stages"]["ppo"]["programs"]["rollout"]["memory"]["weights"] == pytest.approx(
+        16.1e9, rel=0.01
+    )
+
+
+# Compiles without searching for the largest batch: half the time.
+COMPILED = """
+import json, sys, jax
+from longshot_jax.command_line import parse_plan
+asked = parse_plan(sys.argv)
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", asked.devices)
+from longshot_jax.planning.plan import as_json, make_plan
+print(json.dumps(as_json(make_plan(asked.run, asked.devices, asked.accelerator, search=False))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("devices", "overrides", "parameters"),
+    [
+        (8, [], 8.03e9),
+        (64, ["--config.model.source=meta-llama/Meta-Llama-3-70B-Instruct", "--config.mesh.fsdp=16",
+              "--config.mesh.tensor=4"], 70.6e9),
+    ],
+    ids=["multi", "70B"],
+)  # fmt: skip
+def test_multi_fits_h100s(devices, overrides, parameters):
+    command = [sys.executable, "-c", COMPILED, "--config", str(ROOT / "configs" / "multi.py"),
+               f"--devices={devices}", "--accelerator=h100-80g", *overrides]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = json.loads(done.stdout.splitlines()[-1])
+    assert written["fits"] and written["parameters"] == pytest.approx(parameters, rel=0.01)
+    update = written["stages"]["ppo"]["programs"]["update"]
+    memory = update["memory"]
+    state = memory["weights"] + memory["optimizer"] + memory["reference"] + memory["gradients"]
+    # Five float32 copies of every weight, cut over all devices.
+    assert state == pytest.approx(5 * 4 * written["parameters"] / devices, rel=0.03)
+    assert np.isfinite(update["seconds"]["h100-80g"]) and update["flops"] > 1e15
+    assert MeshConfig(**written["mesh"]).fsdp * written["mesh"]["tensor"] == devices
