@@ -18,6 +18,7 @@ from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.batches import answer_texts
 from longshot_jax.evaluation.decoding import Decoder, ThoughtRule
 from longshot_jax.evaluation.fusions import CHOOSING, choose
+from longshot_jax.evaluation.lens import Lens, ThoughtReading
 from longshot_jax.pretrained import Pretrained, load_pretrained
 from longshot_jax.thoughts.fill import fill_thoughts
 from longshot_jax.training.checkpoint import Which
@@ -33,6 +34,7 @@ class Trajectory:
       thoughts: number of thoughts taken.
       thought_norms: Euclidean norm of each thought that was fed back.
       stop_probabilities: of stopping before each thought and after the last one.
+      lens: each thought's nearest tokens, norm, stop probability, value and memory reads (`evaluation.lens`).
     """
 
     answer: str
@@ -40,6 +42,7 @@ class Trajectory:
     thoughts: int
     thought_norms: tuple[float, ...]
     stop_probabilities: tuple[float, ...]
+    lens: tuple[ThoughtReading, ...]
 
 
 @dataclass(frozen=True)
@@ -167,11 +170,15 @@ class LongShot:
             joint = jax.device_get(decoder.decode_given(self.model.weights, prompts, *given))
             anew = [row[0] for row in answer_texts(joint.tokens, decoder.layout)]
         texts = answer_texts(decoded.tokens, decoder.layout)
+        readings = None
+        if return_all_trajectories and decoder.max_thoughts:
+            readings = self._lens(self.model.weights, prompts, decoded, self.model.memory)
         norms = np.linalg.norm(decoded.thoughts.astype(np.float32), axis=-1)
         generations = []
         for row, answers in enumerate(texts):
             trajectories = tuple(
-                _trajectory(decoded, norms, row, column, answer) for column, answer in enumerate(answers)
+                _trajectory(decoded, norms, row, column, answer, readings[row][column] if readings else ())
+                for column, answer in enumerate(answers)
             )
             if anew is not None:
                 generations.append(Generation(questions[row], anew[row], None, trajectories))
@@ -276,6 +283,10 @@ class LongShot:
 
         return logits
 
+    @cached_property
+    def _lens(self) -> Lens:
+        return Lens(self.model.graph, self._layout().tokens)
+
     def _layout(self) -> Layout:
         if self.model.layout is None:
             raise UserError("this model has no tokenizer, so it reads no text: put one into its folder.")
@@ -310,7 +321,9 @@ class LongShot:
         return self._decoders[key]
 
 
-def _trajectory(decoded: Any, norms: np.ndarray, row: int, column: int, answer: str) -> Trajectory:
+def _trajectory(
+    decoded: Any, norms: np.ndarray, row: int, column: int, answer: str, lens: tuple[ThoughtReading, ...]
+) -> Trajectory:
     count = int(decoded.counts[row, column])
     return Trajectory(
         answer=answer,
@@ -318,4 +331,5 @@ def _trajectory(decoded: Any, norms: np.ndarray, row: int, column: int, answer: 
         thoughts=count,
         thought_norms=tuple(norms[row, column, :count].tolist()),
         stop_probabilities=tuple(decoded.stop_probabilities[row, column, : count + 1].tolist()),
+        lens=lens,
     )

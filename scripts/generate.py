@@ -29,6 +29,7 @@ def main() -> None:
     if not flags.question.strip():
         raise UserError("--question is empty: ask one.")
     from longshot_jax import LongShot  # takes seconds, so after reading the flags
+    from longshot_jax.evaluation.lens import nearest_text, reads_text
 
     model = LongShot.from_pretrained(flags.checkpoint)
     result = model.generate(
@@ -46,9 +47,13 @@ def main() -> None:
             f"trajectory {number}: answer {trajectory.answer!r}, {trajectory.thoughts} thoughts, "
             f"value {trajectory.value:+.3f}"
         )
-        for place, norm in enumerate(trajectory.thought_norms):
-            stop = trajectory.stop_probabilities[place]
-            print(f"  thought {place + 1}: norm {norm:.3f}, stop probability before it {stop:.3f}")
+        for place, thought in enumerate(trajectory.lens, start=1):
+            print(
+                f"  thought {place}: {nearest_text(thought)}; norm {thought.norm:.3f}, stop probability before it "
+                f"{thought.stop_probability:.3f}, value {thought.value:+.3f}"
+            )
+            if thought.reads:
+                print(f"    reads {reads_text(thought)}")
         print(f"  stop probability at the end {trajectory.stop_probabilities[-1]:.3f}")
 
 

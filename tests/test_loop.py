@@ -110,6 +110,8 @@ def test_everything_is_on_tensorboard(finished):
     assert [event.step for event in events.Scalars("curriculum/loss")] == list(range(1, 13))
     assert [event.step for event in events.Scalars("ppo/loss")] == list(range(15, 21))
     assert any("samples" in tag for tag in tags["tensors"])
+    assert any("evaluation/thoughts" in tag for tag in tags["tensors"])
+    assert "evaluation/stop_probabilities" in tags["images"]
 
 
 def test_finished_run_started_again_changes_nothing(finished):

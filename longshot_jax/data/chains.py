@@ -57,7 +57,7 @@ def _single_step_splits() -> dict[tuple[int, str], Split]:
     """
     chosen: dict[tuple[int, str], Split] = {}
     for answer in range(10):
-        same = [(x, name) for x in range(10) for name in OPERATIONS if _apply(name, x) == answer]
+        same = [(x, name) for x in range(10) for name in OPERATIONS if apply_operation(name, x) == answer]
         same.sort(key=lambda function: _hash(function[0], function[1:]))
         chosen |= {same[0]: "test", same[1]: "test", same[2]: "validation"}
     return chosen
@@ -97,7 +97,7 @@ def chain_problem(seed: int, index: int, operations: int, split: Split, distract
         if chained:
             operation = chain[len(steps)]
             statements.append(f"{name}={current}{operation}")
-            current, value = name, _apply(operation, value)
+            current, value = name, apply_operation(operation, value)
             steps.append(str(value))
         else:
             source = names[int(rng.integers(position))]
@@ -157,7 +157,8 @@ def write_chains(
         raise UserError(f"{path} cannot be written ({error.strerror}): choose another place") from None
 
 
-def _apply(operation: str, value: int) -> int:
+def apply_operation(operation: str, value: int) -> int:
+    """What an operation such as `+4` or `*7` makes of a value, modulo 10."""
     operand = int(operation[1:])
     return (value + operand if operation[0] == "+" else value * operand) % 10
 

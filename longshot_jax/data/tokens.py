@@ -170,6 +170,12 @@ class Tokens:
         plain = [int(id) for id in ids if id not in self._special and 0 <= id < self._rows]
         return self._tokenizer.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def spell(self, token: int) -> str:
+        """One token as it can be shown: special tokens by their names, rows that only pad the vocabulary by number."""
+        if token in self._special and token < self._rows:
+            return self._tokenizer.convert_ids_to_tokens(int(token))
+        return self.decode([token]) if 0 <= token < self._rows else f"<{token}>"
+
     def encode_question(self, question: str) -> list[int]:
         """The prompt: the chat template's for an instruct model, otherwise COCONUT's, the question and a newline.
 

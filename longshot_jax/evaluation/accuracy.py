@@ -5,7 +5,7 @@ batch size: samples are seeded by the problem's number, and the rows that fill u
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ def evaluate(
     batch_size: int = 128,
     seed: int = 0,
     controls: bool = True,
+    watch: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
     """What `results.json` holds, all but `config`.
 
@@ -49,6 +50,7 @@ def evaluate(
       batch_size: questions decoded at once.
       seed: of samples and of the noise control.
       controls: whether to run them; a model without thoughts has none.
+      watch: called once with the greedy `Trajectories` of all problems, N = 1, as NumPy arrays.
 
     Returns:
       `accuracy`, `count`, `confidence_interval` (95 %, Wilson), `mean_thoughts`: of the greedy trajectory.
@@ -63,6 +65,8 @@ def evaluate(
     thinks = decoder.max_thoughts > 0
 
     greedy = batches.run(temperatures)
+    if watch is not None:
+        watch(greedy)
     answers = [texts[0] for texts in answer_texts(greedy.tokens, decoder.layout)]
     correct = are_correct(answers, problems)
     thoughts = greedy.counts[:, 0]

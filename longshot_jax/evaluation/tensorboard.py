@@ -65,6 +65,12 @@ class RunWriter:
         if self._file is not None:
             self._file.add(step, event_library().summary.text(name, markdown))
 
+    def image(self, step: int, name: str, pixels: Any) -> None:
+        """A picture, uint8 [height, width, 3]."""
+        if self._file is not None:
+            picture = np.asarray(pixels, np.uint8)
+            self._file.add(step, event_library().summary.image(name, picture, dataformats="HWC"))
+
     def hyperparameters(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
         """The run's config, for the comparison of runs; called once, at the start.
 

@@ -121,6 +121,9 @@ class Session:
             for problem, answer, correct in zip(problems, results["answers"], results["correct"], strict=True)
         ]
         self.writer.text(step, "evaluation/samples", samples_table(rows[:_SAMPLES]))
+        if results.get("lens"):
+            self.writer.text(step, "evaluation/thoughts", samples_table(results["lens"]))
+            self.writer.image(step, "evaluation/stop_probabilities", results["stop_figure"])
 
 
 class _Silent(io.StringIO):

@@ -4,13 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from longshot_jax.config import RunConfig
 from longshot_jax.data.examples import Layout, has_thoughts
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.decoding import Decoder, ThoughtRule, Weights
+from longshot_jax.evaluation.lens import Lens, lens_rows, stop_figure
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.training.session import Session
+
+_SHOWN = 8  # questions whose thoughts are read
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,29 @@ class ShortEvaluation:
             layout = _StepsWritten(
                 layout.tokens, layout.markers, layout.mode, layout.prompt_length, layout.bucket
             )
+        self._lens = Lens(session.blueprint.graph, layout.tokens)
         self._decoder = Decoder(session.blueprint.graph, layout, max_thoughts, session.run.data.answer_length)
 
     def __call__(
         self, weights: Weights, rule: ThoughtRule, memory: MemoryBank | None = None
     ) -> Mapping[str, Any]:
-        """Results of `evaluate`, without samples and controls."""
-        return evaluate(
+        """Results of `evaluate`, without samples and controls.
+
+        Where there are thoughts, `lens` has rows of a table of the first questions' thoughts and `stop_figure` a
+        picture of many questions' stop probabilities.
+        """
+        seen: dict[str, Any] = {}
+
+        def watch(greedy: Any) -> None:
+            if not self._decoder.max_thoughts:
+                return
+            few = self.problems[:_SHOWN]
+            shown = jax.tree.map(lambda x: x[:_SHOWN], greedy)
+            readings = self._lens(weights, self._decoder.layout.prompts(few), shown, memory)
+            seen["lens"] = lens_rows([problem.question for problem in few], readings)
+            seen["stop_figure"] = stop_figure(greedy.stop_probabilities[:, 0], greedy.counts[:, 0])
+
+        results = evaluate(
             self._decoder,
             weights,
             self.problems,
@@ -56,7 +77,9 @@ class ShortEvaluation:
             num_trajectories=0,
             batch_size=self._batch_size,
             controls=False,
+            watch=watch,
         )
+        return results | seen
 
 
 def rule_of_stage(run: RunConfig, stage: int, problems: Sequence[Problem]) -> ThoughtRule:

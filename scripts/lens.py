@@ -1,0 +1,38 @@
+"""What thoughts say: the lens against the written steps, and thoughts given to another question.
+
+python scripts/lens.py --checkpoint runs/demo/ppo [--questions 500]
+"""
+
+import argparse
+
+from longshot_jax.errors import UserError, run_command
+
+
+def main() -> None:
+    """Prints one line for each number of operations and each thought."""
+    parser = argparse.ArgumentParser(description="Do thoughts carry the intermediate results of chains?")
+    parser.add_argument("--checkpoint", required=True, help="run folder trained on the generated chains")
+    parser.add_argument("--questions", type=int, default=500, help="held-out chains of each length")
+    parser.add_argument("--operations", type=int, nargs="+", default=[1, 2, 3, 4], help="lengths of chains")
+    parser.add_argument("--seed", type=int, default=20_000, help="of the chains")
+    flags = parser.parse_args()
+    if flags.questions < 2:
+        raise UserError(f"--questions is {flags.questions}: a donor is another question, so give 2 or more.")
+    from longshot_jax.data.chains import ChainProblems  # these take seconds, so after reading the flags
+    from longshot_jax.evaluation.donor import measure_donors
+    from longshot_jax.pretrained import load_pretrained
+
+    model = load_pretrained(flags.checkpoint)
+    print("operations  thought  nearest token is its result  answer follows donor  keeps its own  pairs")
+    for length in flags.operations:
+        chains = ChainProblems(flags.seed, flags.questions, (length,), "test")
+        found = measure_donors(model, [chains[index] for index in range(len(chains))])
+        for thought in range(length):
+            print(
+                f"{length:10}  {thought + 1:7}  {found.lens[thought]:27.1%}  {found.follows_donor[thought]:20.1%}  "
+                f"{found.keeps_own[thought]:13.1%}  {found.compared[thought]:5}"
+            )
+
+
+if __name__ == "__main__":
+    run_command(main)

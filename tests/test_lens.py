@@ -1,0 +1,157 @@
+"""The lens and the donor experiment, on random weights: what they report is what is there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import ragged_prompts, small_bank, small_reasoner
+from flax import nnx
+from run_folders import CURRICULUM, save_run
+
+from longshot_jax.data.chains import ChainProblems, apply_operation
+from longshot_jax.data.problems import Problem
+from longshot_jax.errors import UserError
+from longshot_jax.evaluation.decoding import Decoder
+from longshot_jax.evaluation.donor import measure_donors, operations_of, swapped_answers
+from longshot_jax.evaluation.lens import lens_rows, read_thoughts, stop_figure
+from longshot_jax.longshot import LongShot
+from longshot_jax.thoughts.think import StopRule, encode, think, think_given
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    save_run(folder, CURRICULUM, "curriculum")
+    return LongShot.from_pretrained(folder)
+
+
+BANK = small_bank()
+
+
+@jax.jit
+def thought_and_read(reasoner):
+    prompt, mask = ragged_prompts([3, 5], 5)
+    counts = jnp.array([[1, 2], [0, 2]])
+    noise = jax.random.normal(jax.random.key(1), (2, 2, 2, 5))
+    thoughts = think(
+        reasoner, encode(reasoner, prompt, mask), None, StopRule(counts, counts), noise, jnp.float32(0.3)
+    )
+    return thoughts, read_thoughts(reasoner, prompt, mask, thoughts.embeddings, counts, 3, BANK)
+
+
+def test_readings_are_those_of_the_thoughts_that_were_fed_back():
+    reasoner = small_reasoner("navigator", True, memory_top=2)
+    thoughts, readings = thought_and_read(reasoner)
+    logits = np.asarray(thoughts.embeddings) @ np.asarray(reasoner.llama.embedding[...]).T
+    if not reasoner.llama.config.tie_word_embeddings:
+        logits = np.asarray(thoughts.embeddings) @ np.asarray(reasoner.llama.head[...]).T
+    values = np.asarray(reasoner.navigator.value(thoughts.hidden))
+    for row, column in np.ndindex(2, 2):
+        count = int(thoughts.counts[row, column])
+        for step in range(2):
+            place = row, column, step
+            if step >= count:
+                assert not readings.tokens[place].any() and readings.norms[place] == 0
+                continue
+            order = np.argsort(-logits[place])[:3]
+            np.testing.assert_array_equal(readings.tokens[place], order)
+            state = np.asarray(thoughts.hidden[place]) @ np.asarray(reasoner.navigator.state_in[...])
+            entries = np.asarray(BANK.positions)[: int(BANK.filled)]
+            score = (
+                entries @ state / np.linalg.norm(entries, axis=-1) * np.asarray(BANK.values)[: len(entries)]
+            )
+            best = [slot for slot in np.argsort(-score)[:2] if score[slot] > 0]
+            assert readings.slots[place][readings.found[place]].tolist() == best
+            share = np.exp(logits[place][order[0]]) / np.exp(logits[place]).sum()
+            np.testing.assert_allclose(readings.probabilities[place][0], share, rtol=1e-4)
+            np.testing.assert_allclose(
+                readings.norms[place], np.linalg.norm(thoughts.embeddings[place]), rtol=1e-5
+            )
+        np.testing.assert_allclose(
+            readings.values[row, column, : count + 1], values[row, column, : count + 1], atol=1e-5
+        )
+        assert not readings.values[row, column, count + 1 :].any()
+
+
+def test_generations_show_their_thoughts(model):
+    result = model.generate(
+        ["a=6 n=a+2 i=n*3 i?", "b=1 c=b+4 c?"], 2, return_all_trajectories=True, thoughts=2
+    )
+    for generation in result:
+        for trajectory in generation.trajectories:
+            assert [round(thought.norm, 3) for thought in trajectory.lens] == [
+                round(norm, 3) for norm in trajectory.thought_norms
+            ]
+            assert [thought.stop_probability for thought in trajectory.lens] == [
+                *trajectory.stop_probabilities[:-1]
+            ]
+            for thought in trajectory.lens:
+                probabilities = [probability for _, probability in thought.nearest]
+                assert len(probabilities) == 3 and sorted(probabilities, reverse=True) == probabilities
+                assert all(token for token, _ in thought.nearest)
+    rows = lens_rows(["first", "second"], [[t.lens for t in g.trajectories] for g in result])
+    assert [row["question"] for row in rows] == ["first", "", "second", ""]
+    assert [row["thought"] for row in rows] == ["1", "2", "1", "2"]
+
+
+def test_picture_of_stops():
+    picture = stop_figure(np.array([[0.0, 1.0, 0.5], [1.0, 0.2, 0.3]]), np.array([2, 0]))
+    assert picture.shape == (16, 24, 3) and picture.dtype == np.uint8
+    # The question without thoughts comes first: it stops at once, the rest is not reached.
+    assert picture[0, 0].tolist() == [255, 255, 255] and picture[0, 8].tolist() == [40, 60, 120]
+    assert picture[8, 0].tolist() == [0, 0, 0] and picture[8, 16].tolist() == [128, 128, 128]
+
+
+@pytest.mark.parametrize("distractors", [0, 2])
+def test_operations_are_read_off_a_chain(distractors):
+    chains = ChainProblems(5, 12, (1, 2, 3, 4), "test", distractors)
+    for index in range(len(chains)):
+        problem = chains[index]
+        value = int(problem.question.split("=")[1][0])
+        results = []
+        for operation in operations_of(problem):
+            value = apply_operation(operation, value)
+            results.append(str(value))
+        assert tuple(results) == problem.steps
+
+
+def test_a_donors_thought_is_put_in_and_thinking_goes_on_from_it(model):
+    """Against the answers from thoughts that are put together by hand."""
+    pretrained = model.model
+    chains = ChainProblems(5, 6, (2,), "test")
+    problems = [chains[index] for index in range(6)]
+    found = measure_donors(pretrained, problems, batch_size=6)
+    assert found.operations == 2 and found.questions == 6 and all(0 <= share <= 1 for share in found.lens)
+
+    decoder = Decoder(pretrained.graph, pretrained.layout, 2, pretrained.answer_length)
+    prompts = pretrained.layout.prompts(problems)
+    reasoner = nnx.merge(pretrained.graph, *pretrained.weights)
+    encoded = encode(reasoner, *map(jnp.asarray, prompts))
+    own = encoded.hidden[:, None, None]  # raw hidden states are fed back: the first thought
+    after = think_given(reasoner, encoded, own, jnp.ones((6, 1), int)).hidden[:, :, 1:]
+    given = {1: jnp.concatenate([own, jnp.roll(after, 1, axis=0)], axis=2)}
+    first = jnp.roll(own, 1, axis=0)
+    second = think_given(reasoner, encoded, first, jnp.ones((6, 1), int)).hidden[:, :, 1:]
+    given[0] = jnp.concatenate([first, second], axis=2)
+    layout = pretrained.layout
+    nearest, tokens = swapped_answers(
+        pretrained.graph, layout.opening, layout.tokens.end, pretrained.answer_length, 2,
+        pretrained.weights, None, *prompts,
+    )  # fmt: skip
+    for thought in (0, 1):
+        expected = decoder.decode_given(pretrained.weights, prompts, given[thought], np.full((6, 1), 2))
+        np.testing.assert_array_equal(tokens[thought], expected.tokens)
+    np.testing.assert_array_equal(nearest[:, 0], np.argmax(reasoner.llama.logits(own[:, 0, 0]), axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("problems", "sentence"),
+    [
+        ([Problem("Tom has 3 apples.", ("3",), "3")] * 2, "is no chain of operations"),
+        ([Problem("a=1 b=a+1 b?", ("2",), "2")], "two or more chains"),
+        ([Problem("a=1 b=a+1 b?", ("2",) * 9, "2")] * 2, "but the model at most 4 thoughts"),
+    ],
+)
+def test_donor_experiment_refuses(model, problems, sentence):
+    with pytest.raises(UserError, match=sentence):
+        measure_donors(model.model, problems)
