@@ -20,10 +20,12 @@ def check_combinations(run: "RunConfig") -> None:
             "config.model.weight_dtype 'bfloat16' would round away the updates of a backbone that is trained: take "
             "'float32', or leave 'curriculum' out of config.stages and set config.ppo.trainable to 'navigator'."
         )
-    if "ppo" in run.stages and curriculum.mode != "coconut":
+    in_text = curriculum.mode in ("cot", "no_cot") and not ppo.max_steps
+    if "ppo" in run.stages and curriculum.mode != "coconut" and not in_text:
         raise UserError(
             f"config.curriculum.mode {curriculum.mode!r} trains a model without thoughts of its own, and 'ppo' in "
-            "config.stages trains thoughts: leave 'ppo' out, or take mode 'coconut'."
+            "config.stages trains thoughts: leave 'ppo' out, take mode 'coconut', or set config.ppo.max_steps to 0 "
+            "with 'cot' or 'no_cot', for PPO on text."
         )
     if data.length_bucket and data.prompt_length % data.length_bucket:
         raise UserError(

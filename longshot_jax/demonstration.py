@@ -11,43 +11,28 @@ start from `coconut`: one goes on with rewards, the other with labels, for the s
 """
 
 import json
-import os
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longshot_jax.data.chains import write_chains
-from longshot_jax.data.problems import load_problems
+from longshot_jax.arms import (
+    OPERATIONS,
+    Arm,
+    evaluate_run,
+    finished_results,
+    in_lanes,
+    run_logged,
+    train_command,
+    write_tests,
+)
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.results import write_results
-from longshot_jax.training.checkpoint import Checkpoints
-from longshot_jax.training.workdir import read_config
 
-OPERATIONS = (1, 2, 3, 4)
 QUESTIONS = 1000
-_TEST_SEED = 20_000  # the same test questions whatever the seed of training
 _ROOT = Path(__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train.
-
-    Attributes:
-      title: in the table.
-      starts_from: the arm whose weights it starts from, or None.
-      overrides: of `configs/tiny.py`.
-    """
-
-    title: str
-    starts_from: str | None
-    overrides: Mapping[str, str] = field(default_factory=dict)
-
 
 # The continued curriculum sees as many sequences as PPO trains on: 400 iterations x 2 epochs x 256 trajectories, in
 # batches of 64. The last stage has all steps as thoughts.
@@ -104,53 +89,40 @@ ARMS = {
 _LANES = (("cot", "coconut", "ppo"), ("no_cot", "pause", "continued"))
 
 
-def train_command(arm: str, folder: Path, seed: int) -> list[str]:
-    """The command that trains an arm; anyone can run it by hand."""
-    settings = {"seed": str(seed), **ARMS[arm].overrides}
-    if ARMS[arm].starts_from:
-        settings["initialize_from"] = str(folder / str(ARMS[arm].starts_from))
-    overrides = [f"--config.{name}={value}" for name, value in settings.items()]
-    script, config = str(_ROOT / "scripts" / "train.py"), str(_ROOT / "configs" / "tiny.py")
-    return [sys.executable, script, "--config", config, "--workdir", str(folder / arm), *overrides]
-
-
 def run_demonstration(folder: Path, seed: int) -> None:
     """Trains and evaluates all arms, prints the table and writes `summary.json` into the folder.
 
     An arm whose results are there already is not run again, so an interrupted demonstration goes on.
+
+    Raises:
+      UserError: the folder cannot be written, or an arm failed.
     """
     began = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
-    for operations in OPERATIONS:
-        write_chains(_test_file(folder, operations), operations, QUESTIONS, _TEST_SEED + operations)
+    write_tests(folder, QUESTIONS)
     trained = {arm: threading.Event() for arm in ARMS}
-    failures: list[str] = []
 
-    def lane(arms: Sequence[str]) -> None:
-        for arm in arms:
+    def job(arm: str):
+        def run(failed: threading.Event) -> None:
             needed = ARMS[arm].starts_from
             while needed and not trained[needed].wait(1.0):
-                if failures:
+                if failed.is_set():
                     return
             for what, command in (
-                ("trained", train_command(arm, folder, seed)),
+                ("trained", train_command(ARMS, arm, folder, seed)),
                 ("evaluated", _evaluate_command(arm, folder)),
             ):
-                start = time.monotonic()
-                if not _finished(arm, folder, seed) and not _run(command, folder / f"{arm}.log"):
-                    failures.append(arm)
-                    return
+                start, log = time.monotonic(), folder / f"{arm}.log"
+                if finished_results(_results_file(folder, arm), seed) is None and not run_logged(
+                    command, log
+                ):
+                    raise UserError(f"arm {arm} failed: its output is in {log}.")
                 trained[arm].set()
                 now = time.monotonic()
                 print(f"[{now - began:4.0f} s] {arm}: {what} in {now - start:.0f} s", flush=True)
 
-    threads = [threading.Thread(target=lane, args=(arms,)) for arms in _LANES]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise UserError(f"arm {failures[0]} failed: its output is in {folder / failures[0]}.log.")
+        return run
+
+    in_lanes([[job(arm) for arm in lane] for lane in _LANES])
     summary = {arm: json.loads(_results_file(folder, arm).read_text()) for arm in ARMS}
     write_results(folder / "summary.json", summary)
     print(
@@ -160,30 +132,7 @@ def run_demonstration(folder: Path, seed: int) -> None:
 
 def evaluate_arm(arm: str, folder: Path) -> None:
     """Evaluates a trained arm on every test file and writes its entry of `summary.json`."""
-    from longshot_jax import LongShot
-
-    model = LongShot.from_pretrained(folder / arm)
-    by_operations = {}
-    for operations in OPERATIONS:
-        problems = load_problems(str(_test_file(folder, operations)))
-        by_operations[operations] = model.evaluate(problems, batch_size=500)
-    entry = by_operations[OPERATIONS[-1]]
-    kept = ("accuracy", "mean_thoughts", "sampled_accuracy", "vote_accuracy", "controls")
-    entry["by_steps"] = {
-        str(operations): {name: results[name] for name in kept}
-        for operations, results in by_operations.items()
-    }
-    with Checkpoints.reader(folder / arm) as checkpoints:
-        (finished,) = checkpoints.host("latest")["finished"].values()
-    config = read_config(folder / arm)
-    passes = config["ppo"]["epochs"] if arm == "ppo" else 1
-    entry["compute"] = {
-        "gradient_steps": finished["updates"],
-        "sequences": finished["sequences"] * passes,
-        "seconds": finished["seconds"],
-    }
-    entry["config"] |= {"data": str(_test_file(folder, OPERATIONS[-1])), "training_seed": config["seed"]}
-    write_results(_results_file(folder, arm), entry)
+    write_results(_results_file(folder, arm), evaluate_run(folder / arm, folder))
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -231,32 +180,9 @@ _CONTROLS = {
 }
 
 
-def _test_file(folder: Path, operations: int) -> Path:
-    return folder / f"test_{operations}.json"
-
-
 def _results_file(folder: Path, arm: str) -> Path:
     return folder / arm / "results.json"
 
 
 def _evaluate_command(arm: str, folder: Path) -> list[str]:
     return [sys.executable, str(_ROOT / "scripts" / "demo.py"), "--workdir", str(folder), "--evaluate", arm]
-
-
-def _finished(arm: str, folder: Path, seed: int) -> bool:
-    path = _results_file(folder, arm)
-    return path.exists() and json.loads(path.read_text())["config"]["training_seed"] == seed
-
-
-def _run(command: Sequence[str], log: Path) -> bool:
-    """Runs a command with one thread of arithmetic, its output appended to a log file; whether it succeeded."""
-    single = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {single}".strip(),
-        # Two lanes may share one accelerator.
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    }
-    with log.open("a") as output:
-        print("$", " ".join(command), file=output, flush=True)
-        return subprocess.run(command, stdout=output, stderr=output, env=environment).returncode == 0

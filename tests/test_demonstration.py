@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from longshot_jax.demonstration import ARMS, OPERATIONS, table, train_command
+from longshot_jax.arms import OPERATIONS, train_command
+from longshot_jax.demonstration import ARMS, table
 
 
 def entry(accuracy, controls):
@@ -23,7 +24,7 @@ def entry(accuracy, controls):
 
 def test_every_arm_starts_after_the_one_it_needs_and_names_its_run():
     for name, arm in ARMS.items():
-        command = train_command(name, Path("runs"), seed=3)
+        command = train_command(ARMS, name, Path("runs"), seed=3)
         assert "--config.seed=3" in command and str(Path("runs") / name) in command
         start = [part for part in command if part.startswith("--config.initialize_from=")]
         assert bool(start) == (arm.starts_from is not None)

@@ -97,6 +97,7 @@ def evaluate(
                 results["controls"][kind] = batches.accuracy_from(replaced, thoughts)
     results["correct"] = correct.astype(int).tolist()
     results["answers"] = answers
+    results["thoughts"] = thoughts.tolist()
     return results
 
 

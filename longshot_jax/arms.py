@@ -1,0 +1,170 @@
+"""Arms of an experiment: ordinary runs of `scripts/train.py` beside one another, on the generated chains.
+
+An arm differs from `configs/tiny.py` by a few settings and may start from another arm's weights, so whatever an
+experiment shows can be repeated by hand. Models this small gain nothing from a second core: each run has one thread,
+and several run side by side.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longshot_jax.data.chains import write_chains
+from longshot_jax.data.problems import load_problems
+from longshot_jax.errors import UserError
+from longshot_jax.training.checkpoint import Checkpoints
+from longshot_jax.training.workdir import read_config
+
+OPERATIONS = (1, 2, 3, 4)
+_TEST_SEED = 20_000  # the same test questions whatever the seed of training
+_ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+      title: in tables.
+      starts_from: the arm whose weights it starts from, or None.
+      overrides: of `configs/tiny.py`, by the names of the command line.
+    """
+
+    title: str
+    starts_from: str | None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+
+def train_command(arms: Mapping[str, Arm], name: str, folder: Path, seed: int) -> list[str]:
+    """The command that trains an arm in `folder/name`; anyone can run it by hand."""
+    arm = arms[name]
+    settings = {"seed": str(seed), **arm.overrides}
+    if arm.starts_from:
+        settings["initialize_from"] = str(folder / arm.starts_from)
+    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+    script, config = str(_ROOT / "scripts" / "train.py"), str(_ROOT / "configs" / "tiny.py")
+    return [sys.executable, script, "--config", config, "--workdir", str(folder / name), *overrides]
+
+
+def write_tests(folder: Path, questions: int, distractors: int = 0) -> None:
+    """The test files of an experiment, one for each number of operations, the same at every call.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): choose another --workdir.") from None
+    for operations in OPERATIONS:
+        lacking = OPERATIONS[-1] - operations
+        extra = distractors + lacking if distractors else 0
+        file = test_file(folder, operations)
+        write_chains(file, operations, questions, _TEST_SEED + operations, distractors=extra)
+
+
+def test_file(folder: Path, operations: int) -> Path:
+    """Where the chains of so many operations lie."""
+    return folder / f"test_{operations}.json"
+
+
+def evaluate_run(
+    run: Path, tests: Path, *, controls: bool = True, thoughts: Any = None, keep: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Results of a trained arm on chains of four operations, with those of each number of operations beside them.
+
+    Args:
+      run: its folder.
+      tests: folder of the test files.
+      controls: whether to run them.
+      thoughts: as for `LongShot.evaluate`.
+      keep: further results to keep for each number of operations.
+    """
+    from longshot_jax import LongShot
+
+    model = LongShot.from_pretrained(run)
+    by_operations = {}
+    for operations in OPERATIONS:
+        problems = load_problems(str(test_file(tests, operations)))
+        by_operations[operations] = model.evaluate(
+            problems, batch_size=500, controls=controls, thoughts=thoughts
+        )
+    entry = by_operations[OPERATIONS[-1]]
+    kept = ("accuracy", "mean_thoughts", "sampled_accuracy", "vote_accuracy", "controls", *keep)
+    entry["by_steps"] = {
+        str(operations): {name: results[name] for name in kept}
+        for operations, results in by_operations.items()
+    }
+    config = read_config(run)
+    entry["compute"] = compute_of(run, config)
+    entry["config"] |= {"data": str(test_file(tests, OPERATIONS[-1])), "training_seed": config["seed"]}
+    return entry
+
+
+def compute_of(run: Path, config: Mapping[str, Any]) -> dict[str, float]:
+    """Gradient steps, sequences that gradients were taken of, and seconds of a run's last stage."""
+    with Checkpoints.reader(run) as checkpoints:
+        finished = checkpoints.host("latest")["finished"]
+    stage = list(finished)[-1]
+    passes = config["ppo"]["epochs"] if stage == "ppo" else 1
+    return {
+        "gradient_steps": finished[stage]["updates"],
+        "sequences": finished[stage]["sequences"] * passes,
+        "seconds": finished[stage]["seconds"],
+    }
+
+
+def run_logged(command: Sequence[str], log: Path) -> bool:
+    """Runs a command with one thread of arithmetic, its output appended to a log file; whether it succeeded."""
+    single = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {single}".strip(),
+        # Several runs may share one accelerator.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as output:
+        print("$", " ".join(command), file=output, flush=True)
+        return subprocess.run(command, stdout=output, stderr=output, env=environment).returncode == 0
+
+
+def in_lanes(lanes: Sequence[Sequence[Callable[[threading.Event], None]]]) -> None:
+    """Runs the jobs of each lane one after the other, the lanes side by side.
+
+    A job is given the event that says that another job has failed, and raises a UserError where it fails itself: then
+    no further job starts, and the first error is raised again.
+    """
+    failed, errors = threading.Event(), []
+
+    def run(jobs: Sequence[Callable[[threading.Event], None]]) -> None:
+        for job in jobs:
+            if failed.is_set():
+                return
+            try:
+                job(failed)
+            except UserError as error:
+                errors.append(error)
+                failed.set()
+
+    threads = [threading.Thread(target=run, args=(jobs,)) for jobs in lanes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def finished_results(path: Path, seed: int) -> dict[str, Any] | None:
+    """The results in a file, if they are there and of a run of that seed."""
+    if not path.exists():
+        return None
+    results = json.loads(path.read_text())
+    return results if results["config"]["training_seed"] == seed else None

@@ -1,0 +1,43 @@
+"""What each part of the method is worth, on the generated chains, over several seeds.
+
+python scripts/ablate.py --output ablations.json [--arms pathwise,score_summed] [--seeds 5] [--workdir runs/ablations]
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from longshot_jax.ablation import ablation_table, evaluate_part, run_ablation
+from longshot_jax.errors import UserError, run_command
+from longshot_jax.evaluation.results import check_writable
+
+
+def main() -> None:
+    """Runs what is missing, writes the JSON, prints the table."""
+    parser = argparse.ArgumentParser(description="Every part on and off, from the same starts.")
+    parser.add_argument("--output", type=Path, help="JSON to write")
+    parser.add_argument("--arms", default="", help="names, separated by commas; default: all")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each arm")
+    parser.add_argument("--iterations", type=int, default=100, help="of PPO in every arm")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/ablations"), help="where the runs go")
+    parser.add_argument("--evaluate", type=Path, help="only evaluate this trained arm")
+    parser.add_argument("--tests", type=Path, help="with --evaluate: folder of the test files")
+    flags = parser.parse_args()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((flags.workdir / "compilations").resolve()))
+    if flags.evaluate:
+        evaluate_part(flags.evaluate, flags.tests)
+        return
+    if flags.output is None:
+        raise UserError("--output is missing: name the JSON file to write.")
+    for name in ("seeds", "iterations", "jobs"):
+        if getattr(flags, name) < 1:
+            raise UserError(f"--{name} is {getattr(flags, name)}: it must be at least 1.")
+    check_writable(str(flags.output))
+    names = [name for name in flags.arms.split(",") if name]
+    content = run_ablation(flags.workdir, flags.output, names, flags.seeds, flags.iterations, flags.jobs)
+    print(f"\n{ablation_table(content)}\n\n{flags.output} has every figure.")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,81 @@
+"""The ablation: its arms are settings that exist, and its figures are those of the runs it finds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from longshot_jax.ablation import PARTS, ablation_table, chosen_parts, collect, run_ablation
+from longshot_jax.arms import train_command
+from longshot_jax.command_line import parse_arguments
+from longshot_jax.errors import UserError
+
+ARMS = {name: part.arm for name, part in PARTS.items()}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_arm_is_a_config_that_train_accepts(name, monkeypatch, tmp_path):
+    start = PARTS[name].arm.starts_from
+    assert start is None or PARTS[start].arm.starts_from is None
+    command = train_command(ARMS, name, tmp_path, seed=2)
+    run, _ = parse_arguments(command[1:])
+    assert run.seed == 2 and run.stages == (("curriculum",) if start is None else ("ppo",))
+    if PARTS[name].base:
+        other, _ = parse_arguments(train_command(ARMS, PARTS[name].base, tmp_path, seed=2)[1:])
+        assert other != run
+
+
+def test_a_subset_brings_what_it_needs():
+    assert list(chosen_parts(["navigator_frozen"])) == [
+        "start", "start_navigator", "pathwise", "navigator", "navigator_frozen",
+    ]  # fmt: skip
+    assert list(chosen_parts([])) == list(PARTS)
+    with pytest.raises(UserError, match="no arm 'pathwize'"):
+        chosen_parts(["pathwize"])
+
+
+def results(seed, accuracy, thoughts):
+    return {
+        "accuracy": accuracy,
+        "mean_thoughts": float(np.mean(thoughts[-1])),
+        "fusion": {"vote": accuracy},
+        "compute": {"gradient_steps": 1, "sequences": 2, "seconds": 3.0},
+        "config": {"training_seed": seed},
+        "by_steps": {
+            str(steps): {"accuracy": accuracy, "thoughts": group} for steps, group in enumerate(thoughts, 1)
+        },
+    }
+
+
+def put(folder: Path, name: str, seed: int, accuracy: float, thoughts) -> None:
+    place = folder / f"seed{seed}" / name
+    place.mkdir(parents=True)
+    (place / "results.json").write_text(json.dumps(results(seed, accuracy, thoughts)))
+
+
+def test_figures_over_seeds(tmp_path):
+    stops, fixed = [[1, 1], [2, 2], [3, 4], [4, 4]], [[6, 6]] * 4
+    for seed, (base, ours) in enumerate([(0.5, 0.6), (0.6, 0.9), (0.7, 0.6)]):
+        put(tmp_path, "pathwise", seed, base, stops)
+        put(tmp_path, "critic", seed, ours, fixed)
+    content = collect(tmp_path, chosen_parts(["critic"]), seeds=4, iterations=10)
+    assert set(content["arms"]) == {"pathwise", "critic"}  # the start is not done
+    base, ours = content["arms"]["pathwise"], content["arms"]["critic"]
+    assert base["seeds"] == [0, 1, 2] and "difference" not in base and "stop_correlation" not in ours
+    differences = np.asarray([0.1, 0.3, -0.1])
+    assert ours["difference"]["mean"] == pytest.approx(0.1)
+    interval = scipy.stats.t.interval(0.95, 2, differences.mean(), scipy.stats.sem(differences))
+    assert ours["difference"]["interval"] == pytest.approx(interval)
+    assert base["stop_correlation"]["mean"] == pytest.approx(
+        scipy.stats.spearmanr([1, 1, 2, 2, 3, 3, 4, 4], [1, 1, 2, 2, 3, 4, 4, 4]).statistic
+    )
+    table = ablation_table(content).splitlines()
+    assert len(table) == 4 and "+10.0 [" in table[3] and "| 6.00 |" in table[3]
+
+
+def test_another_length_of_training_needs_another_folder(tmp_path):
+    (tmp_path / "iterations.json").write_text("7")
+    with pytest.raises(UserError, match="holds arms of 7 iterations, not 8"):
+        run_ablation(tmp_path, tmp_path / "out.json", ["pathwise"], seeds=1, iterations=8, jobs=1)
