@@ -88,6 +88,7 @@ BOUNDS: dict[str, Bound] = {
     "ppo.epochs": COUNT,
     "ppo.minibatches": COUNT,
     "ppo.micro_batches": COUNT,
+    "ppo.mixture": SHARE,
     "ppo.clip": POSITIVE,
     "ppo.value_clip": NOT_NEGATIVE,
     "ppo.dual_clip": NOT_NEGATIVE,

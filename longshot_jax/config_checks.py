@@ -53,6 +53,11 @@ def check_combinations(run: "RunConfig") -> None:
             f"config.ppo.target_steps {ppo.target_steps} must not be above max_steps {ppo.max_steps}."
         )
     _check_ppo(run)
+    if ppo.gradient == "mixture" and not all(ppo.noise):
+        raise UserError(
+            "config.ppo.gradient 'mixture' needs noise to the end: without it the share of 'score' is lost. Set both "
+            "numbers of config.ppo.noise above 0, or take 'pathwise'."
+        )
     if ppo.baseline != "critic" and ppo.num_trajectories < 2:
         raise UserError(
             f"config.ppo.baseline {ppo.baseline!r} compares trajectories of one question: set num_trajectories to 2 "
@@ -97,8 +102,8 @@ def check_combinations(run: "RunConfig") -> None:
     if inexact and ppo.rescore == "auto":
         raise UserError(
             "config.thoughts.feedback 'navigator_residual' with gradient 'none' has no exact rescore, because the "
-            "navigator that decodes thoughts is trained: take config.ppo.gradient 'score' or 'pathwise' (sequential, "
-            "exact), or config.ppo.rescore 'parallel_inexact'."
+            "navigator that decodes thoughts is trained: take config.ppo.gradient 'score', 'pathwise' or 'mixture' "
+            "(sequential, exact), or config.ppo.rescore 'parallel_inexact'."
         )
 
 

@@ -74,6 +74,7 @@ def test_defaults_and_json_come_back_the_same():
         ({"ppo": {"noise": (0.2, -0.1)}}, r"config\.ppo\.noise is \(0\.2, -0\.1\): each must be at least 0"),
         ({"ppo": {"token_temperature": (1.0, 0.0)}}, r"config\.ppo\.token_temperature is \(1\.0, 0\.0\): each must be above 0"),
         ({"ppo": {"stop_temperature": (1.5, 0.5), "stop_annealing": "constant"}}, r"its annealing is 'constant'"),
+        ({"ppo": {"gradient": "mixture", "noise": (0.2, 0.0)}}, r"'mixture' needs noise to the end"),
         ({"thoughts": {"memory_top": 3}}, r"set config\.ppo\.memory_slots"),
         ({"ppo": {"memory_slots": 3}}, r"set config\.thoughts\.memory_top"),
         ({"curriculum": {"batch_size": 10, "micro_batch_size": 4}}, r"not a multiple of\s+config\.curriculum\.micro"),

@@ -174,6 +174,7 @@ def ppo_gradient(feedback, normalised, gradient, replay, monkeypatch):
     outcomes, (_, probability) = all_outcomes(), true_gradient(feedback, normalised)
     config = PPOConfig(
         gradient=gradient,
+        mixture=0.3,
         whiten=False,
         trace=1.0,
         value_coefficient=0.0,
@@ -216,6 +217,7 @@ def distance(found, true):
 
 FAST = [
     ("hidden", False, "score", "parallel"),
+    ("hidden", False, "mixture", "actions"),
     ("hidden", False, "pathwise", "noise"),
     ("navigator_residual", False, "score", "actions"),
 ]
@@ -232,6 +234,7 @@ EXACT = [
         for kind in ("hidden", "navigator", "navigator_residual")
         for normalised in (False, True)
     ),
+    *((kind, True, "mixture", "actions") for kind in ("navigator", "navigator_residual")),
 ]
 
 

@@ -144,6 +144,7 @@ def rescore(
     scaling: str,
     together: bool = False,
     constant_thoughts: bool = False,
+    action_gradient: float = 0.0,
 ) -> Scores:
     """Scores a rollout under the reasoner's present parameters.
 
@@ -156,6 +157,7 @@ def rescore(
       scaling: of a thought's log-prob, see `gaussian_log_prob`.
       together: the rollout fed every trajectory the mean of the actions.
       constant_thoughts: no gradient through the thoughts' embeddings: the `none` control.
+      action_gradient: of `actions`, see `think`.
     """
     prompt = encode(reasoner, rollout.prompt, rollout.prompt_mask)
     inputs = answer_inputs(opening, rollout.tokens)
@@ -170,9 +172,8 @@ def rescore(
     else:
         rule = StopRule(rollout.counts, rollout.counts, rollout.stop_temperature)
         actions = jax.lax.stop_gradient(rollout.actions) if replay == "actions" else None
-        thoughts = think(
-            reasoner, prompt, memory, rule, rollout.noise, rollout.std, actions, together, rollout.node_values
-        )
+        recorded = rollout.noise, rollout.std, actions, together, rollout.node_values
+        thoughts = think(reasoner, prompt, memory, rule, *recorded, action_gradient=action_gradient)
         hidden, means = thoughts.hidden, thoughts.means
         after = continuation_hidden(reasoner, prompt, thoughts, inputs, input_mask)
         token_hidden = jnp.concatenate([thoughts.last_hidden[:, :, None], after], axis=2)

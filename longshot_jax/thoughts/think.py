@@ -158,6 +158,7 @@ def think(
     actions: Float[Array, "B N T X"] | None = None,
     together: bool = False,
     node_values: Float[Array, "B N T"] | None = None,
+    action_gradient: float = 0.0,
 ) -> Thoughts:
     """Runs N trajectories of up to T thoughts from every question (COCONUT, arXiv:2412.06769, where std is 0).
 
@@ -171,6 +172,8 @@ def think(
       std: standard deviation of thoughts, in units of the action; 0 is deterministic.
       actions: if given, these are taken instead, as constants: the sequential replay for `score`.
       together: every trajectory is fed the mean of all that go on, and all stop by majority: the ensemble.
+      action_gradient: share of the gradient with respect to a given action that flows on into its mean, which leaves
+        values alone (straight-through: Bengio et al. 2013, arXiv:1308.3432); for a mixture of gradients.
       node_values: if given, later thoughts read these with the actions, and not what the critic says now: a replay.
     """
     navigator, llama = reasoner.navigator, reasoner.llama
@@ -199,7 +202,11 @@ def think(
         """The thought's mean and the action that is taken."""
         with jax.named_scope("navigator"):
             mean = navigator.action_mean(hidden[:, :, None], memory, past, index[None])[:, :, 0]
-            return mean, mean + std * noise if given is None else given
+            if given is None:
+                return mean, mean + std * noise
+            if action_gradient:
+                given = given + action_gradient * (mean - jax.lax.stop_gradient(mean))
+            return mean, given
 
     def step(carry, inputs):
         hidden, going, cache, past = carry

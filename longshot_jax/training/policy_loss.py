@@ -90,19 +90,19 @@ def replay_of(config: PPOConfig, feedback: str) -> Replay:
     """Which way of rescoring is exact for a gradient and a kind of thought (and the cheapest of those)."""
     if config.gradient == "pathwise":
         return "noise"
-    residual = feedback == "navigator_residual"
-    if residual and config.rescore == "auto" and config.gradient == "score":
+    residual = feedback == "navigator_residual" and config.rescore == "auto"
+    if config.gradient == "mixture" or (residual and config.gradient == "score"):
         return "actions"
     return "parallel"
 
 
 def has_thought_density(config: PPOConfig) -> bool:
     """Whether thoughts themselves are scored actions."""
-    return config.gradient == "score"
+    return config.gradient in ("score", "mixture")
 
 
 def thought_mask(rollout: Rollout, config: PPOConfig) -> Bool[Array, "B N T"]:
-    """Which thoughts are scored actions: those taken, under `score`, with noise."""
+    """Which thoughts are scored actions: those taken, under `score` or `mixture`, with noise."""
     return rollout.taken & has_thought_density(config) & (rollout.std > 0)
 
 
@@ -177,6 +177,7 @@ def policy_sums(
         config.log_prob_scaling,
         config.together,
         constant_thoughts=config.gradient == "none",
+        action_gradient=1 - config.mixture if config.gradient == "mixture" else 0.0,
     )
     return sums_of(scores, part, config)
 
@@ -187,10 +188,14 @@ def sums_of(scores: Scores, part: Experience, config: PPOConfig) -> PolicySums:
     steps = rollout.taken.shape[-1]
     at_thoughts, at_tokens = part.advantages[..., : steps + 1], part.advantages[..., steps + 1 :]
 
-    weights = None if part.weights is None else part.weights[..., None]
+    weights = jnp.ones((1, 1, 1)) if part.weights is None else part.weights[..., None]
+    # In a mixture the rest of a thought's gradient comes through its embedding.
+    score_share = config.mixture if config.gradient == "mixture" else 1.0
 
-    def clipped(new: Array, old: Array, advantages: Array, mask: Array) -> PolicyLossSums:
-        return clipped_policy_loss(new, old, advantages, mask, config.clip, config.dual_clip or None, weights)
+    def clipped(new: Array, old: Array, advantages: Array, mask: Array, share: float = 1.0) -> PolicyLossSums:
+        return clipped_policy_loss(
+            new, old, advantages, mask, config.clip, config.dual_clip or None, weights * share
+        )
 
     def weighted(per_trajectory: Array) -> Array:
         return jnp.sum(per_trajectory if part.weights is None else per_trajectory * part.weights)
@@ -209,6 +214,7 @@ def sums_of(scores: Scores, part: Experience, config: PPOConfig) -> PolicySums:
             recorded.thoughts.thought,
             at_thoughts[..., :-1],
             thought_mask(rollout, config),
+            score_share,
         ),
         tokens=clipped(scores.tokens.log_probs, recorded.tokens.log_probs, at_tokens, rollout.token_mask),
         values=clipped_value_loss(

@@ -81,7 +81,8 @@ class PPOConfig:
       iterations: rollouts, each followed by one update.
       questions: B, questions per rollout; num_trajectories: N, trajectories of each.
       trainable: `all` weights, or the `navigator` alone with the backbone frozen.
-      gradient: through thoughts: `score`, `pathwise` or `none`.
+      gradient: through thoughts: `score`, `pathwise`, their `mixture`, or `none`.
+      mixture: λ of `mixture`: λ · `score` + (1 - λ) · `pathwise` for every thought.
       rescore: `auto` takes the parallel pass wherever it is exact, else the sequential one; `parallel_inexact`
         insists on the parallel one with `navigator_residual`, whose recorded thoughts it treats as constants.
       log_prob_scaling: of a thought's log-prob over its dimensions.
@@ -124,7 +125,8 @@ class PPOConfig:
     questions: int = 32
     num_trajectories: int = 8
     trainable: Literal["all", "navigator"] = "all"
-    gradient: Literal["score", "pathwise", "none"] = "score"
+    gradient: Literal["score", "pathwise", "mixture", "none"] = "score"
+    mixture: float = 0.5
     rescore: Literal["auto", "parallel_inexact"] = "auto"
     log_prob_scaling: Literal["summed", "averaged", "scaled"] = "summed"
     epochs: int = 2
