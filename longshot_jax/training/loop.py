@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from longshot_jax.config import RunConfig
+from longshot_jax.config_values import build
+from longshot_jax.errors import UserError
 from longshot_jax.evaluation.tensorboard import RunWriter
 from longshot_jax.model.sharding import make_mesh
 from longshot_jax.training.checkpoint import Checkpoints
@@ -25,12 +28,13 @@ from longshot_jax.training.problem_sources import (
     build_layout,
     build_tokens,
     check_lengths,
+    store_tokens,
     train_and_validation_problems,
 )
 from longshot_jax.training.progress import summary
 from longshot_jax.training.session import Session
 from longshot_jax.training.setup import build_reasoner, draw, model_folder
-from longshot_jax.training.workdir import check_same_config, prepare_workdir, read_config, write_config
+from longshot_jax.training.workdir import check_same_config, prepare_workdir, write_config
 
 # What changes neither weights nor the meaning of a checkpoint: a run may go on with other values.
 _FREE = ("evaluation", "checkpoint", "mesh")
@@ -75,18 +79,23 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
     with ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(prepare_workdir(workdir))
-        _check_config(run, workdir)
-        tokens = build_tokens(run, workdir, problems, folder)
+        host = _newest(workdir)
+        if host is not None:
+            _check_config(run, workdir, host)
+        tokens = build_tokens(run, workdir, problems, folder, resumed=host is not None)
         layout = build_layout(run, tokens)
         check_lengths(run, layout, problems, run.data.train)
         check_lengths(run, layout, validation, run.data.validation or run.data.train)
         blueprint = draw(run, tokens, mesh, folder)
+        if jax.process_index() == 0:
+            # Only now, so that what is refused leaves nothing that a later start would take up.
+            write_config(workdir, asdict(run))
+            if host is None:
+                store_tokens(tokens, workdir)
         checkpoints = stack.enter_context(
             Checkpoints(workdir, run.checkpoint.keep_last, run.checkpoint.keep_best)
         )
-        latest = checkpoints.latest_step
-        host = None if latest is None else checkpoints.host(latest)
-        writer = stack.enter_context(RunWriter(workdir / "tensorboard", latest))
+        writer = stack.enter_context(RunWriter(workdir / "tensorboard", host["step"] if host else None))
         writer.hyperparameters(asdict(run), [*map(_final_accuracy, run.stages), _BEST])
         session = Session(run, blueprint, layout, problems, validation, mesh, checkpoints, writer, stream)
         if host is not None:
@@ -112,12 +121,25 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
     return result
 
 
-def _check_config(run: RunConfig, workdir: Path) -> None:
-    """A folder that holds a run goes on only with that run's settings."""
-    if (workdir / "config.json").exists() and (workdir / "checkpoints").exists():
-        check_same_config(workdir, read_config(workdir), asdict(run), _FREE)
-    if jax.process_index() == 0:
-        write_config(workdir, asdict(run))
+def _newest(workdir: Path) -> dict[str, Any] | None:
+    """The JSON part of the folder's newest whole checkpoint, which the run goes on from; None for a new run."""
+    host = None
+    if (workdir / "checkpoints").is_dir():
+        with Checkpoints.reader(workdir) as checkpoints:
+            host = None if checkpoints.latest_step is None else checkpoints.host()
+    # Before the first process makes that folder, every other one has looked.
+    multihost_utils.sync_global_devices("run folder read")
+    return host
+
+
+def _check_config(run: RunConfig, workdir: Path, host: dict[str, Any]) -> None:
+    """A checkpoint goes on only with the settings that made it; those that came since have their defaults."""
+    if "config" not in host:
+        raise UserError(
+            f"{workdir} holds converted weights, not a run: name it as config.initialize_from, and choose another "
+            "--workdir."
+        )
+    check_same_config(workdir, asdict(build(RunConfig, host["config"], "config")), asdict(run), _FREE)
 
 
 def _final_accuracy(stage: str) -> str:

@@ -1,9 +1,8 @@
 """From a run's settings to its problems, its tokenizer and the check that every problem fits."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-
-import jax
 
 from longshot_jax.config import RunConfig
 from longshot_jax.data.chains import ChainProblems, Split
@@ -68,43 +67,66 @@ def _held_out(run: RunConfig, source: str, split: Split, seed: int) -> Sequence[
 
 
 def build_tokens(
-    run: RunConfig, workdir: str | Path, problems: Sequence[Problem], model_folder: Path | None = None
+    run: RunConfig,
+    workdir: str | Path,
+    problems: Sequence[Problem],
+    model_folder: Path | None = None,
+    resumed: bool = False,
 ) -> Tokens:
-    """The run's tokenizer, also written to `workdir/tokenizer`, where evaluation and export find it.
+    """The run's tokenizer.
 
     Args:
       run: its `data.tokenizer` says which.
       workdir: the run folder.
       problems: `bpe` is trained on them.
       model_folder: of the model's weights, for `model`; the tokenizer of `initialize_from` is in its `tokenizer`.
+      resumed: whether the folder has a checkpoint, whose tokenizer, beside it, is then taken.
 
     Raises:
-      UserError: there is no such tokenizer, or it cannot be loaded or written.
+      UserError: there is no such tokenizer, or it cannot be loaded.
     """
     folder, kind, multiple = Path(workdir) / "tokenizer", run.data.tokenizer, run.mesh.tensor
     previous = Path(run.initialize_from) / "tokenizer" if run.initialize_from else None
     if kind == "chains":
-        tokens = Tokens.for_chains(multiple)
-    elif kind in ("bpe", "model") and previous is not None and previous.is_dir():
-        tokens = Tokens.load(str(previous), multiple)  # whose ids the weights know
-    elif kind == "bpe" and (folder / "tokenizer.json").exists():
-        tokens = Tokens.load(str(folder), multiple)
-    elif kind == "bpe":
+        return Tokens.for_chains(multiple)
+    if resumed:
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is missing, and the checkpoints beside it need it: restore it, or choose another --workdir."
+            )
+        return Tokens.load(str(folder), multiple)
+    if kind in ("bpe", "model") and previous is not None and previous.is_dir():
+        return Tokens.load(str(previous), multiple)  # whose ids the weights know
+    if kind == "bpe":
         stride = max(len(problems) // _BPE_PROBLEMS, 1)
         texts = (_text(problems[index]) for index in range(0, len(problems), stride))
-        tokens = Tokens.train_bpe(texts, run.data.bpe_vocabulary, multiple)
-    elif kind == "model":
+        return Tokens.train_bpe(texts, run.data.bpe_vocabulary, multiple)
+    if kind == "model":
         if model_folder is None:
             raise UserError(
                 "config.data.tokenizer is 'model', but config.model.source is 'scratch', which has no tokenizer: "
                 "set it to 'bpe', 'chains', a folder or a hub name."
             )
-        tokens = Tokens.load(str(model_folder), multiple)
-    else:
-        tokens = Tokens.load(kind, multiple)
-    if jax.process_index() == 0:
-        tokens.save(folder)
-    return tokens
+        return Tokens.load(str(model_folder), multiple)
+    return Tokens.load(kind, multiple)
+
+
+def store_tokens(tokens: Tokens, workdir: str | Path) -> None:
+    """Writes the tokenizer of a new run to `workdir/tokenizer`, where evaluation and export find it.
+
+    It replaces what an earlier start, which came to no checkpoint, may have left; a kill leaves no half of it there.
+    UserError if it cannot be written.
+    """
+    folder, part = Path(workdir) / "tokenizer", Path(workdir) / ".tokenizer.part"
+    shutil.rmtree(part, ignore_errors=True)
+    tokens.save(part)
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}): mend its permissions, or choose another --workdir."
+        ) from None
 
 
 def _text(problem: Problem) -> str:
