@@ -15,7 +15,7 @@ from longshot_jax.data.examples import Layout, has_thoughts
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.accuracy import evaluate
-from longshot_jax.evaluation.batches import answer_texts
+from longshot_jax.evaluation.batches import UNFINISHED, answer_texts
 from longshot_jax.evaluation.decoding import Decoder, ThoughtRule
 from longshot_jax.evaluation.fusions import CHOOSING, choose
 from longshot_jax.evaluation.lens import Lens, ThoughtReading
@@ -30,6 +30,7 @@ class Trajectory:
 
     Attributes:
       answer: its text.
+      finished: whether the answer has its end token, instead of running into `answer_length`.
       value: expected return after the last thought, in units of reward; 0 before PPO.
       thoughts: number of thoughts taken.
       thought_norms: Euclidean norm of each thought that was fed back.
@@ -38,6 +39,7 @@ class Trajectory:
     """
 
     answer: str
+    finished: bool
     value: float
     thoughts: int
     thought_norms: tuple[float, ...]
@@ -181,10 +183,12 @@ class LongShot:
                 for column, answer in enumerate(answers)
             )
             if anew is not None:
-                generations.append(Generation(questions[row], anew[row], None, trajectories))
+                answer = anew[row].removesuffix(UNFINISHED)
+                generations.append(Generation(questions[row], answer, None, trajectories))
                 continue
             chosen = choose(fusion, answers, decoded.values[row]) if len(answers) > 1 else 0
-            generations.append(Generation(questions[row], answers[chosen], chosen, trajectories))
+            answer = trajectories[chosen].answer
+            generations.append(Generation(questions[row], answer, chosen, trajectories))
         results = generations if return_all_trajectories else [each.answer for each in generations]
         return results[0] if isinstance(question, str) else results
 
@@ -326,7 +330,8 @@ def _trajectory(
 ) -> Trajectory:
     count = int(decoded.counts[row, column])
     return Trajectory(
-        answer=answer,
+        answer=answer.removesuffix(UNFINISHED),
+        finished=bool(decoded.ended[row, column]),
         value=float(decoded.values[row, column]),
         thoughts=count,
         thought_norms=tuple(norms[row, column, :count].tolist()),

@@ -3,8 +3,9 @@
 The rule is strict, because a lenient one rewards wrong answers:
 
 * If the right answer is a number, the prediction must be one number and nothing else, of exactly the same value.
-  Thousands separators, a sign, trailing zeros, a currency or percent sign and a full stop change nothing; where both
-  sides carry such a sign it must be the same. Words around the number ("18 dollars", "about 18", "18 or 19") make it
+  Thousands separators, a plus sign, trailing zeros and a full stop change nothing. A currency sign may be missing on
+  either side; where both carry one it must be the same. A percent sign is part of the value: both have it, or neither,
+  because 0.5 % is not 0.5. Words around the number ("18 dollars", "about 18", "18 or 19") make it
   wrong: a unit can change the value ("18 dozen"), and a model that knows the answer can be taught to give it alone.
   "1,5" and "12,34" are not numbers, nor are fractions and powers of ten ("1e3").
 * Otherwise the two texts must agree up to case, runs of white space and one full stop at the end.
@@ -45,12 +46,13 @@ def same_answer(predicted: str, gold: str) -> bool:
     given = _number(predicted)
     if given is None:
         return False
-    (given_value, given_sign), (right_value, right_sign) = given, right
-    return given_value == right_value and (not given_sign or not right_sign or given_sign == right_sign)
+    (value, percent, currency), (right_value, right_percent, right_currency) = given, right
+    same_currency = not currency or not right_currency or currency == right_currency
+    return value == right_value and percent == right_percent and same_currency
 
 
-def _number(text: str) -> tuple[Decimal, str] | None:
-    """The value and the currency or percent sign ("" if none) of a text that is one number, else None."""
+def _number(text: str) -> tuple[Decimal, bool, str] | None:
+    """The value, whether it is in per cent, and the currency sign ("" if none) of a text that is one number."""
     parts = _NUMBER.fullmatch(text.strip().translate(_MINUS_SIGNS))
     if parts is None:
         return None
@@ -60,7 +62,8 @@ def _number(text: str) -> tuple[Decimal, str] | None:
     value = Decimal(digits)  # exact for any number of digits
     if "-" in (parts["sign"], parts["inner_sign"]):
         value = value.copy_negate()  # unary minus would round to the context's precision
-    return value, parts["currency"] or parts["trailing"]
+    percent = parts["trailing"] == "%"
+    return value, percent, "" if percent else parts["currency"] or parts["trailing"]
 
 
 def _normalised(text: str) -> str:

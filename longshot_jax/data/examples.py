@@ -89,13 +89,16 @@ class Layout:
         return [self.tokens.end_latent, *self.tokens.encode(problem.answer), self.tokens.end]
 
     def answer_text(self, ids: Sequence[int]) -> str:
-        """Text of a decoded answer: what follows the last `<|end-latent|>`, up to the end token."""
+        """Text of a decoded answer, up to the end token; in layout `answer` what follows the last `<|end-latent|>`.
+
+        Other special tokens are spelled out: dropped, they would let `1<|pad|>8` pass for 18.
+        """
         ids = [int(i) for i in ids]
         if self.tokens.end in ids:
             ids = ids[: ids.index(self.tokens.end)]
-        if self.tokens.end_latent in ids:
+        if self.markers == "answer" and self.tokens.end_latent in ids:
             ids = ids[len(ids) - ids[::-1].index(self.tokens.end_latent) :]
-        return self.tokens.decode(ids)
+        return self.tokens.decode_literally(ids)
 
     def prompts(self, problems: Sequence[Problem]) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
         """Left-padded prompts and their mask; S is the bucket of the longest."""

@@ -52,7 +52,8 @@ class Tokens:
         self.end = int(tokenizer.eos_token_id)
         self.pad = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.vocabulary_size = -(-self._rows // multiple) * multiple
-        self._special = {*tokenizer.all_special_ids, *(int(vocabulary[word]) for word in spellings)}
+        added = tokenizer.added_tokens_decoder.items()
+        self._special = {*tokenizer.all_special_ids, *(id for id, token in added if token.special)}
 
     @classmethod
     def load(cls, folder_or_name: str, multiple: int = 1) -> "Tokens":
@@ -175,6 +176,17 @@ class Tokens:
         if token in self._special and token < self._rows:
             return self._tokenizer.convert_ids_to_tokens(int(token))
         return self.decode([token]) if 0 <= token < self._rows else f"<{token}>"
+
+    def decode_literally(self, ids: Sequence[int]) -> str:
+        """The text of `ids` in which nothing is left out: what is not text stands there as `spell` shows it."""
+        parts, plain = [], []
+        for id in map(int, ids):
+            if id in self._special or not 0 <= id < self._rows:
+                parts += [self.decode(plain), self.spell(id)]
+                plain = []
+            else:
+                plain.append(id)
+        return "".join([*parts, self.decode(plain)])
 
     def encode_question(self, question: str) -> list[int]:
         """The prompt: the chat template's for an instruct model, otherwise COCONUT's, the question and a newline.

@@ -57,7 +57,7 @@ def evaluate(
       `sampled_accuracy` (mean over the N samples), `fusion`: accuracy by kind of fusion and by control (see
       `evaluation.fusions`), of which `vote_accuracy` and `mean_accuracy` (for N > 1) are the vote and the ensemble.
       `by_steps`: by the problems' number of steps. `controls`: accuracy by kind.
-      `correct`: 0 or 1 for each problem; `answers`: the greedy answers' texts.
+      `correct`: 0 or 1 for each problem; `answers`: the greedy answers' texts (see `answer_texts`).
     """
     problems = [problems[index] for index in range(len(problems))]
     batches = Batches(decoder, weights, problems, rule, memory, batch_size, seed)

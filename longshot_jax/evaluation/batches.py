@@ -15,6 +15,8 @@ from longshot_jax.model.sharding import fetch
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.thoughts.rollout import Temperatures
 
+UNFINISHED = " <|unfinished|>"
+
 
 class Batches:
     """All problems in batches of one shape; results come back without the padding rows, as NumPy."""
@@ -77,8 +79,16 @@ class Batches:
 
 
 def answer_texts(tokens: Int[np.ndarray, "B N A"], layout: Layout) -> list[list[str]]:
-    """The answers' texts, without steps and markers, of every trajectory."""
-    return [[extract_answer(layout.answer_text(ids)) for ids in row] for row in tokens.tolist()]
+    """The answers' texts, without steps and markers, of every trajectory.
+
+    An answer without its end token ran into the length limit and says so by `UNFINISHED` after its text, so that it is
+    never right: nobody knows how it would have gone on.
+    """
+
+    def text(ids: list[int]) -> str:
+        return extract_answer(layout.answer_text(ids)) + ("" if layout.tokens.end in ids else UNFINISHED)
+
+    return [[text(ids) for ids in row] for row in tokens.tolist()]
 
 
 def are_correct(answers: Sequence[str], problems: Sequence[Problem]) -> Bool[np.ndarray, " Q"]:
