@@ -44,9 +44,9 @@ def check_combinations(run: "RunConfig") -> None:
         )
     if ppo.min_steps > ppo.max_steps:
         raise UserError(f"config.ppo.min_steps {ppo.min_steps} is more than max_steps {ppo.max_steps}.")
-    if ppo.target_iterations and not ppo.target_steps:
+    if ppo.target_iterations and not (ppo.target_steps or ppo.target_trajectories):
         raise UserError(
-            "config.ppo.target_iterations needs config.ppo.target_steps: the numbers to draw from."
+            "config.ppo.target_iterations needs config.ppo.target_steps or target_trajectories: the numbers to draw from."
         )
     if any(steps > ppo.max_steps for steps in ppo.target_steps):
         raise UserError(
@@ -58,6 +58,7 @@ def check_combinations(run: "RunConfig") -> None:
             "config.ppo.gradient 'mixture' needs noise to the end: without it the share of 'score' is lost. Set both "
             "numbers of config.ppo.noise above 0, or take 'pathwise'."
         )
+    _check_trajectories(run)
     if ppo.baseline != "critic" and ppo.num_trajectories < 2:
         raise UserError(
             f"config.ppo.baseline {ppo.baseline!r} compares trajectories of one question: set num_trajectories to 2 "
@@ -105,6 +106,70 @@ def check_combinations(run: "RunConfig") -> None:
             "navigator that decodes thoughts is trained: take config.ppo.gradient 'score', 'pathwise' or 'mixture' "
             "(sequential, exact), or config.ppo.rescore 'parallel_inexact'."
         )
+
+
+def _check_trajectories(run: "RunConfig") -> None:
+    """What makes the trajectories of a question depend on one another, and what is no longer exact then."""
+    ppo, thoughts, rewards = run.ppo, run.thoughts, run.ppo.rewards
+    most = thoughts.max_trajectories
+    shared = [
+        (ppo.shared_reward, "config.ppo.shared_reward makes their rewards one"),
+        (most > 0, "config.thoughts.max_trajectories chooses their number"),
+        (rewards.diversity != 0, "config.ppo.rewards.diversity compares them"),
+    ]
+    for wanted, why in shared:
+        if wanted and ppo.baseline != "critic":
+            raise UserError(
+                f"config.ppo.baseline {ppo.baseline!r} needs independent trajectories, and {why}: take the critic."
+            )
+    if most and (most != ppo.num_trajectories or most < 3):
+        raise UserError(
+            f"config.thoughts.max_trajectories {most} is the most that a question chooses from 2 on: set it and "
+            f"config.ppo.num_trajectories (now {ppo.num_trajectories}) to one number of 3 or more, or to 0 for no choice."
+        )
+    if ppo.target_trajectories and not most:
+        raise UserError(
+            "config.ppo.target_trajectories forces a number that is no choice: set config.thoughts.max_trajectories."
+        )
+    if any(not 2 <= number <= most for number in ppo.target_trajectories):
+        raise UserError(
+            f"config.ppo.target_trajectories {ppo.target_trajectories} must lie between 2 and "
+            f"config.thoughts.max_trajectories {most}."
+        )
+    if most and ppo.loss_mean == "sequence":
+        raise UserError(
+            "config.ppo.loss_mean 'sequence' has no place for a question's number of trajectories, which belongs to none "
+            "of them: take 'token', or set config.thoughts.max_trajectories to 0."
+        )
+    if ppo.kl_in == "reward" and (most or ppo.shared_reward):
+        key = "config.thoughts.max_trajectories" if most else "config.ppo.shared_reward"
+        raise UserError(
+            f"config.ppo.kl_in 'reward' charges each trajectory for itself, which {key} does not allow: take 'loss'."
+        )
+    if rewards.vote_correct and not ppo.shared_reward:
+        raise UserError(
+            "config.ppo.rewards.vote_correct is earned by the question as a whole: set config.ppo.shared_reward, so that "
+            "every trajectory is credited with all of it."
+        )
+    if rewards.diversity and ppo.gradient != "score":
+        raise UserError(
+            f"config.ppo.rewards.diversity is earned by thoughts, and under gradient {ppo.gradient!r} thoughts are no "
+            "scored actions: take 'score', or config.ppo.coupling, which needs no reward."
+        )
+    if ppo.coupling != "independent" and ppo.gradient in ("score", "mixture"):
+        reasons = [
+            (ppo.baseline != "critic", f"config.ppo.baseline {ppo.baseline!r}"),
+            (thoughts.reads_others, "config.thoughts.cross_attention or graph 'all'"),
+            (ppo.together, "config.ppo.together"),
+            (ppo.shared_reward, "config.ppo.shared_reward"),
+            (rewards.diversity != 0, "config.ppo.rewards.diversity"),
+        ]
+        for wanted, key in reasons:
+            if wanted:
+                raise UserError(
+                    f"config.ppo.coupling {ppo.coupling!r} with gradient {ppo.gradient!r} is biased where other trajectories enter "
+                    f"one's reward or baseline, as with {key}: take gradient 'pathwise', or 'independent' noise."
+                )
 
 
 def _check_ppo(run: "RunConfig") -> None:

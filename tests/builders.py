@@ -42,6 +42,7 @@ def small_reasoner(
     reasoning_dim: int = 5,
     dtype: jax.typing.DTypeLike = jnp.float32,
     reads: str = "nothing",
+    max_trajectories: int = 0,
     **shape: int | float,
 ) -> Reasoner:
     """A random reasoner in which no weight of the navigator is zero, so that every head matters.
@@ -49,7 +50,9 @@ def small_reasoner(
     `reads` is a key of READS: what its thoughts read of earlier actions.
     """
     config = LlamaConfig(**SMALL | shape)
-    kind = NavigatorConfig(feedback, normalised, reasoning_dim, memory_top, **READS[reads])
+    kind = NavigatorConfig(
+        feedback, normalised, reasoning_dim, memory_top, **READS[reads], max_trajectories=max_trajectories
+    )
     abstract = nnx.eval_shape(
         lambda: Reasoner(Llama(config, nnx.Rngs(0), compute_dtype=dtype), kind, nnx.Rngs(0))
     )

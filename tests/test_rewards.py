@@ -10,6 +10,7 @@ from longshot_jax.training.rewards import (
     Outcome,
     RewardWeights,
     answer_rewards,
+    shared_rewards,
     thought_cost_rewards,
 )
 
@@ -45,6 +46,9 @@ def total(result: Outcome, weights: RewardWeights) -> np.ndarray:
         ("missing_end", {"missing_end": -0.1}, [0, -0.1, 0, 0, -0.1]),
         ("success_per_thought", {"success_per_thought": 0.01}, [0, 0.03, 0, 0, 0]),
         ("success_per_trajectory", {"success_per_trajectory": 0.01}, [0.05, 0.05, 0, 0, 0]),
+        ("trajectory_cost", {"trajectory_cost": 0.02}, [-0.1] * 5),
+        ("vote_correct", {"vote_correct": 0.5}, [0.5] * 5),
+        ("diversity", {"diversity": 2.0}, [0, 0.5, 1, 1.5, 2]),
     ],
 )
 def test_each_term_alone(term, weights, expected):
@@ -54,6 +58,9 @@ def test_each_term_alone(term, weights, expected):
         ended=[[1, 0, 1, 1, 0]],
         natural=[[1, 1, 0, 1, 1]],
         trajectories=5,
+    )
+    result = dataclasses.replace(
+        result, vote_correct=np.array([[True]]), diversity=np.array([[0, 0.25, 0.5, 0.75, 1]])
     )
     terms = answer_rewards(result, dataclasses.replace(NOTHING, **weights))
     assert list(terms) == [term]
@@ -66,7 +73,10 @@ def test_every_weight_has_its_term():
     settings = {"target_thoughts", "excess_above", "natural_stop_range"}
     weights = {f.name for f in dataclasses.fields(RewardWeights)} - settings - {"thought_cost"}
     everything = RewardWeights(**dict.fromkeys(weights, 1.0), natural_stop_range=(0, 9))
-    assert set(answer_rewards(outcome([[1, 0]], [[2, 3]]), everything)) == weights
+    ended = dataclasses.replace(
+        outcome([[1, 0]], [[2, 3]]), vote_correct=np.ones((1, 1), bool), diversity=np.ones((1, 2))
+    )
+    assert set(answer_rewards(ended, everything)) == weights
 
 
 def test_default_is_correctness_alone():
@@ -119,7 +129,8 @@ def test_thought_cost_is_no_part_of_the_answers_reward():
 
 def test_reward_reads_nothing_of_the_problem_but_its_outcome():
     fields = {f.name for f in dataclasses.fields(Outcome)}
-    assert fields == {"correct", "ended", "thoughts", "natural_stop", "trajectories"}
+    own = {"correct", "ended", "thoughts", "natural_stop", "trajectories"}
+    assert fields == own | {"vote_correct", "diversity"}
 
 
 def test_bad_weights_are_refused_by_name():
@@ -127,3 +138,11 @@ def test_bad_weights_are_refused_by_name():
         RewardWeights(thought_cost=-0.1)
     with pytest.raises(UserError, match=r"natural_stop_range is \(5, 2\)"):
         RewardWeights(natural_stop_range=(5, 2))
+
+
+def test_shared_rewards_are_the_mean_total_of_those_that_exist():
+    answers, thoughts = np.array([[1.0, 0.0, 9.0], [1.0, 2.0, 3.0]]), np.full((2, 3, 2), -0.5)
+    exists = np.array([[True, True, False], [True, True, True]])
+    earned, spent = shared_rewards(answers, thoughts, exists)
+    np.testing.assert_allclose(earned, [[-0.5, -0.5, 0.0], [1.0, 1.0, 1.0]])
+    assert not spent.any() and earned.dtype == np.float32

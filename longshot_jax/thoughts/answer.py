@@ -72,6 +72,7 @@ def decode_answers(
     length: int,
     temperature: Float[Array, ""],
     keys: Key[Array, "B N"] | None,
+    exists: Bool[Array, "B N"] | None = None,
 ) -> Answers:
     """Samples (or, without keys, picks greedily) up to `length` tokens after each trajectory's last thought.
 
@@ -84,6 +85,7 @@ def decode_answers(
       length: A, including the end token.
       temperature: divides the logits; log-probs and entropies are under it too (in greedy decoding as well).
       keys: one per trajectory, so that a row's tokens do not depend on the batch around it.
+      exists: trajectories that answer; by default all.
     """
     shape = thoughts.counts.shape
     config, llama = reasoner.llama.config, reasoner.llama
@@ -144,7 +146,8 @@ def decode_answers(
         ended=jnp.zeros(shape, bool),
         scores=TokenScores(blank, blank, blank, jnp.zeros((*shape, length), bool)),
     )
-    *_, answers = jax.lax.while_loop(unfinished, next_token, (0, hidden, cache, seen, everyone, answers))
+    alive = everyone if exists is None else exists
+    *_, answers = jax.lax.while_loop(unfinished, next_token, (0, hidden, cache, seen, alive, answers))
     return answers
 
 

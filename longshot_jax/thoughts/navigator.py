@@ -51,6 +51,8 @@ class NavigatorConfig:
       graph_layers: graph transformer layers after the graph attention.
       cross_attention: a thought reads the other trajectories' earlier actions (`thoughts.cross`).
       heads: of graph and cross-trajectory attention; they divide `reasoning_dim`.
+      max_trajectories: PPO's questions choose their number of trajectories from 2 to this (`thoughts.complexity`);
+        0 is no choice.
     """
 
     feedback: Feedback = "hidden"
@@ -64,6 +66,7 @@ class NavigatorConfig:
     graph_layers: int = 1
     cross_attention: bool = False
     heads: int = 4
+    max_trajectories: int = 0
 
     @property
     def reads_past(self) -> bool:
@@ -123,6 +126,10 @@ class Navigator(nnx.Module):
             self.graph = GraphMemory(space, config.heads, config.graph_layers, rngs, silent)
         if config.cross_attention:
             self.cross = CrossAttention(space, config.heads, rngs, silent)
+        if config.max_trajectories:
+            choices = config.max_trajectories - 1
+            self.number_weight = weight(rngs, (hidden_size, choices), ("embed", None), zeros())
+            self.number_bias = weight(rngs, (choices,), (None,), zeros())
         if config.step_embeddings:
             size = space if config.in_reasoning_space else hidden_size
             self.step_table = weight(rngs, (config.step_embeddings, size), (None, None), zeros())
@@ -222,6 +229,10 @@ class Navigator(nnx.Module):
     def stop_logit(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
         """Logit of "stop here, answer now", before the stop temperature."""
         return hidden.astype(jnp.float32) @ self.stop_weight[...] + self.stop_bias[...][0]
+
+    def number_logits(self, hidden: Float[Array, "B D"]) -> Float[Array, "B choices"]:
+        """Logits of 2, 3, ... trajectories, from h_0; uniform at the start."""
+        return hidden.astype(jnp.float32) @ self.number_weight[...] + self.number_bias[...]
 
     def value(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
         """Expected return from here. The critic reads the backbone but does not train it."""

@@ -16,6 +16,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from longshot_jax.thoughts.answer import TokenScores, answer_inputs, score_tokens
+from longshot_jax.thoughts.complexity import NumberScores, score_number
 from longshot_jax.thoughts.densities import bernoulli_entropy, bernoulli_log_prob, gaussian_log_prob
 from longshot_jax.thoughts.fusion import mean_of_trajectories
 from longshot_jax.thoughts.memory import MemoryBank
@@ -37,6 +38,8 @@ class Rollout:
       tokens: Int [B, N, A]; token_mask: Bool [B, N, A]; ended: Bool [B, N].
       std, stop_temperature, token_temperature: Float [], those that sampled.
       node_values: Float [B, N, T], what thoughts read beside the actions of earlier steps; None where they read none.
+      number: Int [B], trajectories of each question; number_free: Bool [B], whether that was an action; exists: Bool
+        [B, N], the first so many. None where all questions have all N.
     """
 
     prompt: Array
@@ -55,6 +58,9 @@ class Rollout:
     stop_temperature: Array
     token_temperature: Array
     node_values: Array | None = None
+    number: Array | None = None
+    number_free: Array | None = None
+    exists: Array | None = None
 
 
 @struct.dataclass
@@ -84,6 +90,7 @@ class Scores:
 
     thoughts: ThoughtScores
     tokens: TokenScores
+    number: NumberScores | None = None
 
     @property
     def values(self) -> Array:
@@ -94,6 +101,12 @@ class Scores:
 def position_mask(counts: Int[Array, "B N"], steps: int) -> Bool[Array, "B N Tplus1"]:
     """Which of the decision points h_0 ... h_T a trajectory reached: those up to its stop."""
     return jnp.arange(steps + 1) <= counts[..., None]
+
+
+def reached_positions(rollout: Rollout) -> Bool[Array, "B N Tplus1"]:
+    """Which decision points the trajectories of a rollout reached; none of one that does not exist."""
+    reached = position_mask(rollout.counts, rollout.taken.shape[-1])
+    return reached if rollout.exists is None else reached & rollout.exists[..., None]
 
 
 def score_thoughts(
@@ -109,7 +122,7 @@ def score_thoughts(
     noisy = rollout.std > 0
     safe_std = jnp.where(noisy, rollout.std, 1.0)
     thought = gaussian_log_prob(jax.lax.stop_gradient(rollout.actions), means, safe_std, scaling)
-    reached = position_mask(rollout.counts, rollout.taken.shape[-1])
+    reached = reached_positions(rollout)
     return ThoughtScores(
         stop=jnp.where(rollout.free, bernoulli_log_prob(stop_logits, rollout.stops), 0.0),
         stop_logits=stop_logits,
@@ -178,9 +191,13 @@ def rescore(
         after = continuation_hidden(reasoner, prompt, thoughts, inputs, input_mask)
         token_hidden = jnp.concatenate([thoughts.last_hidden[:, :, None], after], axis=2)
     token_hidden = token_hidden[:, :, len(opening) :]
+    number = None
+    if rollout.number is not None:
+        number = score_number(reasoner.navigator, prompt.hidden, rollout.number, rollout.number_free)
     return Scores(
         score_thoughts(reasoner, rollout, hidden, means, scaling),
         score_tokens(reasoner, token_hidden, rollout.tokens, rollout.token_mask, rollout.token_temperature),
+        number,
     )
 
 

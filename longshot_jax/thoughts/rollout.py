@@ -8,6 +8,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Int, Key
 
 from longshot_jax.thoughts.answer import decode_answers
+from longshot_jax.thoughts.complexity import draw_number, existing, score_number
+from longshot_jax.thoughts.coupling import Coupling, coupled
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.thoughts.navigator import Reasoner, action_size
 from longshot_jax.thoughts.rescore import Rollout, Scores, score_thoughts
@@ -31,10 +33,17 @@ class Temperatures:
 
 @struct.dataclass
 class Lengths:
-    """Bounds on the number of thoughts of each trajectory; Int [B, N] or broadcastable. Equal bounds force it."""
+    """How many thoughts and trajectories there may be.
+
+    Attributes:
+      min_steps, max_steps: bounds on the thoughts of each trajectory; Int [B, N] or broadcastable. Equal bounds force.
+      trajectories: forced numbers of trajectories, Int [B], 0 leaves the choice to the complexity head; None leaves
+        all. Read only where that head chooses.
+    """
 
     min_steps: Array
     max_steps: Array
+    trajectories: Array | None = None
 
 
 def sample_rollout(
@@ -54,6 +63,8 @@ def sample_rollout(
     scaling: str,
     together: bool = False,
     greedy: bool = False,
+    coupling: Coupling = "independent",
+    adaptive: bool = False,
 ) -> tuple[Rollout, Scores]:
     """Samples N trajectories from every question.
 
@@ -72,6 +83,8 @@ def sample_rollout(
       scaling: of a thought's log-prob.
       together: the ensemble: all trajectories are fed their mean thought.
       greedy: no sampling anywhere: thoughts are their means, stops and tokens the likelier.
+      coupling: of the noise of one question's trajectories.
+      adaptive: the complexity head says how many of the N trajectories exist.
 
     Returns:
       The rollout and what the policy that sampled it said of its actions.
@@ -87,9 +100,22 @@ def sample_rollout(
         lambda key: jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_trajectories))
     )(keys)
     noise, uniforms, token_keys = jax.vmap(jax.vmap(draws))(trajectory_keys)
+    noise = coupled(noise, coupling)
+    number = free = exists = None
+    if adaptive:
+        # A fold that no trajectory has.
+        number_keys = None if greedy else jax.vmap(jax.random.fold_in, (0, None))(keys, 2**31 - 1)
+        number, free = draw_number(reasoner.navigator, encoded.hidden, lengths.trajectories, number_keys)
+        exists = existing(number, num_trajectories)
     if greedy:
         temperatures = replace(temperatures, std=jnp.zeros_like(temperatures.std))
-    rule = StopRule(lengths.min_steps, lengths.max_steps, temperatures.stop, None if greedy else uniforms)
+    rule = StopRule(
+        lengths.min_steps,
+        lengths.max_steps,
+        temperatures.stop,
+        None if greedy else uniforms,
+        True if exists is None else exists,
+    )
     thoughts = think(reasoner, encoded, memory, rule, noise, temperatures.std, None, together)
     answers = decode_answers(
         reasoner,
@@ -100,6 +126,7 @@ def sample_rollout(
         answer_length,
         temperatures.token,
         None if greedy else token_keys,
+        exists,
     )
     rollout = Rollout(
         prompt=prompt,
@@ -118,7 +145,11 @@ def sample_rollout(
         stop_temperature=jnp.asarray(temperatures.stop, jnp.float32),
         token_temperature=jnp.asarray(temperatures.token, jnp.float32),
         node_values=thoughts.node_values,
+        number=number,
+        number_free=free,
+        exists=exists,
     )
     # The scores come from the cached passes that sampled, not from a second one: rescore is tested against them.
     recorded = score_thoughts(reasoner, rollout, thoughts.hidden, thoughts.means, scaling)
-    return rollout, Scores(recorded, answers.scores)
+    number_scores = score_number(reasoner.navigator, encoded.hidden, number, free) if adaptive else None
+    return rollout, Scores(recorded, answers.scores, number_scores)

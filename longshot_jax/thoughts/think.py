@@ -47,12 +47,14 @@ class StopRule:
       temperature: Float [], divides the stop logit.
       uniforms: Float [B, N, T + 1] in [0, 1); stops where below the stop probability. None is greedy: stops
         where the probability exceeds one half.
+      exists: Bool, trajectories that are thought at all.
     """
 
     min_steps: Array
     max_steps: Array
     temperature: Array | float = 1.0
     uniforms: Array | None = None
+    exists: Array | bool = True
 
 
 @struct.dataclass
@@ -235,7 +237,7 @@ def think(
     empty = constrain_cache(jnp.zeros(cache_shape, llama.compute_dtype))
     carry = (
         jnp.broadcast_to(prompt.hidden[:, None], (*shape, prompt.hidden.shape[-1])),
-        jnp.ones(shape, bool),
+        jnp.broadcast_to(stop_rule.exists, shape),
         Context(KeyValues(empty, empty), jnp.zeros((*shape, steps), bool)),
         empty_past(*shape, steps, size) if navigator.config.reads_past else None,
     )

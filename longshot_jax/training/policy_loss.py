@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from longshot_jax.thoughts.densities import gaussian_kl
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.thoughts.navigator import Reasoner
-from longshot_jax.thoughts.rescore import Replay, Rollout, Scores, position_mask, rescore
+from longshot_jax.thoughts.rescore import Replay, Rollout, Scores, reached_positions, rescore
 from longshot_jax.training.ppo import (
     PolicyLossSums,
     ValueLossSums,
@@ -37,6 +37,7 @@ class Experience:
       reference: what the reference policy says of them, or None where the loss has no KL.
       advantages, returns: of thought positions, then answer positions.
       weights: of each trajectory's actions in the policy's loss, of the minibatch that it is in; None for 1.
+      of_number: advantages of the questions' numbers of trajectories; None where these are no actions.
     """
 
     rollout: Rollout
@@ -45,6 +46,7 @@ class Experience:
     advantages: Float[Array, "B N P"]
     returns: Float[Array, "B N P"]
     weights: Float[Array, "B N"] | None = None
+    of_number: Float[Array, " B"] | None = None
 
 
 @struct.dataclass
@@ -58,6 +60,7 @@ class PolicySums:
       kl: to the reference, in nats, over all actions.
       weighted_kl, entropy_bonus: what enters the loss: the KL and, times their coefficients, the entropies, with the
         weights of trajectories.
+      numbers, number_entropy: surrogate and entropy of the numbers of trajectories; None where these are no actions.
     """
 
     stops: PolicyLossSums
@@ -69,20 +72,30 @@ class PolicySums:
     kl: Float[Array, ""]
     weighted_kl: Float[Array, ""]
     entropy_bonus: Float[Array, ""]
+    numbers: PolicyLossSums | None = None
+    number_entropy: Float[Array, ""] | None = None
 
     def __add__(self, other: "PolicySums") -> "PolicySums":
-        names = (field.name for field in fields(self))
-        return PolicySums(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        pairs = (
+            (field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self)
+        )
+        return PolicySums(**{name: None if ours is None else ours + theirs for name, ours, theirs in pairs})
+
+    @property
+    def surrogates(self) -> tuple[PolicyLossSums, ...]:
+        """Of all kinds of action."""
+        always = self.stops, self.thoughts, self.tokens
+        return always if self.numbers is None else (*always, self.numbers)
 
     @property
     def actions(self) -> Array:
         """Number of scored actions of all kinds."""
-        return self.stops.count + self.thoughts.count + self.tokens.count
+        return sum((part.count for part in self.surrogates), jnp.zeros(()))
 
     @property
     def approximate_kl(self) -> Array:
         """KL per action from the policy that sampled to the present one, nats: how far the update has moved."""
-        total = self.stops.kl_sum + self.thoughts.kl_sum + self.tokens.kl_sum
+        total = sum((part.kl_sum for part in self.surrogates), jnp.zeros(()))
         return total / jnp.maximum(self.actions, 1.0)
 
 
@@ -115,7 +128,8 @@ def actions_of(rollout: Rollout, config: PPOConfig) -> Float[Array, "B N"]:
 
 def count_actions(rollout: Rollout, config: PPOConfig) -> Float[Array, ""]:
     """All actions that carry a loss: what every policy term is divided by."""
-    return jnp.sum(actions_of(rollout, config))
+    total = jnp.sum(actions_of(rollout, config))
+    return total if rollout.number_free is None else total + jnp.sum(rollout.number_free)
 
 
 def with_weights(minibatch: Experience, config: PPOConfig) -> Experience:
@@ -139,8 +153,7 @@ def estimate_advantages(
     the reward) at the position of its actions. With a group baseline
     a trajectory has one advantage at all of its positions; its value head is still trained on the returns.
     """
-    steps = rollout.taken.shape[-1]
-    mask = jnp.concatenate([position_mask(rollout.counts, steps), rollout.token_mask], axis=-1)
+    mask = jnp.concatenate([reached_positions(rollout), rollout.token_mask], axis=-1)
     rewards = jnp.concatenate([thought_reward, reward_at_end(answer_reward, rollout.token_mask)], axis=-1)
     if penalty is not None:
         rewards = rewards - penalty
@@ -157,6 +170,25 @@ def estimate_advantages(
     if config.whiten:
         advantages = whiten(advantages, mask)
     return advantages, returns
+
+
+def share_advantages(
+    advantages: Float[Array, "B N P"], rollout: Rollout, config: PPOConfig
+) -> tuple[Float[Array, "B N P"], Float[Array, " B"] | None]:
+    """Advantages of trajectories' actions, and of the questions' numbers of trajectories where these are actions.
+
+    A question is worth the mean over its c trajectories. Of that, a trajectory's own actions earn a share of 1 / c, or
+    all where the reward is shared; the number, which is chosen at h_0 before anything else, earns the mean of the
+    advantages there. Own shares are shown times N: where all N exist, nothing changes.
+    """
+    if rollout.number is None or rollout.exists is None:
+        return advantages, None
+    number = rollout.number.astype(advantages.dtype)
+    of_number = jnp.sum(advantages[..., 0], axis=1, where=rollout.exists) / number
+    if config.shared_reward:
+        return advantages, of_number
+    trajectories = rollout.exists.shape[1]
+    return advantages * (trajectories / number)[:, None, None], trajectories * of_number
 
 
 def policy_sums(
@@ -200,14 +232,14 @@ def sums_of(scores: Scores, part: Experience, config: PPOConfig) -> PolicySums:
     def weighted(per_trajectory: Array) -> Array:
         return jnp.sum(per_trajectory if part.weights is None else per_trajectory * part.weights)
 
-    real = jnp.concatenate([position_mask(rollout.counts, steps), rollout.token_mask], axis=-1)
+    real = jnp.concatenate([reached_positions(rollout), rollout.token_mask], axis=-1)
     kl = jnp.zeros(rollout.counts.shape)
     if part.reference is not None:
         kl = _kl(scores, part.reference, rollout, config)
     stop_entropy = jnp.sum(scores.thoughts.stop_entropy, axis=-1)
     token_entropy = jnp.sum(scores.tokens.entropies, axis=-1)
     bonus = config.entropy_coefficient * stop_entropy + config.token_entropy_coefficient * token_entropy
-    return PolicySums(
+    sums = PolicySums(
         stops=clipped(scores.thoughts.stop, recorded.thoughts.stop, at_thoughts, rollout.free),
         thoughts=clipped(
             scores.thoughts.thought,
@@ -225,6 +257,28 @@ def sums_of(scores: Scores, part: Experience, config: PPOConfig) -> PolicySums:
         kl=jnp.sum(kl),
         weighted_kl=weighted(kl),
         entropy_bonus=weighted(bonus),
+    )
+    return sums if scores.number is None else _with_numbers(sums, scores, part, config)
+
+
+def _with_numbers(sums: PolicySums, scores: Scores, part: Experience, config: PPOConfig) -> PolicySums:
+    """The sums with the terms of the questions' numbers of trajectories, one action each."""
+    free, new, old = part.rollout.number_free, scores.number, part.recorded.number
+    assert free is not None and new is not None and old is not None and part.of_number is not None
+    kl = jnp.zeros(())
+    if part.reference is not None and part.reference.number is not None:
+        estimate = kl_estimate(new.log_prob, part.reference.number.log_prob, config.kl_estimator)
+        kl = jnp.sum(estimate, where=free)
+    entropy = jnp.sum(new.entropy)
+    return replace(
+        sums,
+        numbers=clipped_policy_loss(
+            new.log_prob, old.log_prob, part.of_number, free, config.clip, config.dual_clip or None
+        ),
+        number_entropy=entropy,
+        kl=sums.kl + kl,
+        weighted_kl=sums.weighted_kl + kl,
+        entropy_bonus=sums.entropy_bonus + config.entropy_coefficient * entropy,
     )
 
 
@@ -267,7 +321,7 @@ def policy_loss(
 ) -> Float[Array, ""]:
     """The loss to minimise, or a micro-batch's share of it: counts are those of the whole minibatch."""
     actions = jnp.maximum(action_count, 1.0)
-    surrogate = sums.stops.loss_sum + sums.thoughts.loss_sum + sums.tokens.loss_sum
+    surrogate = sum((part.loss_sum for part in sums.surrogates), jnp.zeros(()))
     regular = kl_coefficient * sums.weighted_kl - sums.entropy_bonus
     critic = config.value_coefficient * sums.values.loss_sum / jnp.maximum(position_count, 1.0)
     return (surrogate + regular) / actions + critic

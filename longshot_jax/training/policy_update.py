@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from longshot_jax.thoughts.memory import MemoryBank, best_positions, write_bank
 from longshot_jax.thoughts.navigator import Reasoner
-from longshot_jax.thoughts.rescore import Rollout, Scores, position_mask
+from longshot_jax.thoughts.rescore import Rollout, Scores, reached_positions
 from longshot_jax.training.optimizer import apply_if_finite, cut_rows, summed_gradients
 from longshot_jax.training.policy_loss import (
     Experience,
@@ -24,6 +24,7 @@ from longshot_jax.training.policy_loss import (
     policy_loss,
     policy_sums,
     rollout_kl_reference,
+    share_advantages,
     with_weights,
 )
 from longshot_jax.training.ppo import adapt_kl_coefficient, explained_variance
@@ -107,7 +108,8 @@ def policy_update(
         advantages, returns = estimate_advantages(
             rollout, recorded, answer_reward, thought_reward, config, penalty
         )
-        experience = Experience(rollout, recorded, reference, advantages, returns)
+        advantages, of_number = share_advantages(advantages, rollout, config)
+        experience = Experience(rollout, recorded, reference, advantages, returns, of_number=of_number)
         order_key, next_key = jax.random.split(state.key)
 
         def epoch(carry: tuple[TrainState, Array], key: Array) -> tuple[tuple[TrainState, Array], Any]:
@@ -145,8 +147,7 @@ def policy_update(
 
 
 def _count_positions(rollout: Rollout) -> Float[Array, ""]:
-    steps = rollout.taken.shape[-1]
-    thoughts = jnp.sum(position_mask(rollout.counts, steps), dtype=jnp.float32)
+    thoughts = jnp.sum(reached_positions(rollout), dtype=jnp.float32)
     return thoughts + jnp.sum(rollout.token_mask, dtype=jnp.float32)
 
 
@@ -181,7 +182,11 @@ def _metrics(sums: PolicySums) -> dict[str, Array]:
         "kl": share(sums.kl, sums.actions),
         "approximate_kl": sums.approximate_kl,
     }
-    for kind in ("stops", "thoughts", "tokens"):
+    kinds = ["stops", "thoughts", "tokens"]
+    if sums.numbers is not None:
+        kinds.append("numbers")
+        metrics["number_entropy"] = share(sums.number_entropy, sums.numbers.count)
+    for kind in kinds:
         part = getattr(sums, kind)
         metrics[f"{kind}/loss"] = share(part.loss_sum, part.count)
         metrics[f"{kind}/clip_fraction"] = share(part.clipped_count, part.count)

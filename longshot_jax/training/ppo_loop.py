@@ -14,6 +14,7 @@ from longshot_jax.data.loader import ProblemStream
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.batches import answer_texts
 from longshot_jax.evaluation.decoding import rule_after
+from longshot_jax.evaluation.fusions import choose
 from longshot_jax.model.sharding import (
     fetch,
     place_batch,
@@ -22,7 +23,7 @@ from longshot_jax.thoughts.rollout import Lengths, Temperatures
 from longshot_jax.training.ahead import Ahead
 from longshot_jax.training.annealing import anneal
 from longshot_jax.training.ppo_programs import PPOPrograms
-from longshot_jax.training.rewards import Outcome, answer_rewards, thought_cost_rewards
+from longshot_jax.training.rewards import Outcome, answer_rewards, shared_rewards, thought_cost_rewards
 from longshot_jax.training.session import Session, as_numbers
 from longshot_jax.training.short_evaluation import ShortEvaluation
 from longshot_jax.training.state import TrainState
@@ -62,12 +63,16 @@ class PPOLoop:
         shape = (config.questions, config.num_trajectories)
         least = np.full(shape, config.min_steps, np.int32)
         most = np.full(shape, config.max_steps, np.int32)
+        number = np.zeros(config.questions, np.int32) if self.programs.adaptive else None
         if iteration < config.target_iterations:
-            # Forced: as many thoughts as drawn, whatever the stop head says.
+            # Forced: as many as drawn, whatever stop head and complexity head say.
             rng = np.random.default_rng((run.seed, 2, iteration))
-            least = most = rng.choice(np.asarray(config.target_steps, np.int32), size=shape)
+            if config.target_steps:
+                least = most = rng.choice(np.asarray(config.target_steps, np.int32), size=shape)
+            if config.target_trajectories:
+                number = rng.choice(np.asarray(config.target_trajectories, np.int32), size=config.questions)
         # Still on the host: the line after places them.
-        lengths = Lengths(least, most)  # pyright: ignore[reportArgumentType]
+        lengths = Lengths(least, most, number)  # pyright: ignore[reportArgumentType]
         return Questions(problems, *place_batch((prompt, mask, lengths), self.session.mesh))
 
     def temperatures(self, iteration: int, noise: float | None = None) -> Temperatures:
@@ -168,20 +173,24 @@ class PPOLoop:
         )
         ended, previous = fetch((outcome, pending[1] if pending else {}))
         outcomes = self._outcomes(ended, questions.problems)
-        terms = answer_rewards(outcomes, config.rewards)
+        exists = ended.get("exists", np.ones(outcomes.correct.shape, bool))
+        terms = {name: term * exists for name, term in answer_rewards(outcomes, config.rewards).items()}
         zero = np.zeros(outcomes.correct.shape, np.float32)
         answer_reward = np.asarray(sum(terms.values(), zero), np.float32)
         costs = thought_cost_rewards(outcomes.thoughts, config.max_steps, config.rewards.thought_cost)
-        rewards = place_batch((answer_reward, costs), session.mesh)
+        earned = (
+            shared_rewards(answer_reward, costs, exists) if config.shared_reward else (answer_reward, costs)
+        )
+        rewards = place_batch(earned, session.mesh)
         state, metrics = self.programs.update(state, rollout, recorded, *rewards)
         total = answer_reward + costs.sum(-1)
-        self.session.writer.histogram(step, "rollout/thoughts_taken", outcomes.thoughts)
-        self.session.writer.histogram(step, "reward/distribution", total)
+        self.session.writer.histogram(step, "rollout/thoughts_taken", outcomes.thoughts[exists])
+        self.session.writer.histogram(step, "reward/distribution", total[exists])
         metrics |= {
-            f"reward/{name}": np.mean(term)
+            f"reward/{name}": np.mean(term[exists])
             for name, term in (terms | {"thought_cost": costs.sum(-1)}).items()
         }
-        metrics |= self._rollout_metrics(outcomes, ended, total, iteration)
+        metrics |= self._rollout_metrics(outcomes, exists, ended, total, iteration)
         return state, metrics, (pending[0], as_numbers(previous)) if pending else None
 
     def _outcomes(self, ended: dict[str, np.ndarray], problems: Sequence[Problem]) -> Outcome:
@@ -190,26 +199,48 @@ class PPOLoop:
             [same_answer(text, problem.answer) for text in row]
             for row, problem in zip(texts, problems, strict=True)
         ]
-        count = np.full((len(problems), 1), self.config.num_trajectories, np.int32)
+        number = ended.get("number", np.full(len(problems), self.config.num_trajectories, np.int32))
+        voted = None
+        if self.config.rewards.vote_correct:
+            chosen = [
+                choose("vote", row[:count], values[:count])
+                for row, values, count in zip(texts, ended["values"], number, strict=True)
+            ]
+            voted = np.asarray([row[index] for row, index in zip(correct, chosen, strict=True)], bool)[
+                :, None
+            ]
         return Outcome(
-            np.asarray(correct, bool), ended["ended"], ended["thoughts"], ended["natural_stop"], count
+            np.asarray(correct, bool),
+            ended["ended"],
+            ended["thoughts"],
+            ended["natural_stop"],
+            number[:, None],
+            voted,
+            ended.get("diversity"),
         )
 
     def _rollout_metrics(
-        self, outcomes: Outcome, ended: dict[str, np.ndarray], total: np.ndarray, iteration: int
+        self,
+        outcomes: Outcome,
+        exists: np.ndarray,
+        ended: dict[str, np.ndarray],
+        total: np.ndarray,
+        iteration: int,
     ) -> dict[str, Any]:
-        """How the sampled trajectories did, as scalars."""
-        thoughts = outcomes.thoughts
+        """How the sampled trajectories did, as scalars: those that exist."""
+        thoughts, correct = outcomes.thoughts[exists], outcomes.correct[exists]
         metrics: dict[str, Any] = {
-            "reward/total": np.mean(total),
-            "rollout/accuracy": np.mean(outcomes.correct),
+            "reward/total": np.mean(total[exists]),
+            "rollout/accuracy": np.mean(correct),
             "rollout/thoughts": np.mean(thoughts),
-            "rollout/natural_stops": np.mean(outcomes.natural_stop),
-            "rollout/ended": np.mean(outcomes.ended),
+            "rollout/natural_stops": np.mean(outcomes.natural_stop[exists]),
+            "rollout/ended": np.mean(outcomes.ended[exists]),
             "rollout/thought_rms": ended["thought_rms"],
         }
+        if self.programs.adaptive:
+            metrics["rollout/trajectories"] = np.mean(outcomes.trajectories)
         for count in np.unique(thoughts):
-            metrics[f"rollout/accuracy_with_{count}_thoughts"] = np.mean(outcomes.correct[thoughts == count])
+            metrics[f"rollout/accuracy_with_{count}_thoughts"] = np.mean(correct[thoughts == count])
         names = ("std", "stop", "token")
         values = self.temperatures(iteration)
         metrics |= {f"temperature/{name}": getattr(values, name) for name in names}

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 from longshot_jax.config import RunConfig
 from longshot_jax.model.activations import on_mesh
 from longshot_jax.model.sharding import batch_sharding, check_divides, placed, replicated, shardings
+from longshot_jax.thoughts.coupling import diversity
 from longshot_jax.thoughts.memory import empty_bank
 from longshot_jax.thoughts.rescore import Rollout, Scores
 from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
@@ -44,6 +45,7 @@ class PPOPrograms:
         self, run: RunConfig, blueprint: Blueprint, mesh: Mesh, opening: tuple[int, ...], end_token: int
     ):
         config = self.config = run.ppo
+        self.adaptive = run.thoughts.max_trajectories > 0
         self.graph, self.mesh, self.opening, self.end_token = blueprint.graph, mesh, opening, end_token
         self.answer_length = config.answer_length or run.data.answer_length
         part = config.questions // (config.minibatches * config.micro_batches)
@@ -108,6 +110,8 @@ class PPOPrograms:
             end_token=self.end_token,
             scaling=config.log_prob_scaling,
             together=config.together,
+            coupling=config.coupling,
+            adaptive=self.adaptive,
         )
         squares = jnp.mean(jnp.square(recorded.thoughts.means), axis=-1)
         taken = jnp.sum(rollout.taken)
@@ -120,6 +124,13 @@ class PPOPrograms:
             "natural_stop": decided,
             "thought_rms": jnp.where(taken > 0, rms, 1.0),
         }
+        if rollout.number is not None:
+            outcome |= {"number": rollout.number, "exists": rollout.exists}
+        if config.rewards.vote_correct:
+            values = recorded.thoughts.values
+            outcome["values"] = jnp.take_along_axis(values, rollout.counts[..., None], axis=-1)[..., 0]
+        if config.rewards.diversity:
+            outcome["diversity"] = diversity(rollout.actions, rollout.taken)
         rows, whole = batch_sharding(self.mesh), replicated(self.mesh)
         rollout, recorded = jax.lax.with_sharding_constraint(
             (rollout, recorded), jax.tree.map(lambda x: rows if x.ndim else whole, (rollout, recorded))

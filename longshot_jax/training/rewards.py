@@ -24,6 +24,8 @@ class Outcome:
       thoughts: number of thoughts taken.
       natural_stop: thinking ended by the trajectory's own decision rather than at a limit or forced length.
       trajectories: how many trajectories the question had, [B, N] or [B, 1].
+      vote_correct: the majority of the question's answers is right; None where nobody asks.
+      diversity: how far the thoughts are from those of the question's other trajectories, 0 to 1; None likewise.
     """
 
     correct: Bool[np.ndarray, "B N"]
@@ -31,13 +33,15 @@ class Outcome:
     thoughts: Int[np.ndarray, "B N"]
     natural_stop: Bool[np.ndarray, "B N"]
     trajectories: Int[np.ndarray, "B #N"]
+    vote_correct: Bool[np.ndarray, "B #N"] | None = None
+    diversity: Float[np.ndarray, "B N"] | None = None
 
 
 @dataclass(frozen=True)
 class RewardWeights:
     """Weights of the terms, in units of reward (a correct answer is worth ``correct``); zero switches a term off.
 
-    Weights are added with their sign: a penalty is a negative number. Only ``thought_cost`` is a price, positive.
+    Weights are added with their sign: a penalty is a negative number. Only the two costs are prices, positive.
 
     Attributes:
       correct: for a correct answer.
@@ -51,6 +55,9 @@ class RewardWeights:
       missing_end: for an answer without its end token.
       success_per_thought: for each thought of a correct trajectory.
       success_per_trajectory: for each trajectory of the question, if this one is correct.
+      trajectory_cost: price of each trajectory of the question, paid by every one of them.
+      vote_correct: for every trajectory of a question whose majority is right.
+      diversity: for thoughts that differ from the other trajectories' (`thoughts.coupling.diversity`).
     """
 
     correct: float = 1.0
@@ -67,12 +74,16 @@ class RewardWeights:
     missing_end: float = 0.0
     success_per_thought: float = 0.0
     success_per_trajectory: float = 0.0
+    trajectory_cost: float = 0.0
+    vote_correct: float = 0.0
+    diversity: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.thought_cost < 0:
-            raise UserError(
-                f"thought_cost is {self.thought_cost}: it is a price that is subtracted, give it without a sign."
-            )
+        for name in ("thought_cost", "trajectory_cost"):
+            if getattr(self, name) < 0:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}: it is a price that is subtracted, give it without a sign."
+                )
         fewest, most = self.natural_stop_range
         if fewest > most:
             raise UserError(f"natural_stop_range is ({fewest}, {most}): give the smaller number first.")
@@ -140,6 +151,20 @@ def trajectories_of_success(outcome: Outcome) -> Int[np.ndarray, "B N"]:
     return np.where(outcome.correct, outcome.trajectories, 0)
 
 
+def minus_trajectories(outcome: Outcome) -> Int[np.ndarray, "B N"]:
+    return -np.broadcast_to(outcome.trajectories, outcome.correct.shape)
+
+
+def vote_correct(outcome: Outcome) -> Bool[np.ndarray, "B N"]:
+    assert outcome.vote_correct is not None
+    return np.broadcast_to(outcome.vote_correct, outcome.correct.shape)
+
+
+def diversity(outcome: Outcome) -> Float[np.ndarray, "B N"]:
+    assert outcome.diversity is not None
+    return outcome.diversity
+
+
 def answer_rewards(outcome: Outcome, weights: RewardWeights) -> dict[str, Float[np.ndarray, "B N"]]:
     """The weighted terms of every answer by name, float32; a term with weight zero is absent."""
     terms = {
@@ -153,13 +178,28 @@ def answer_rewards(outcome: Outcome, weights: RewardWeights) -> dict[str, Float[
         "missing_end": missing_end(outcome),
         "success_per_thought": thoughts_of_success(outcome),
         "success_per_trajectory": trajectories_of_success(outcome),
+        "trajectory_cost": minus_trajectories(outcome),
     }
+    # Of the question as a whole, and measured only where they count.
+    terms |= {"vote_correct": vote_correct(outcome)} if weights.vote_correct else {}
+    terms |= {"diversity": diversity(outcome)} if weights.diversity else {}
     weight_of = vars(weights)  # each term has the name of its weight
     return {
         name: np.float32(weight_of[name]) * term.astype(np.float32)
         for name, term in terms.items()
         if weight_of[name] != 0
     }
+
+
+def shared_rewards(
+    answer_reward: Float[np.ndarray, "B N"],
+    thought_reward: Float[np.ndarray, "B N positions"],
+    exists: Bool[np.ndarray, "B N"],
+) -> tuple[Float[np.ndarray, "B N"], Float[np.ndarray, "B N positions"]]:
+    """Every existing trajectory earns the mean total of its question at its end, and nothing before."""
+    total = np.where(exists, answer_reward + thought_reward.sum(-1), 0.0)
+    mean = total.sum(axis=1, keepdims=True) / exists.sum(axis=1, keepdims=True)
+    return np.where(exists, mean, 0.0).astype(np.float32), np.zeros_like(thought_reward)
 
 
 def thought_cost_rewards(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from longshot_jax.thoughts.coupling import Coupling
 from longshot_jax.training.annealing import Annealing
 from longshot_jax.training.rewards import RewardWeights
 
@@ -113,7 +114,12 @@ class PPOConfig:
       answer_length: A, most tokens of a sampled answer with its end; 0 takes `data.answer_length`, which must also
         hold the text steps of a curriculum.
       target_steps: while forced, each trajectory's number of thoughts is drawn from these.
-      target_iterations: iterations with forced numbers of thoughts, at the start.
+      target_trajectories: while forced, each question's number of trajectories, where `thoughts.max_trajectories`
+        makes it a choice.
+      target_iterations: iterations with forced numbers, at the start.
+      coupling: of the noise of a question's trajectories (`thoughts.coupling`).
+      shared_reward: every trajectory earns the mean over its question's trajectories, at its end. The whole gradient
+        where trajectories read one another, think together, or are fused; noisier where they do not.
       together: trajectories are fed their mean thought and stop by majority.
       memory_slots: M, entries of the memory bank; memory_writes: positions written per iteration.
       rewards: see there.
@@ -158,7 +164,10 @@ class PPOConfig:
     max_steps: int = 6
     answer_length: int = 0
     target_steps: tuple[int, ...] = ()
+    target_trajectories: tuple[int, ...] = ()
     target_iterations: int = 0
+    coupling: Coupling = "independent"
+    shared_reward: bool = False
     together: bool = False
     memory_slots: int = 0
     memory_writes: int = 8
