@@ -111,19 +111,20 @@ class LongShot:
     def generate(
         self,
         question: str | Sequence[str],
-        num_trajectories: int = 1,
+        num_trajectories: int | Literal["own"] = 1,
         return_all_trajectories: bool = False,
         *,
         thoughts: int | None = None,
         answer_length: int | None = None,
         seed: int = 0,
-        fusion: Literal["vote", "weighted", "best", "attend", "mean"] = "vote",
+        fusion: str = "vote",
     ) -> Any:
         """Answers a question, or several in one batch.
 
         Args:
           question: its text, or a list of texts.
-          num_trajectories: 1 is greedy; more are sampled, and `fusion` makes one answer of theirs.
+          num_trajectories: 1 is greedy; more are sampled, and `fusion` makes one answer of theirs. `own`: as many
+            as the model chooses for the question, where PPO taught it to.
           return_all_trajectories: a `Generation` with every trajectory instead of the answer's text.
           thoughts: take exactly so many. By default the model stops by itself if PPO taught it to, and takes the
             most that its curriculum had if not; a Llama that was not trained here takes none.
@@ -142,7 +143,14 @@ class LongShot:
         for text in questions:
             if not text.strip():
                 raise UserError("the question is empty: ask one.")
-        if num_trajectories < 1:
+        adaptive = num_trajectories == "own"
+        if adaptive and not self.model.max_trajectories:
+            raise UserError(
+                "num_trajectories is 'own', but this model does not choose their number: give a number, or train it "
+                "with config.thoughts.max_trajectories."
+            )
+        number = self.model.max_trajectories if num_trajectories == "own" else num_trajectories
+        if number < 1:
             raise UserError(f"num_trajectories is {num_trajectories}: it must be at least 1.")
         if fusion not in (*CHOOSING, "attend", "mean"):
             raise UserError(f"fusion is {fusion!r}: it may be {', '.join(CHOOSING)}, attend or mean.")
@@ -161,17 +169,20 @@ class LongShot:
                 indices=np.arange(len(problems), dtype=np.int32),
                 key=jax.random.key(seed),
                 memory=self.model.memory,
-                num_trajectories=0 if num_trajectories == 1 else num_trajectories,
+                num_trajectories=0 if number == 1 else number,
                 together=fusion == "mean",
+                adaptive=adaptive,
             )
         )
         anew = None
-        if fusion in ("attend", "mean") and num_trajectories > 1:
+        if fusion in ("attend", "mean") and number > 1:
             read = slice(None) if fusion == "attend" else slice(1)  # the mean is the same in all
             given = decoded.thoughts[:, read], decoded.counts[:, read]
             joint = jax.device_get(decoder.decode_given(self.model.weights, prompts, *given))
             anew = [row[0] for row in answer_texts(joint.tokens, decoder.layout)]
         texts = answer_texts(decoded.tokens, decoder.layout)
+        if adaptive:
+            texts = [row[: sum(here)] for row, here in zip(texts, decoded.exists, strict=True)]
         readings = None
         if return_all_trajectories and decoder.max_thoughts:
             readings = self._lens(self.model.weights, prompts, decoded, self.model.memory)
@@ -186,7 +197,7 @@ class LongShot:
                 answer = anew[row].removesuffix(UNFINISHED)
                 generations.append(Generation(questions[row], answer, None, trajectories))
                 continue
-            chosen = choose(fusion, answers, decoded.values[row]) if len(answers) > 1 else 0
+            chosen = choose(fusion, answers, decoded.values[row][: len(answers)]) if len(answers) > 1 else 0
             answer = trajectories[chosen].answer
             generations.append(Generation(questions[row], answer, chosen, trajectories))
         results = generations if return_all_trajectories else [each.answer for each in generations]
@@ -321,7 +332,9 @@ class LongShot:
         slots = max(self.model.max_thoughts, rule.most) if rule.most else 0
         key = layout, slots, self.model.answer_length if answer_length is None else answer_length
         if key not in self._decoders:
-            self._decoders[key] = Decoder(self.model.graph, *key)
+            self._decoders[key] = Decoder(
+                self.model.graph, *key, self.model.max_trajectories, self.model.coupling
+            )
         return self._decoders[key]
 
 

@@ -16,6 +16,7 @@ from longshot_jax.errors import UserError
 from longshot_jax.evaluation.decoding import ThoughtRule, Weights, make_temperatures, rule_after
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.llama import Llama, LlamaConfig
+from longshot_jax.thoughts.coupling import Coupling
 from longshot_jax.thoughts.memory import MemoryBank, empty_bank
 from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
 from longshot_jax.thoughts.rollout import Temperatures
@@ -40,6 +41,7 @@ class Pretrained:
       max_thoughts: T; answer_length: A, in tokens.
       sigma: noise of samples, relative to the rms of thoughts; temperatures: of samples.
       memory: the bank, or None.
+      max_trajectories: most that the model chooses for a question, 0 where it does not; coupling: of samples' noise.
       source: which checkpoint this is: step and stage, seed and mode of its run; for reports.
     """
 
@@ -54,6 +56,8 @@ class Pretrained:
     temperatures: Temperatures
     memory: MemoryBank | None
     source: dict[str, Any]
+    max_trajectories: int = 0
+    coupling: Coupling = "independent"
 
 
 def load_pretrained(
@@ -149,6 +153,8 @@ def _from_run(path: Path, checkpoints: Checkpoints, host: dict[str, Any], which:
             "mode": run.curriculum.mode,
             "feedback": run.thoughts.feedback,
         },
+        max_trajectories=run.thoughts.max_trajectories if stage == "ppo" else 0,
+        coupling=run.ppo.coupling if stage == "ppo" else "independent",
     )
 
 

@@ -14,7 +14,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="run folder or Hugging Face Llama directory")
     parser.add_argument("--question", required=True)
     parser.add_argument(
-        "--num_trajectories", type=int, default=1, help="1: greedy; more: sampled, then fused"
+        "--num_trajectories",
+        type=lambda text: text if text == "own" else int(text),
+        default=1,
+        metavar="N|own",
+        help="1: greedy; more: sampled, then fused; own: as many as the model chooses",
     )
     parser.add_argument(
         "--fusion",

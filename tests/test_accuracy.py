@@ -7,13 +7,14 @@ import pytest
 from flax import nnx
 
 from longshot_jax.config import RunConfig
+from longshot_jax.data.answers import same_answer
 from longshot_jax.data.chains import ChainProblems
 from longshot_jax.data.examples import Layout
 from longshot_jax.data.problems import Problem
 from longshot_jax.data.tokens import Tokens
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.accuracy import evaluate
-from longshot_jax.evaluation.batches import UNFINISHED
+from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
 from longshot_jax.evaluation.decoding import (
     Decoder,
     ThoughtRule,
@@ -21,7 +22,7 @@ from longshot_jax.evaluation.decoding import (
     make_temperatures,
     rule_after,
 )
-from longshot_jax.evaluation.fusions import choose
+from longshot_jax.evaluation.fusions import adaptive_vote, choose
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
 from longshot_jax.training.settings import CurriculumConfig, PPOConfig
@@ -31,10 +32,10 @@ STEPS = ThoughtRule("steps", 3)
 NOISY = make_temperatures(std=0.3)
 
 
-def build(seed=0):
+def build(seed=0, **navigator):
     def make(rngs):
         shape = LlamaConfig(TOKENS.vocabulary_size, 16, 24, 1, 2, 2, 8, tie_word_embeddings=True)
-        return Reasoner(Llama(shape, rngs), NavigatorConfig(stop_bias=0.0), rngs)
+        return Reasoner(Llama(shape, rngs), NavigatorConfig(stop_bias=0.0, **navigator), rngs)
 
     graph = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(seed))))[0]
     state = jax.jit(lambda: nnx.split(make(nnx.Rngs(seed)))[1])()
@@ -200,6 +201,30 @@ def test_a_second_evaluation_compiles_nothing(decoder, problems, results):
     rule = ThoughtRule("own", 3, 1)
     evaluate(decoder, (STATE,), problems[:7], rule, temperatures=ones, batch_size=4, num_trajectories=3)
     assert (decoder._decode._cache_size(), decoder._decode_given._cache_size()) == before
+
+
+def test_a_model_that_chooses_its_number_of_trajectories(problems):
+    """The vote is over those that exist, and the others are empty."""
+    graph, state = build(max_trajectories=3)
+    decoder = Decoder(graph, Layout(TOKENS, "answer", "coconut", 30), 3, 3, max_trajectories=3)
+    accuracies = []
+    for bias in ([0.0, 0.0], [9.0, -9.0], [-9.0, 9.0]):
+        state["navigator"]["number_bias"][...] = jnp.array(bias)
+        batches = Batches(decoder, (state,), problems, STEPS, None, 4, 0)
+        accuracy, number = adaptive_vote(batches, NOISY)
+        samples = batches.run(NOISY, 3, adaptive=True)
+        assert number == samples.exists.sum(1).mean() and samples.exists[:, :2].all()
+        assert not samples.counts[~samples.exists].any()
+        accuracies.append((accuracy, number))
+    assert 2 < accuracies[0][1] < 3 and [number for _, number in accuracies[1:]] == [2, 3]
+    # All three exist in the last round, so their answers are those of any three samples.
+    samples = batches.run(NOISY, 3, adaptive=True)
+    texts = answer_texts(samples.tokens, decoder.layout)
+    right = [
+        same_answer(row[choose("vote", row, values)], problem.answer)
+        for row, values, problem in zip(texts, samples.values, problems, strict=True)
+    ]
+    assert accuracies[-1][0] == np.mean(right)
 
 
 def test_own_stopping_keeps_to_its_bounds(decoder, problems):

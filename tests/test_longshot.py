@@ -109,6 +109,10 @@ def test_logits_refuse_what_has_no_meaning(llama):
         LongShot.from_pretrained(GOLDEN, latent_token_id=96)
     with pytest.raises(UserError, match="no tokenizer"):
         llama.generate("1+1?")
+    with pytest.raises(UserError, match="does not choose their number"):
+        llama.generate("1+1?", num_trajectories="own")
+    with pytest.raises(UserError, match="fusion is 'most'"):
+        llama.generate("1+1?", 2, fusion="most")
 
 
 def test_a_converted_directory_has_the_same_logits(folder, golden):

@@ -15,7 +15,7 @@ from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.batches import Batches, answer_texts, are_correct
 from longshot_jax.evaluation.controls import replaced_thoughts
 from longshot_jax.evaluation.decoding import Decoder, ThoughtRule, Weights, make_temperatures
-from longshot_jax.evaluation.fusions import fusion_accuracies
+from longshot_jax.evaluation.fusions import adaptive_vote, fusion_accuracies
 from longshot_jax.evaluation.intervals import wilson_interval
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.thoughts.rollout import Temperatures
@@ -56,6 +56,7 @@ def evaluate(
       `accuracy`, `count`, `confidence_interval` (95 %, Wilson), `mean_thoughts`: of the greedy trajectory.
       `sampled_accuracy` (mean over the N samples), `fusion`: accuracy by kind of fusion and by control (see
       `evaluation.fusions`), of which `vote_accuracy` and `mean_accuracy` (for N > 1) are the vote and the ensemble.
+      `mean_trajectories`: where the model chooses their number, of the fusion `vote_adaptive`.
       `by_steps`: by the problems' number of steps. `controls`: accuracy by kind.
       `correct`: 0 or 1 for each problem; `answers`: the greedy answers' texts (see `answer_texts`).
     """
@@ -87,6 +88,9 @@ def evaluate(
             for kind in ("vote", "mean")
             if kind in results["fusion"]
         }
+    if num_trajectories and decoder.max_trajectories:
+        accuracy, number = adaptive_vote(batches, temperatures)
+        results["fusion"]["vote_adaptive"], results["mean_trajectories"] = accuracy, number
     results["mean_thoughts"] = float(thoughts.mean())
     results["by_steps"] = _by_steps(problems, correct, thoughts)
     results["controls"] = {}

@@ -44,7 +44,13 @@ class Batches:
             parts.append(jax.tree.map(lambda x, real=real: np.asarray(x[:real]), part))
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
-    def run(self, temperatures: Temperatures, num_trajectories: int = 0, together: bool = False) -> Any:
+    def run(
+        self,
+        temperatures: Temperatures,
+        num_trajectories: int = 0,
+        together: bool = False,
+        adaptive: bool = False,
+    ) -> Any:
         """N samples of every problem, or the greedy trajectory for 0: `Trajectories` of NumPy arrays."""
         return self._over(
             lambda rows: self.decoder.decode(
@@ -57,6 +63,7 @@ class Batches:
                 memory=self.memory,
                 num_trajectories=num_trajectories,
                 together=together,
+                adaptive=adaptive,
             )
         )
 

@@ -20,6 +20,7 @@ from longshot_jax.data.examples import Layout, has_thoughts
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 from longshot_jax.thoughts.answer import decode_answers
+from longshot_jax.thoughts.coupling import Coupling
 from longshot_jax.thoughts.joining import join_trajectories
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.thoughts.navigator import Reasoner
@@ -88,6 +89,7 @@ class Trajectories:
       values: Float [B, N], expected return after the last thought.
       stop_probabilities: Float [B, N, T + 1], at h_0 ... h_T.
       thoughts: Float [B, N, T, D], what was fed back.
+      exists: Bool [B, N], where the model chose the number of trajectories; None where all N exist.
     """
 
     tokens: Array
@@ -96,6 +98,7 @@ class Trajectories:
     values: Array
     stop_probabilities: Array
     thoughts: Array
+    exists: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,16 @@ class Decoder:
       layout: of prompts and answers.
       max_thoughts: T.
       answer_length: A, including the end token; written steps count too where the model writes them.
+      max_trajectories: most that the model's complexity head chooses; 0 where it has none.
+      coupling: of the noise of a question's samples.
     """
 
     graph: nnx.GraphDef
     layout: Layout
     max_thoughts: int
     answer_length: int
+    max_trajectories: int = 0
+    coupling: Coupling = "independent"
 
     def decode(
         self,
@@ -126,6 +133,7 @@ class Decoder:
         memory: MemoryBank | None = None,
         num_trajectories: int = 0,
         together: bool = False,
+        adaptive: bool = False,
     ) -> Trajectories:
         """N sampled trajectories of each question, or the greedy one for `num_trajectories` 0.
 
@@ -138,11 +146,11 @@ class Decoder:
           key: of all randomness.
           memory: read while thinking.
           together: the ensemble: trajectories are fed their mean thought and stop by majority.
+          adaptive: the complexity head says how many of the N exist.
         """
         least, most = (np.minimum(bound, self.max_thoughts) for bound in bounds)
-        return self._decode(
-            weights, memory, *prompts, least, most, temperatures, indices, key, num_trajectories, together
-        )
+        static = num_trajectories, together, adaptive
+        return self._decode(weights, memory, *prompts, least, most, temperatures, indices, key, *static)
 
     def decode_given(
         self,
@@ -156,9 +164,20 @@ class Decoder:
 
     @cached_property
     def _decode(self) -> Any:
-        @partial(jax.jit, static_argnums=(9, 10))
+        @partial(jax.jit, static_argnums=(9, 10, 11))
         def decode(
-            weights, memory, prompt, mask, least, most, temperatures, indices, key, trajectories, together
+            weights,
+            memory,
+            prompt,
+            mask,
+            least,
+            most,
+            temperatures,
+            indices,
+            key,
+            trajectories,
+            together,
+            adaptive,
         ):
             reasoner = nnx.merge(self.graph, *weights)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
@@ -188,6 +207,8 @@ class Decoder:
                 scaling="summed",
                 together=together,
                 greedy=greedy,
+                coupling=self.coupling,
+                adaptive=adaptive,
             )
             last = rollout.counts[..., None]
             return Trajectories(
@@ -197,6 +218,7 @@ class Decoder:
                 values=jnp.take_along_axis(scores.thoughts.values, last, axis=-1)[..., 0],
                 stop_probabilities=jax.nn.sigmoid(scores.thoughts.stop_logits),
                 thoughts=rollout.embeddings,
+                exists=rollout.exists,
             )
 
         return decode

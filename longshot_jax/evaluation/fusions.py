@@ -5,6 +5,7 @@
   from N copies of the greedy trajectory, which differ in nothing.
 - `mean`: a greedy answer from the ensemble's thoughts, the means of N at each step. `mean_one_path`: from one path
   sampled with noise of σ/√N, which is all the noise that such a mean has.
+- `vote_adaptive`: of as many sampled answers as the model's complexity head chose for the question.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from longshot_jax.data.answers import same_answer
-from longshot_jax.evaluation.batches import Batches
+from longshot_jax.evaluation.batches import Batches, answer_texts
 from longshot_jax.thoughts.fusion import best, vote, weighted
 from longshot_jax.thoughts.rollout import Temperatures
 
@@ -32,6 +33,18 @@ def choose(kind: str, answers: Sequence[str], values: Sequence[float] | np.ndarr
     if kind == "best":
         return best(worths)
     return {"vote": vote, "weighted": weighted}[kind](answers, worths, key)
+
+
+def adaptive_vote(batches: Batches, temperatures: Temperatures) -> tuple[float, float]:
+    """Accuracy of the vote where the model chooses how many trajectories a question gets, and their mean number."""
+    decoder = batches.decoder
+    samples = batches.run(temperatures, decoder.max_trajectories, adaptive=True)
+    number, texts = samples.exists.sum(axis=1), answer_texts(samples.tokens, decoder.layout)
+    chosen = [
+        answers[choose("vote", answers[:count], values[:count])]
+        for answers, values, count in zip(texts, samples.values, number, strict=True)
+    ]
+    return batches.accuracy(chosen), float(number.mean())
 
 
 def fusion_accuracies(

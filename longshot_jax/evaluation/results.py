@@ -70,7 +70,11 @@ def results_table(results: Mapping[str, Any]) -> str:
     rows += [
         (f"{_FUSIONS.get(kind, kind)} of {trajectories}", _percent(accuracy))
         for kind, accuracy in results.get("fusion", {}).items()
+        if kind != "vote_adaptive"
     ]
+    if "mean_trajectories" in results:
+        label = f"vote of own number, {results['mean_trajectories']:.2f} on average"
+        rows.append((label, _percent(results["fusion"]["vote_adaptive"])))
     rows.append(("mean thoughts", f"{results['mean_thoughts']:5.2f}"))
     rows += [
         (f"{steps} steps", f"{_percent(group['accuracy'])}   {group['mean_thoughts']:.2f} thoughts")
