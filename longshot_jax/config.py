@@ -62,6 +62,7 @@ class DataConfig:
       operations: numbers of operations of generated chains, drawn uniformly.
       distractors: statements in generated chains that the question does not depend on.
       generated_train, generated_test: numbers of generated problems; the second is that of validation too.
+      instruction: a line after every question, such as what an instruct model is asked to answer with.
       prompt_length: most tokens of a question with its markers; a longer one is an error.
       length_bucket: prompts, and in the curriculum what follows the thoughts, are padded to the next multiple of
         this for each batch, one compilation for each shape; 0 pads all to `prompt_length` and `answer_length`.
@@ -75,6 +76,7 @@ class DataConfig:
     bpe_vocabulary: int = 2048
     operations: tuple[int, ...] = (1, 2, 3, 4)
     distractors: int = 0
+    instruction: str = ""
     generated_train: int = 1_000_000
     generated_test: int = 1_000
     prompt_length: int = 26

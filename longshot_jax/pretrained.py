@@ -22,6 +22,7 @@ from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
 from longshot_jax.thoughts.rollout import Temperatures
 from longshot_jax.training.checkpoint import Checkpoints, Which
 from longshot_jax.training.optimizer import is_trainable
+from longshot_jax.training.problem_sources import build_layout
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _LATENT_TOKENS = 3
@@ -133,16 +134,15 @@ def _from_run(path: Path, checkpoints: Checkpoints, host: dict[str, Any], which:
         raise UserError(f"{path / 'tokenizer'} holds no tokenizer: restore it from where the run was made.")
     tokens.check_fits(llama.vocab_size)
     rule = rule_after(run, stage)
-    data = run.data
-    layout = Layout(tokens, run.markers, run.curriculum.mode, data.prompt_length, data.length_bucket)
+    answer_length = (run.ppo.answer_length if stage == "ppo" else 0) or run.data.answer_length
     return Pretrained(
         graph=graph,
         weights=weights,
         llama=llama,
-        layout=layout,
+        layout=build_layout(run, tokens),
         rule=rule,
         max_thoughts=_thought_slots(run, rule),
-        answer_length=data.answer_length,
+        answer_length=answer_length,
         sigma=sigma,
         temperatures=temperatures,
         memory=memory,

@@ -80,3 +80,13 @@ def test_an_answer_without_its_end_is_not_right():
         1,
         0,
     ]
+
+
+def test_an_instruction_follows_every_question():
+    tokens = Tokens.train_bpe(["b=3 d=b+4 d?", "The number alone."], 300)
+    plain = Layout(tokens, "answer", "coconut", 64)
+    asked = Layout(tokens, "answer", "coconut", 64, instruction="The number alone.")
+    assert (
+        tokens.decode(asked.question(PROBLEM))
+        == tokens.decode(plain.question(PROBLEM)) + "The number alone.\n"
+    )

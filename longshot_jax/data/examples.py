@@ -42,6 +42,7 @@ class Layout:
       prompt_length: most tokens of a prompt, a multiple of `bucket`.
       bucket: prompts of a batch are padded to the next multiple of this, so that a few shapes serve all batches;
         0 pads every batch to `prompt_length`.
+      instruction: follows every question on a line of its own; empty for none.
     """
 
     tokens: Tokens
@@ -49,6 +50,7 @@ class Layout:
     mode: Mode
     prompt_length: int
     bucket: int = 0
+    instruction: str = ""
 
     @property
     def closing(self) -> tuple[int, ...]:
@@ -68,7 +70,8 @@ class Layout:
 
     def question(self, problem: Problem) -> list[int]:
         """Ids of the prompt; a UserError if it is longer than S."""
-        ids = self.tokens.encode_question(problem.question)
+        parts = [problem.question, self.instruction] if self.instruction else [problem.question]
+        ids = self.tokens.encode_question("\n".join(parts))
         if self.closing:
             ids = [*ids, self.tokens.start_latent]
         if len(ids) > self.prompt_length:

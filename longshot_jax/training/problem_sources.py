@@ -135,7 +135,10 @@ def _text(problem: Problem) -> str:
 
 def build_layout(run: RunConfig, tokens: Tokens) -> Layout:
     """How the run's problems become token ids."""
-    return Layout(tokens, run.markers, run.curriculum.mode, run.data.prompt_length, run.data.length_bucket)
+    data = run.data
+    return Layout(
+        tokens, run.markers, run.curriculum.mode, data.prompt_length, data.length_bucket, data.instruction
+    )
 
 
 def check_lengths(run: RunConfig, layout: Layout, problems: Sequence[Problem], source: str) -> None:
@@ -145,7 +148,9 @@ def check_lengths(run: RunConfig, layout: Layout, problems: Sequence[Problem], s
     first few stand for all: the others are checked when they are made.
     """
     count = min(len(problems), _FIRST_CHECKED) if source in _GENERATED else len(problems)
-    around = len(layout.tokens.encode_question("?")) + 8  # template and markers, generously
+    around = (
+        len(layout.tokens.encode_question("?")) + len(layout.instruction.encode()) + 8
+    )  # template and markers, generously
     texts = "curriculum" in run.stages
     for index in range(count):
         problem = problems[index]

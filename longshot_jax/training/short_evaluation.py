@@ -11,7 +11,7 @@ from longshot_jax.data.examples import Layout, has_thoughts
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.decoding import Decoder, ThoughtRule, Weights
-from longshot_jax.evaluation.lens import Lens, lens_rows, stop_figure
+from longshot_jax.evaluation.lens import lens_rows, stop_figure
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.training.session import Session
 
@@ -43,10 +43,7 @@ class ShortEvaluation:
         self.problems: list[Problem] = [session.validation[place] for place in places]
         self._batch_size = min(settings.batch_size, count)
         if steps_written:
-            layout = _StepsWritten(
-                layout.tokens, layout.markers, layout.mode, layout.prompt_length, layout.bucket
-            )
-        self._lens = Lens(session.blueprint.graph, layout.tokens)
+            layout = _StepsWritten(**vars(layout))
         self._decoder = Decoder(session.blueprint.graph, layout, max_thoughts, session.run.data.answer_length)
 
     def __call__(
