@@ -1,13 +1,20 @@
 """Which problems a run trains on, and which choose its best checkpoint."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tiny_run import tiny
 
+from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
+from longshot_jax.training.problem_sources import (
+    build_layout,
+    build_tokens,
+    check_problems,
+    train_and_validation_problems,
+)
 from longshot_jax.training.problem_sources import test_problems as problems_of_test
-from longshot_jax.training.problem_sources import train_and_validation_problems
 
 
 def problem_file(folder, count):
@@ -44,3 +51,59 @@ def test_generated_validation_is_not_the_test(kind):
     again = train_and_validation_problems(other_seed)
     assert [p.question for p in again[1]] == [p.question for p in validation]
     assert [p.question for p in again[0]] != [p.question for p in train]
+
+
+def layout_of(run):
+    tokens = build_tokens(run, "unused", train_and_validation_problems(run)[0])
+    return build_layout(run, tokens)
+
+
+def test_what_cannot_be_spelled_is_found_before_training(tmp_path):
+    run = tiny()
+    fine = Problem("a=1 b=a+1 b?", ("2",), "2")
+    layout = layout_of(run)
+    assert check_problems(run, layout, [fine], "file") == [fine]
+    for broken in (
+        replace(fine, question="x=1 x?"),
+        replace(fine, answer="-2"),
+        replace(fine, steps=("two",)),
+    ):
+        with pytest.raises(
+            UserError, match=r"file, problem 2: tokenizer of the chains knows only .* cannot spell"
+        ):
+            check_problems(run, layout, [fine, broken], "file")
+    unseen = replace(fine, steps=("two",))  # PPO writes no steps
+    assert check_problems(tiny(stages=("ppo",)), layout, [unseen], "file") == [unseen]
+
+
+@pytest.mark.parametrize(
+    ("markers", "sampled", "key"), [("answer", 2, "ppo"), ("coconut", 2, "ppo"), ("coconut", 0, "data")]
+)
+def test_a_gold_answer_that_no_rollout_can_give_is_refused(markers, sampled, key):
+    run = tiny(
+        stages=("ppo",), markers=markers, ppo__answer_length=sampled, data__answer_length=5 if sampled else 2
+    )
+    layout = layout_of(run)
+    check_problems(run, layout, [Problem("a=1 a?", (), "1")], "file")  # a digit and the end: just so
+    with pytest.raises(
+        UserError, match=rf"'12' has 3 tokens with its end, but config\.{key}\.answer_length is 2"
+    ):
+        check_problems(run, layout, [Problem("a=1 a?", (), "12")], "file")
+
+
+def test_a_generated_problem_that_is_too_long_gives_way_to_a_later_one():
+    run = tiny(
+        data__train="prosqa", data__tokenizer="bpe", data__bpe_vocabulary=400, data__generated_train=200,
+        data__prompt_length=1000, data__answer_length=200, stages=("ppo",),
+    )  # fmt: skip
+    problems = train_and_validation_problems(run)[0]
+    layout = layout_of(run)
+    lengths = [len(layout.question(problem)) for problem in problems]
+    limit = max(lengths[:64])
+    late = [index for index, length in enumerate(lengths) if length > limit]
+    assert late, "the first problems have the longest prompt: take another seed"
+    run = replace(run, data=replace(run.data, prompt_length=limit))
+    checked = check_problems(run, replace(layout, prompt_length=limit), problems, "prosqa")
+    assert len(checked) == 200
+    assert all(len(layout.question(problem)) <= limit for problem in checked)
+    assert [index for index in range(200) if checked[index] != problems[index]] == late

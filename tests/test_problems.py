@@ -90,6 +90,10 @@ def test_coconut_json_ignores_other_keys(tmp_path):
         ("a.json", '[{"question": "a", "answer": "b", "steps": "c"}]', "item 1", '"steps"'),
         ("a.json", '[{"question": "a", "answer": "b", "steps": ["c", 1]}]', "item 1", '"steps"'),
         ("a.json", '[{"question": "a", "answer": "b", "steps": ["c", " "]}]', "item 1", '"steps"'),
+        ("a.jsonl", '{"question": "a", "answer": ' + "1" * 5000 + "}", "line 1", "broken JSON"),
+        ("a.json", "[" + "1" * 5000 + "]", "a.json", "unreadable JSON"),
+        ("a.json", '[{"question": "\\ud800", "answer": "b", "steps": []}]', "item 1", "half a character"),
+        ("a.json", '[{"question": "a", "answer": "b", "steps": ["\\udfff"]}]', "item 1", "half a character"),
         ("a.csv", "question,answer", "a.csv", ".json, .jsonl or .txt"),
     ],
 )
@@ -114,12 +118,38 @@ def test_missing_file_folder_and_encoding(tmp_path):
 
 
 def test_hub_name_without_network_fails_quickly(monkeypatch):
+    import datasets  # noqa: F401  (its import is not what is timed)
+
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     began = time.monotonic()
     with pytest.raises(UserError, match=r"openai/gsm8k:main:train is out of reach .*local"):
         load_problems("openai/gsm8k:main:train")
     assert time.monotonic() - began < 5
+
+
+def test_a_downloaded_data_set_needs_no_network(monkeypatch, tmp_path):
+    """As the library leaves it in its cache; HF_HUB_OFFLINE=0 does not mean that the hub is out of reach."""
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(problems_module, "hub_reachable", lambda: asked.append(1) or False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    write(tmp_path, "rows.jsonl", json.dumps(PROSE[0]))
+    datasets.load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path))
+    (made,) = (tmp_path / "json").glob("*/*/*/dataset_info.json")
+    info = json.loads(made.read_text()) | {"dataset_name": "gsm8k", "config_name": "main"}
+    info["splits"]["train"]["dataset_name"] = "gsm8k"
+    made.write_text(json.dumps(info))
+    (made.parent / "json-train.arrow").rename(made.parent / "gsm8k-train.arrow")
+    (tmp_path / "openai___gsm8k" / "main" / "0.0.0").mkdir(parents=True)
+    made.parent.rename(tmp_path / "openai___gsm8k" / "main" / "0.0.0" / ("0" * 40))
+    (problem,) = load_problems("openai/gsm8k:main:train")
+    assert problem.answer == "72" and asked == [1]
+    assert not datasets.config.HF_HUB_OFFLINE
+    with pytest.raises(UserError, match=r"out of reach \(no network\) and was not downloaded before"):
+        load_problems("openai/gsm8k:socratic:train")
 
 
 def test_hub_rows_of_both_forms(monkeypatch):

@@ -60,6 +60,19 @@ def test_chain_problems_fit_the_chain_tokenizer():
         assert all(len(tokens.encode(text)) == 1 for text in (*problem.steps, problem.answer))
 
 
+def test_spelling_is_checked_by_characters():
+    tokens = Tokens.for_chains()
+    tokens.check_spelling(f"a=1 {LATENT}\nb?")
+    with pytest.raises(UserError, match="cannot spell 'x=3'"):
+        tokens.check_spelling("x=3")
+
+
+def test_half_a_character(trained):
+    for tokens in (Tokens.for_chains(), trained):
+        with pytest.raises(UserError, match="half a character"):
+            tokens.encode("b=3 \ud800")
+
+
 def test_latent_names_in_a_text(trained):
     for tokens in (Tokens.for_chains(), trained):
         assert tokens.encode(START_LATENT + LATENT + LATENT + END_LATENT) == [
@@ -127,6 +140,22 @@ def test_saved_and_loaded_is_the_same(tmp_path, kind, trained):
     assert again.encode(text) == tokens.encode(text)
     assert again.encode_question("a=3 a?") == tokens.encode_question("a=3 a?")
     assert again.decode(again.encode(text)) == tokens.decode(tokens.encode(text))
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        # Llama 3.2's way, and a template that asks whatever it was told.
+        "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+        "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ date_string }}",
+        "{{ strftime_now('%d %b %Y') }}",
+    ],
+)
+def test_a_template_that_asks_for_today_is_told_a_fixed_day(tmp_path, date):
+    tokens = Tokens.load(llama_files(tmp_path, LLAMA_SPECIALS, date + TEMPLATE, **LLAMA))
+    assert tokens.decode(tokens.encode_question("a?")) == "26 Jul 2024user: a?assistant: "
+    tokens.save(tmp_path / "copy")  # the template itself is not changed
+    assert (tmp_path / "copy" / "chat_template.jinja").read_text() == date + TEMPLATE
 
 
 def test_gpt2_files_without_config(tmp_path):
@@ -214,6 +243,10 @@ def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         Tokens.for_chains().save(tmp_path / "file")
+    tokens = Tokens.for_chains()
+    tokens._tokenizer.save_pretrained = lambda _: (_ for _ in ()).throw(Exception("No space left on device"))
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        tokens.save(tmp_path / "full")  # the library in Rust raises nothing more precise
 
 
 def test_real_gpt2(shared_data):

@@ -3,6 +3,9 @@
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
 def hub_reachable(timeout: float = 4.0) -> bool:
@@ -21,3 +24,20 @@ def hub_reachable(timeout: float = 4.0) -> bool:
         return True  # an answer, if not a friendly one
     except (OSError, ValueError):  # no route, no name, no such URL
         return False
+
+
+@contextmanager
+def cache_alone() -> Iterator[None]:
+    """Within it the hub's libraries look into their caches alone, as if HF_HUB_OFFLINE had been set from the start."""
+    import datasets.config  # takes more than a second, so only here
+    import huggingface_hub.constants
+
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value

@@ -10,17 +10,18 @@ Anything else of the form `name:config:split` is a data set on the Hugging Face 
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longshot_jax.data.hub import hub_reachable
+from longshot_jax.data.hub import cache_alone, hub_reachable
 from longshot_jax.errors import UserError
 
 _EQUATION = re.compile(r"<<[^<>]+>>")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # which JSON can write, and UTF-8 cannot
 _HUB_NAME = re.compile(
     r"(?P<name>[\w.-]+(/[\w.-]+)?):(?P<config>[\w.+-]+):(?P<split>[\w.+\[\]%:-]+)", re.ASCII
 )
@@ -86,6 +87,8 @@ def _from_json(path: Path, text: str) -> list[Problem]:
         raise UserError(f"{path}, line {error.lineno}: broken JSON ({error.msg}): mend the file") from None
     except RecursionError:
         raise UserError(f"{path}: JSON nested too deeply: give a list of objects") from None
+    except ValueError as error:  # such as a number of more digits than Python reads
+        raise UserError(f"{path}: unreadable JSON ({error}): mend the file") from None
     if not isinstance(items, list):
         raise UserError(f"{path} holds no JSON list: give a list of objects with question, steps and answer")
     return [_from_coconut_row(f"{path}, item {number}", item) for number, item in enumerate(items, start=1)]
@@ -96,8 +99,8 @@ def _from_lines_of_json(path: Path, text: str) -> list[Problem]:
     for place, line in _lines(path, text):
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            fault = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        except (ValueError, RecursionError) as error:
+            fault = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
             raise UserError(f"{place}: broken JSON ({fault}): mend or remove the line") from None
         problems.append(_from_prose_row(place, row))
     return problems
@@ -121,14 +124,17 @@ def _from_equation_lines(path: Path, text: str) -> list[Problem]:
 
 def _from_hub(source: str, name: str, config: str, split: str) -> list[Problem]:
     mend = "give a local .json, .jsonl or .txt file instead"
-    offline = os.environ.get("HF_HUB_OFFLINE")  # whoever sets it wants the local cache, which answers at once
-    if not offline and not hub_reachable():
-        raise UserError(f"the hub data set {source} is out of reach (no network): {mend}")
+    offline = not hub_reachable()
     import datasets  # takes more than a second, so only here
 
     try:
-        rows: Iterable[Any] = datasets.load_dataset(name, config, split=split)
+        with cache_alone() if offline else nullcontext():
+            rows: Iterable[Any] = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the library's own errors are many: each means that this name gave no data
+        if offline:
+            raise UserError(
+                f"the hub data set {source} is out of reach (no network) and was not downloaded before: {mend}"
+            ) from None
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the hub data set {source} cannot be loaded ({first_line}): mend the name or {mend}"
@@ -158,7 +164,7 @@ def _from_coconut_row(place: str, row: Any) -> Problem:
         raise UserError(
             f'{place}: "steps" must be a list of texts that are not empty: mend or remove the item'
         )
-    return Problem(question, tuple(step.strip() for step in steps), answer)
+    return Problem(question, tuple(_text(place, "steps", step) for step in steps), answer)
 
 
 def _from_prose_row(place: str, row: Any) -> Problem:
@@ -181,6 +187,10 @@ def _text(place: str, key: str, value: Any) -> str:
     if not isinstance(value, str):
         raise UserError(
             f'{place}: "{key}" must be a text, not {type(value).__name__}: mend or remove the item'
+        )
+    if _SURROGATE.search(value):
+        raise UserError(
+            f'{place}: "{key}" holds half a character (a lone surrogate): mend or remove the item'
         )
     if not value.strip():
         raise UserError(f'{place}: "{key}" is empty: fill it in or remove the item')

@@ -13,7 +13,7 @@ this instead of reasoning. Here the rival has the target's number of them wherev
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import SupportsIndex
 
@@ -36,6 +36,7 @@ _NODES_MEAN, _NODES_SPREAD, _NODES_RANGE = 22.6, 1.95, (17, 28)
 _EXTRA_ENTITY = 0.035  # a node nobody leads to: one more entity, as bystander
 _PARENTS = (0.40, 0.33, 0.18, 0.065, 0.025)  # shares of nodes with 1, 2, ... 5 statements that lead to them
 _OWN_SIDE = 0.35  # parents from one root's side alone; the same for the other; else from anywhere
+_ATTEMPTS = 1000  # at a problem that is wanted
 _ROOT, _OTHER = 0, 1
 _ASKED, _RIVAL = 1, 2  # bits: reached by the asked entity, by the other one
 
@@ -67,6 +68,13 @@ class ProsQAProblems(Sequence[Problem]):
         if count < 1:
             raise UserError(f"count must be at least 1 problem, not {count}")
         self.seed, self.size, self.hops = seed, count, hops
+        self._wanted: Callable[[Problem], bool] | None = None
+
+    def those(self, wanted: Callable[[Problem], bool]) -> "ProsQAProblems":
+        """As many problems, all of them wanted: another one is replaced by a later problem of the stream."""
+        chosen = ProsQAProblems(self.seed, self.size, self.hops)
+        chosen._wanted = wanted
+        return chosen
 
     def __len__(self) -> int:
         return self.size
@@ -75,7 +83,13 @@ class ProsQAProblems(Sequence[Problem]):
         position = index.__index__()
         if not 0 <= position < self.size:
             raise IndexError(f"problem {position} of {self.size}")
-        return prosqa_problem(self.seed, position, self.hops)
+        for attempt in range(_ATTEMPTS):
+            problem = prosqa_problem(self.seed, position + attempt * self.size, self.hops)
+            if self._wanted is None or self._wanted(problem):
+                return problem
+        raise UserError(
+            f"none of {_ATTEMPTS} generated problems is short enough: raise the lengths of the data"
+        )
 
 
 class _Graph:

@@ -17,6 +17,10 @@ LATENT_TOKENS = (START_LATENT, LATENT, END_LATENT)
 _PAD, _END = "<|pad|>", "<|end-of-text|>"  # of the tokenizers made here
 _RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>")  # Llama 3's spare rows
 _BYTES = 256
+# Templates such as Llama 3.2's write today's date into a prompt. Here it is always the date that they fall back on, so
+# that a run, and an evaluation next year, see the same prompts.
+_DATE = "26 Jul 2024"
+_FIXED_DATE = "{%- macro strftime_now(format) -%}" + _DATE + "{%- endmacro -%}"
 
 
 class Tokens:
@@ -52,6 +56,8 @@ class Tokens:
         self.end = int(tokenizer.eos_token_id)
         self.pad = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.vocabulary_size = -(-self._rows // multiple) * multiple
+        self._chat_template = _chat_template(tokenizer)
+        self._alphabet = _alphabet(tokenizer)
         added = tokenizer.added_tokens_decoder.items()
         self._special = {*tokenizer.all_special_ids, *(id for id, token in added if token.special)}
 
@@ -147,24 +153,33 @@ class Tokens:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self._tokenizer.save_pretrained(str(folder))
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written ({error.strerror}): choose another place") from None
+        except Exception as error:  # the library in Rust has no kinds of errors: a full disk is a plain one
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{folder} cannot be written ({reason}): choose another place") from None
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; nothing is added. The three latent tokens may stand in it by COCONUT's names.
 
-        Errors: UserError for a character outside the vocabulary, which only the chains' tokenizer has.
+        Errors: UserError for a character outside the vocabulary, which only the chains' tokenizer has, and for half of one.
         """
         for ours, theirs in self._respelled.items():
             text = text.replace(ours, theirs)
         try:
+            text.encode()
             return self._tokenizer.encode(text, add_special_tokens=False)
+        except UnicodeEncodeError:
+            raise UserError(f"{text[:60]!r} holds half a character (a lone surrogate): remove it") from None
         except Exception as error:
             if "Missing [UNK]" not in str(error):
                 raise
         raise UserError(
             f"tokenizer {self.name} knows only {''.join(chain_words())}, which cannot spell {text[:60]!r}"
         )
+
+    def check_spelling(self, text: str) -> None:
+        """UserError for a character outside the vocabulary; costs next to nothing where all are inside."""
+        if self._alphabet is not None and not self._alphabet.issuperset(text):
+            self.encode(text)  # which knows white space and special tokens
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without special tokens, and without ids of the rows that only pad the vocabulary."""
@@ -191,12 +206,16 @@ class Tokens:
     def encode_question(self, question: str) -> list[int]:
         """The prompt: the chat template's for an instruct model, otherwise COCONUT's, the question and a newline.
 
+        A template that asks for today's date is given 26 Jul 2024, in that form.
         The tokenizer's beginning-of-text token comes first, once. A tokenizer that uses its end token as such
         (GPT-2) gets none, as in COCONUT.
         """
-        if getattr(self._tokenizer, "chat_template", None):
+        if self._chat_template:
             prompt = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+                [{"role": "user", "content": question}],
+                chat_template=self._chat_template,
+                add_generation_prompt=True,
+                tokenize=False,
             )
         else:
             prompt = question + "\n"
@@ -219,6 +238,22 @@ def _wrap(model: "tokenizers.Tokenizer") -> Any:
     import transformers  # takes seconds, so only here
 
     return transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token=_END, pad_token=_PAD)
+
+
+def _chat_template(tokenizer: Any) -> str | None:
+    """The chat template of an instruct model, in which today is always the same day; None where there is none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    template = tokenizer.get_chat_template()
+    return _FIXED_DATE + template if "strftime_now" in template else template
+
+
+def _alphabet(tokenizer: Any) -> frozenset[str] | None:
+    """The characters that a tokenizer of whole words, such as the chains', can spell; None: any, one way or another."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if type(getattr(backend, "model", None)).__name__ != "WordLevel" or tokenizer.unk_token_id is not None:
+        return None
+    return frozenset(word for word in tokenizer.get_vocab() if len(word) == 1)
 
 
 def _latent_spellings(tokenizer: Any) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from longshot_jax.training.ppo_loop import PPOLoop
 from longshot_jax.training.problem_sources import (
     build_layout,
     build_tokens,
-    check_lengths,
+    check_problems,
     store_tokens,
     train_and_validation_problems,
 )
@@ -84,8 +84,8 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
             _check_config(run, workdir, host)
         tokens = build_tokens(run, workdir, problems, folder, resumed=host is not None)
         layout = build_layout(run, tokens)
-        check_lengths(run, layout, problems, run.data.train)
-        check_lengths(run, layout, validation, run.data.validation or run.data.train)
+        problems = check_problems(run, layout, problems, run.data.train)
+        validation = check_problems(run, layout, validation, run.data.validation or run.data.train)
         blueprint = draw(run, tokens, mesh, folder)
         if jax.process_index() == 0:
             # Only now, so that what is refused leaves nothing that a later start would take up.

@@ -141,28 +141,75 @@ def build_layout(run: RunConfig, tokens: Tokens) -> Layout:
     )
 
 
-def check_lengths(run: RunConfig, layout: Layout, problems: Sequence[Problem], source: str) -> None:
-    """UserError for the first problem that is too long, before anything is trained.
+def check_problems(
+    run: RunConfig, layout: Layout, problems: Sequence[Problem], source: str
+) -> Sequence[Problem]:
+    """UserError for the first problem that is too long or cannot be spelled, before anything is trained.
 
-    A text of n bytes has at most n tokens, so only texts near the limit are encoded. Of generated problems the
-    first few stand for all: the others are checked when they are made.
+    Of generated problems the first few stand for all: they are made when they are asked for.
+
+    Returns:
+      The problems; generated ones in which the rare one that is too long is replaced by the next of its stream that is
+      not (`ProsQAProblems.those`), so that it cannot end a run late.
     """
-    count = min(len(problems), _FIRST_CHECKED) if source in _GENERATED else len(problems)
-    around = (
-        len(layout.tokens.encode_question("?")) + len(layout.instruction.encode()) + 8
-    )  # template and markers, generously
-    texts = "curriculum" in run.stages
-    for index in range(count):
-        problem = problems[index]
-        written = sum(len(step.encode()) + 1 for step in problem.steps) + len(problem.answer.encode()) + 8
+    generated = source in _GENERATED
+    check = _Check(run, layout)
+    for index in range(min(len(problems), _FIRST_CHECKED) if generated else len(problems)):
         try:
-            if len(problem.question.encode()) + around > run.data.prompt_length:
-                layout.question(problem)
-            if texts and written > run.data.answer_length:
-                _check_answer(run, layout, problem)
+            check(problems[index])
         except UserError as error:
-            place = source if source in _GENERATED else f"{source}, problem {index + 1}"
+            place = source if generated else f"{source}, problem {index + 1}"
             raise UserError(f"{place}: {error}") from None
+    return problems.those(check.passes) if isinstance(problems, ProsQAProblems) else problems
+
+
+class _Check:
+    """UserError for a problem that is too long or cannot be spelled.
+
+    A text of n bytes has at most n tokens, so only texts near a limit are encoded.
+    """
+
+    def __init__(self, run: RunConfig, layout: Layout):
+        self.run, self.layout = run, layout
+        # Of template, instruction and markers, generously.
+        self.around = len(layout.tokens.encode_question("?")) + len(layout.instruction.encode()) + 8
+        self.written = "curriculum" in run.stages
+        self.sampled = "ppo" in run.stages
+        # Rollouts have their own length, and evaluations that of the data.
+        own, data = run.ppo.answer_length, run.data.answer_length
+        self.sampled_length, self.sampled_key = (own, "ppo") if 0 < own < data else (data, "data")
+        self.forced = len(layout.opening) - len(layout.closing)
+
+    def __call__(self, problem: Problem) -> None:
+        run, layout = self.run, self.layout
+        layout.tokens.check_spelling(problem.question)
+        layout.tokens.check_spelling(problem.answer)
+        if len(problem.question.encode()) + self.around > run.data.prompt_length:
+            layout.question(problem)
+        if self.written:
+            for step in problem.steps:
+                layout.tokens.check_spelling(step)
+            most = sum(len(step.encode()) + 1 for step in problem.steps) + len(problem.answer.encode()) + 8
+            if most > run.data.answer_length:
+                _check_answer(run, layout, problem)
+        if self.sampled and len(problem.answer.encode()) + 8 > self.sampled_length:
+            self._check_sampled(problem)
+
+    def _check_sampled(self, problem: Problem) -> None:
+        needed = len(self.layout.answer(problem)) - self.forced
+        if needed > self.sampled_length:
+            raise UserError(
+                f"the answer {problem.answer[:60]!r} has {needed} tokens with its end, but "
+                f"config.{self.sampled_key}.answer_length is {self.sampled_length}, so that no sampled answer could be right: raise it, or remove the question "
+                f"{problem.question[:60]!r}."
+            )
+
+    def passes(self, problem: Problem) -> bool:
+        try:
+            self(problem)
+        except UserError:
+            return False
+        return True
 
 
 def _check_answer(run: RunConfig, layout: Layout, problem: Problem) -> None:
