@@ -93,14 +93,12 @@ class EvaluationConfig:
       every_iterations: the same for PPO, in iterations; 0 only at its end.
       questions: validation questions of a short evaluation.
       batch_size: questions decoded at once.
-      num_trajectories: N of the sampled accuracy and of the vote.
     """
 
     every: int = 100
     every_iterations: int = 20
     questions: int = 256
     batch_size: int = 128
-    num_trajectories: int = 5
 
 
 @dataclass(frozen=True)
@@ -176,8 +174,16 @@ def default_config() -> ml_collections.ConfigDict:
 
 def parse_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
     """The run's settings, checked: unknown keys, wrong types and impossible values are UserErrors naming the key."""
-    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else _without_retired(config)
     run = build(RunConfig, values, "config")
     check_bounds(run)
     check_combinations(run)
     return run
+
+
+def _without_retired(stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint without the one that nothing read, and that there is no more."""
+    evaluation = stored.get("evaluation")
+    if not isinstance(evaluation, dict):
+        return stored
+    return stored | {"evaluation": {k: v for k, v in evaluation.items() if k != "num_trajectories"}}

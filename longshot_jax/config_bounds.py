@@ -134,7 +134,6 @@ BOUNDS: dict[str, Bound] = {
     "evaluation.every_iterations": NOT_NEGATIVE,
     "evaluation.questions": COUNT,
     "evaluation.batch_size": COUNT,
-    "evaluation.num_trajectories": NOT_NEGATIVE,
     "checkpoint.every": COUNT,
     "checkpoint.keep_last": COUNT,
     "checkpoint.keep_best": NOT_NEGATIVE,

@@ -152,6 +152,8 @@ class LongShot:
         number = self.model.max_trajectories if num_trajectories == "own" else num_trajectories
         if number < 1:
             raise UserError(f"num_trajectories is {num_trajectories}: it must be at least 1.")
+        if answer_length is not None and answer_length < 1:
+            raise UserError(f"answer_length is {answer_length}: it must be at least 1.")
         if fusion not in (*CHOOSING, "attend", "mean"):
             raise UserError(f"fusion is {fusion!r}: it may be {', '.join(CHOOSING)}, attend or mean.")
         if not questions:
@@ -224,6 +226,11 @@ class LongShot:
           seed: of samples.
           controls: whether to run them.
         """
+        if not len(problems) or batch_size < 1 or num_trajectories < 0:
+            raise UserError(
+                f"{len(problems)} problems in batches of {batch_size} with {num_trajectories} trajectories: there must be "
+                "at least one problem, a batch_size of 1 and 0 trajectories."
+            )
         rule = self._rule(thoughts, known_steps=True)
         results = evaluate(
             self._decoder(rule, None),

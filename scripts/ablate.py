@@ -10,6 +10,7 @@ from pathlib import Path
 from longshot_jax.ablation import ablation_table, evaluate_part, run_ablation
 from longshot_jax.errors import UserError, run_command
 from longshot_jax.evaluation.results import check_writable
+from longshot_jax.flag_values import whole_number
 
 
 def main() -> None:
@@ -17,9 +18,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Every part on and off, from the same starts.")
     parser.add_argument("--output", type=Path, help="JSON to write")
     parser.add_argument("--arms", default="", help="names, separated by commas; default: all")
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each arm")
-    parser.add_argument("--iterations", type=int, default=100, help="of PPO in every arm")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side")
+    parser.add_argument("--seeds", type=whole_number(1), default=5, help="runs of each arm")
+    parser.add_argument("--iterations", type=whole_number(1), default=100, help="of PPO in every arm")
+    parser.add_argument("--jobs", type=whole_number(1), default=os.cpu_count() or 1, help="runs side by side")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablations"), help="where the runs go")
     parser.add_argument("--evaluate", type=Path, help="only evaluate this trained arm")
     parser.add_argument("--tests", type=Path, help="with --evaluate: folder of the test files")

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from longshot_jax.demonstration import ARMS, evaluate_arm, run_demonstration
 from longshot_jax.errors import run_command
+from longshot_jax.flag_values import whole_number
 
 
 def main() -> None:
     """Runs the demonstration, or evaluates one trained arm of it."""
     parser = argparse.ArgumentParser(description="Every arm on the generated chains, and one table.")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, data order and sampling")
+    parser.add_argument("--seed", type=whole_number(), default=0, help="of weights, data order and sampling")
     parser.add_argument(
         "--workdir", type=Path, default=Path("runs/demo"), help="where runs and summary.json go"
     )

@@ -7,7 +7,6 @@ import argparse
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from longshot_jax.config import parse_config
 from longshot_jax.data.problems import Problem, load_problems
@@ -19,26 +18,9 @@ from longshot_jax.evaluation.results import (
     results_table,
     write_results,
 )
+from longshot_jax.flag_values import whole_number
 from longshot_jax.training.problem_sources import test_problems
 from longshot_jax.training.workdir import read_config
-
-
-def whole_number(text: str) -> int:
-    """A flag's value that is 0 or more."""
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
-
-
-def thoughts_of(text: str) -> Any:
-    """`own`, `steps`, `fixed` or a number."""
-    return text if text in ("own", "steps", "fixed") else whole_number(text)
-
-
-def checkpoint_of(text: str) -> Any:
-    """`best`, `latest` or a step."""
-    return text if text in ("best", "latest") else whole_number(text)
 
 
 def tests_of_run(checkpoint: str) -> tuple[str, Sequence[Problem]]:
@@ -59,29 +41,26 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, help="results.json to write")
     parser.add_argument(
-        "--num_trajectories", type=whole_number, default=5, help="N of samples and vote; 0: none"
+        "--num_trajectories", type=whole_number(), default=5, help="N of samples and vote; 0: none"
     )
-    parser.add_argument("--seed", type=whole_number, default=0, help="of samples")
+    parser.add_argument("--seed", type=whole_number(), default=0, help="of samples")
     parser.add_argument(
         "--thoughts",
-        type=thoughts_of,
+        type=whole_number(0, "own", "steps", "fixed"),
         default=None,
         metavar="own|steps|fixed|N",
         help="number of thoughts: the stop head's, the problem's steps, the most of training, N; default: as trained",
     )
     parser.add_argument(
         "--which",
-        type=checkpoint_of,
+        type=whole_number(0, "best", "latest"),
         default=None,
         metavar="best|latest|STEP",
         help="default: best, else latest",
     )
-    parser.add_argument("--batch_size", type=whole_number, default=128, help="questions decoded at once")
+    parser.add_argument("--batch_size", type=whole_number(1), default=128, help="questions decoded at once")
     parser.add_argument("--compare", metavar="RESULTS", help="another model's results on the same file")
     flags = parser.parse_args()
-    if not flags.batch_size:
-        raise UserError("--batch_size is 0: it must be at least 1.")
-
     check_writable(flags.output)
     other = read_results(flags.compare) if flags.compare else None
     data, problems = (flags.data, load_problems(flags.data)) if flags.data else tests_of_run(flags.checkpoint)

@@ -6,6 +6,7 @@ python scripts/generate.py --checkpoint runs/x --question "b=3 d=b+4 d?" [--num_
 import argparse
 
 from longshot_jax.errors import UserError, run_command
+from longshot_jax.flag_values import whole_number
 
 
 def main() -> None:
@@ -15,7 +16,7 @@ def main() -> None:
     parser.add_argument("--question", required=True)
     parser.add_argument(
         "--num_trajectories",
-        type=lambda text: text if text == "own" else int(text),
+        type=whole_number(1, "own"),
         default=1,
         metavar="N|own",
         help="1: greedy; more: sampled, then fused; own: as many as the model chooses",
@@ -26,9 +27,13 @@ def main() -> None:
         metavar="vote|weighted|best|attend|mean",
         help="how several trajectories make one answer",
     )
-    parser.add_argument("--thoughts", type=int, default=None, help="exactly so many; default: as trained")
-    parser.add_argument("--answer_length", type=int, default=None, help="most tokens; default: as trained")
-    parser.add_argument("--seed", type=int, default=0, help="of samples")
+    parser.add_argument(
+        "--thoughts", type=whole_number(), default=None, help="exactly so many; default: as trained"
+    )
+    parser.add_argument(
+        "--answer_length", type=whole_number(1), default=None, help="most tokens; default: as trained"
+    )
+    parser.add_argument("--seed", type=whole_number(), default=0, help="of samples")
     flags = parser.parse_args()
     if not flags.question.strip():
         raise UserError("--question is empty: ask one.")

@@ -80,8 +80,13 @@ def test_it_shows_a_table_and_the_paired_interval(results, folder, capsys):
         ({"--output": "chains.json/results.json"}, "cannot be written"),
         ({"--compare": "chains.json"}, "does not say which questions were right"),
         ({"--compare": "absent.json"}, "cannot be read"),
-        ({"--batch_size": "0"}, "--batch_size is 0"),
-        ({"--thoughts": "often"}, "argument --thoughts"),
+        ({"--batch_size": "0"}, "argument --batch_size: '0' is not a whole number from 1"),
+        ({"--num_trajectories": "-1"}, "argument --num_trajectories: '-1' is not a whole number from 0"),
+        ({"--seed": str(2**70)}, "argument --seed"),
+        (
+            {"--thoughts": "often"},
+            "argument --thoughts: 'often' is not one of own, steps, fixed, a whole number",
+        ),
         ({"--which": "12"}, "no checkpoint of step 12"),
     ],
 )
@@ -102,13 +107,26 @@ def test_generate_shows_every_trajectory(folder, capsys):
     arguments = ("--checkpoint", folder / "run", "--question", "a=6 n=a+2 n?", "--thoughts", 2)
     assert start("generate.py", *arguments, "--num_trajectories", 2) == 0
     shown = capsys.readouterr().out
-    assert shown.count("trajectory ") == 2 and shown.count("thought 2: norm") == 2
+    assert shown.count("trajectory ") == 2 and shown.count("  thought 2: ") == 2
     assert "answer: " in shown
 
 
-def test_generate_refuses_an_empty_question(folder, capsys):
-    assert start("generate.py", "--checkpoint", folder / "run", "--question", " ") == 2
-    assert "--question is empty" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--question", " ", "--question is empty"),
+        ("--answer_length", "-1", "argument --answer_length: '-1' is not a whole number from 1"),
+        ("--thoughts", "-1", "argument --thoughts"),
+        ("--num_trajectories", "0", "argument --num_trajectories"),
+        ("--seed", "1.5", "argument --seed"),
+    ],
+)
+def test_generate_refuses(folder, capsys, flag, value, message):
+    flags = {"--question": "a=6 n=a+2 n?"} | {flag: value}
+    given = [f"{name}={text}" for name, text in flags.items()]
+    assert start("generate.py", "--checkpoint", folder / "run", *given) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
 
 
 def test_results_are_replaced_at_once_or_kept(tmp_path):

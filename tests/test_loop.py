@@ -107,6 +107,8 @@ def test_everything_is_on_tensorboard(finished):
     }  # fmt: skip
     assert wanted <= set(tags["scalars"])
     assert {"rollout/thoughts_taken", "reward/distribution"} <= set(tags["histograms"])
+    # Of the curriculum too: its stages 1 and 2 take thoughts.
+    assert [event.step for event in events.Histograms("evaluation/thought_norms")][:2] == [8, 12]
     assert [event.step for event in events.Scalars("curriculum/loss")] == list(range(1, 13))
     assert [event.step for event in events.Scalars("ppo/loss")] == list(range(15, 21))
     assert any("samples" in tag for tag in tags["tensors"])

@@ -68,11 +68,14 @@ def test_only_a_checkpoint_binds_to_its_settings(tmp_path, start):
         loop.train(replace(PPO, curriculum=CurriculumConfig(c_thought=2)), folder)
 
 
-def test_settings_that_came_after_a_checkpoint_have_their_defaults(tmp_path, start):
+def test_settings_that_came_or_went_since_a_checkpoint_do_not_matter(tmp_path, start):
     save_run(tmp_path, PPO, "ppo")
     (host,) = (tmp_path / "checkpoints").glob("*/host/metadata")
     saved = json.loads(host.read_text())
     del saved["host"]["config"]["ppo"]["early_stop_kl"]
+    saved["host"]["config"]["evaluation"]["num_trajectories"] = (
+        5  # which once was a setting that nothing read
+    )
     host.write_text(json.dumps(saved))
     start(PPO, tmp_path)
 

@@ -32,7 +32,7 @@ def run_script(monkeypatch, capsys, *arguments):
         (["--config", TINY, "--config.ppo=3"], "--config.ppo is a group of settings"),
         (["--config", TINY, "--config.zzz=3"], "--config.zzz is no setting: longshot_jax/config.py lists them all."),
         (["--config", TINY, "--config.ppo.iterations=many"], "config.ppo.iterations"),
-        (["--config", TINY, "--config.ppo.gradient=both"], "config.ppo.gradient is 'both': it must be one of score, pathwise, none"),
+        (["--config", TINY, "--config.ppo.gradient=both"], "config.ppo.gradient is 'both': it must be one of score, pathwise, mixture, none"),
         (["--config", TINY, "--config.stages=('ppo','sft')"], "config.stages holds 'sft'"),
         (["--config", TINY, "--config.seed=1.5"], "config.seed"),
         (["--config", TINY, "--workdirs=x"], "--workdirs is no option: did you mean --workdir?"),

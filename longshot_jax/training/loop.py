@@ -16,8 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from longshot_jax.config import RunConfig
-from longshot_jax.config_values import build
+from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.tensorboard import RunWriter
 from longshot_jax.model.sharding import make_mesh
@@ -139,7 +138,7 @@ def _check_config(run: RunConfig, workdir: Path, host: dict[str, Any]) -> None:
             f"{workdir} holds converted weights, not a run: name it as config.initialize_from, and choose another "
             "--workdir."
         )
-    check_same_config(workdir, asdict(build(RunConfig, host["config"], "config")), asdict(run), _FREE)
+    check_same_config(workdir, asdict(parse_config(host["config"])), asdict(run), _FREE)
 
 
 def _final_accuracy(stage: str) -> str:

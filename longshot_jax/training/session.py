@@ -102,7 +102,7 @@ class Session:
         )
 
     def log_evaluation(self, step: int, results: Mapping[str, Any], problems: Sequence[Problem]) -> None:
-        """Scalars and sample questions of a short evaluation."""
+        """Scalars, histograms and sample questions of a short evaluation."""
         scalars = {
             "evaluation/accuracy": results["accuracy"],
             "evaluation/mean_thoughts": results["mean_thoughts"],
@@ -117,9 +117,14 @@ class Session:
                 "expected": problem.answer,
                 "decoded": answer,
                 "right": "yes" if correct else "no",
+                "thoughts": thoughts,
             }
-            for problem, answer, correct in zip(problems, results["answers"], results["correct"], strict=True)
+            for problem, answer, correct, thoughts in zip(
+                problems, results["answers"], results["correct"], results["thoughts_taken"], strict=True
+            )
         ]
+        self.writer.histogram(step, "evaluation/thoughts_taken", results["thoughts_taken"])
+        self.writer.histogram(step, "evaluation/thought_norms", results["thought_norms"])
         self.writer.text(step, "evaluation/samples", samples_table(rows[:_SAMPLES]))
         if results.get("lens"):
             self.writer.text(step, "evaluation/thoughts", samples_table(results["lens"]))

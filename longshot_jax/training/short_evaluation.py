@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from longshot_jax.config import RunConfig
 from longshot_jax.data.examples import Layout, has_thoughts
@@ -51,12 +52,17 @@ class ShortEvaluation:
     ) -> Mapping[str, Any]:
         """Results of `evaluate`, without samples and controls.
 
-        Where there are thoughts, `lens` has rows of a table of the first questions' thoughts and `stop_figure` a
+        `thoughts_taken` has each question's number of thoughts, and `thought_norms` the norm of every thought. Where there
+        are thoughts, `lens` has rows of a table of the first questions' thoughts and `stop_figure` a
         picture of many questions' stop probabilities.
         """
         seen: dict[str, Any] = {}
 
         def watch(greedy: Any) -> None:
+            counts = greedy.counts[:, 0]
+            norms = np.linalg.norm(greedy.thoughts[:, 0].astype(np.float32), axis=-1)
+            seen["thoughts_taken"] = counts
+            seen["thought_norms"] = norms[np.arange(norms.shape[1]) < counts[:, None]]
             if not self._decoder.max_thoughts:
                 return
             few = self.problems[:_SHOWN]
