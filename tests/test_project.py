@@ -16,6 +16,7 @@ PYTHON_FILES = sorted(
     for folder in ("longshot_jax", "scripts", "configs", "tests")
     for path in (ROOT / folder).rglob("*.py")
 )
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 MOST_LINES = 400
 BINARY = (".npz", ".safetensors")  # random bytes look like anything
 FOREIGN = {"torch", "tensorflow", "keras"}
@@ -165,3 +166,19 @@ def test_every_config_says_what_it_is_for():
     assert configs, "configs/ is empty"
     silent = [path.name for path in configs if not ast.get_docstring(ast.parse(path.read_text()))]
     assert not silent
+
+
+def test_the_architecture_names_every_file_in_its_folder_and_no_other():
+    """One row for each folder, `| folder | subject | files |`, the files in backquotes."""
+    rows = re.findall(
+        r"^\| `((?:longshot_jax|scripts)[\w/]*)/` \|.*\| (.*) \|$", ARCHITECTURE.read_text(), re.M
+    )
+    named = {folder: set(re.findall(r"`(\w+)`", files)) for folder, files in rows}
+    there: dict[str, set[str]] = {}
+    for path in PYTHON_FILES:
+        folder = path.parent.relative_to(ROOT).as_posix()
+        if path.name != "__init__.py" and folder.split("/")[0] in ("longshot_jax", "scripts"):
+            there.setdefault(folder, set()).add(path.stem)
+    assert {folder: sorted(files) for folder, files in named.items()} == {
+        folder: sorted(files) for folder, files in there.items()
+    }
