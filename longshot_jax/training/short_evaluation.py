@@ -12,7 +12,7 @@ from longshot_jax.data.examples import Layout, has_thoughts
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.decoding import Decoder, ThoughtRule, Weights
-from longshot_jax.evaluation.lens import lens_rows, stop_figure
+from longshot_jax.evaluation.lens import Lens, lens_rows, stop_figure
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.training.session import Session
 
@@ -45,6 +45,7 @@ class ShortEvaluation:
         self._batch_size = min(settings.batch_size, count)
         if steps_written:
             layout = _StepsWritten(**vars(layout))
+        self._lens = Lens(session.blueprint.graph, layout.tokens)
         self._decoder = Decoder(session.blueprint.graph, layout, max_thoughts, session.run.data.answer_length)
 
     def __call__(
