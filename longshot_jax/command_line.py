@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from longshot_jax.config import RunConfig, default_config, parse_config
+from longshot_jax.config_values import ABSENT
 from longshot_jax.errors import UserError
 
 # Set where a scheduler has started several processes, one for each machine.
@@ -114,6 +115,8 @@ def _check_setting(key: str, settings: Sequence[str]) -> None:
     plain = key.split("[")[0]  # without the index into a tuple
     if plain in settings:
         return
+    if plain.split(".")[-1] in ABSENT:
+        raise UserError(f"--config.{key} is no setting, because {ABSENT[plain.split('.')[-1]]}.")
     inside = next((name for name in settings if name.startswith(plain + ".")), None)
     if inside:
         raise UserError(

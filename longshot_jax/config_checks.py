@@ -27,6 +27,18 @@ def check_combinations(run: "RunConfig") -> None:
             "config.stages trains thoughts: leave 'ppo' out, take mode 'coconut', or set config.ppo.max_steps to 0 "
             "with 'cot' or 'no_cot', for PPO on text."
         )
+    guidance = curriculum.guidance
+    guided = guidance.reads_steps or guidance.distillation or guidance.jacobi
+    if "curriculum" in run.stages and guided and curriculum.mode != "coconut":
+        raise UserError(
+            f"config.curriculum.guidance guides thoughts, and config.curriculum.mode {curriculum.mode!r} has none of its "
+            "own: take mode 'coconut', or leave guidance at its defaults."
+        )
+    if guidance.jacobi and (any(guidance.forcing) or run.thoughts.reads_past):
+        raise UserError(
+            "config.curriculum.guidance.jacobi makes all thoughts at once, so none can be forced or read earlier "
+            "actions: set it to 0, or guidance.forcing to (0, 0), thoughts.graph to 'off' and cross_attention to False."
+        )
     if data.length_bucket and data.prompt_length % data.length_bucket:
         raise UserError(
             f"config.data.prompt_length {data.prompt_length} is not a multiple of config.data.length_bucket "

@@ -8,6 +8,15 @@ from typing import Any, Literal
 
 from longshot_jax.errors import UserError
 
+# Settings that other projects have and that cannot be exact here: why, and what serves instead.
+ABSENT = {
+    "top_k": "a rollout samples the whole distribution, whose log-probs are the policy's: lower "
+    "config.ppo.token_temperature instead",
+    "top_p": "a rollout samples the whole distribution, whose log-probs are the policy's: lower "
+    "config.ppo.token_temperature instead",
+    "dropout": "with it the log-probs of a rollout would not be those of the update: raise weight_decay instead",
+}
+
 
 def as_values(value: Any) -> Any:
     """A dataclass of settings as nested dictionaries."""
@@ -22,6 +31,8 @@ def build(cls: Any, values: Any, place: str) -> Any:
         raise UserError(f"{place} must be a group of settings, not {values!r}.")
     hints = typing.get_type_hints(cls)
     for name in values:
+        if name in ABSENT:
+            raise UserError(f"{place}.{name} is no setting, because {ABSENT[name]}.")
         if name not in hints:
             near = difflib.get_close_matches(name, hints, 1)
             advice = f"did you mean {place}.{near[0]}?" if near else f"it has {', '.join(hints)}."

@@ -29,6 +29,7 @@ def test_defaults_and_json_come_back_the_same():
     ("values", "sentence"),
     [
         ({"ppo": {"iteration": 1}}, r"config\.ppo\.iteration is no setting: did you mean config\.ppo\.iterations"),
+        ({"ppo": {"top_k": 5}}, r"config\.ppo\.top_k is no setting, because a rollout samples the whole distribution"),
         ({"ppo": 3}, r"config\.ppo must be a group"),
         ({"ppo": {"iterations": 1.5}}, r"config\.ppo\.iterations is 1\.5: it must be of type int"),
         ({"ppo": {"iterations": True}}, r"config\.ppo\.iterations is True"),
@@ -95,6 +96,8 @@ def test_defaults_and_json_come_back_the_same():
         ({"ppo": {"token_temperature": (1.0, 0.0)}}, r"config\.ppo\.token_temperature is \(1\.0, 0\.0\): each must be above 0"),
         ({"ppo": {"stop_temperature": (1.5, 0.5), "stop_annealing": "constant"}}, r"its annealing is 'constant'"),
         ({"ppo": {"gradient": "mixture", "noise": (0.2, 0.0)}}, r"'mixture' needs noise to the end"),
+        ({"curriculum": {"mode": "pause", "guidance": {"target": 1.0}}, "stages": ("curriculum",)}, r"'pause' has none of its own"),
+        ({"curriculum": {"guidance": {"jacobi": 2, "forcing": (1.0, 0.0)}}}, r"jacobi makes all thoughts at once"),
         ({"thoughts": {"memory_top": 3}}, r"set config\.ppo\.memory_slots"),
         ({"ppo": {"memory_slots": 3}}, r"set config\.thoughts\.memory_top"),
         ({"curriculum": {"batch_size": 10, "micro_batch_size": 4}}, r"not a multiple of\s+config\.curriculum\.micro"),

@@ -132,7 +132,22 @@ def test_loss_matches_the_loop(config, seed):
     advantages, returns = rng.normal(size=(2, B, N, T + 1 + A)).astype(np.float32)
     expected = loss_by_loop(new, old, reference, rollout, advantages, returns, config)
     whole = rollout, old, reference, advantages, returns
-    assert float(loss_of(config)(whole, new)) == pytest.approx(float(expected), rel=2e-3, abs=2e-3)
+    loss, told = loss_of(config)(whole, new)
+    # What is told is plain sums over actions, whatever weights the loss has.
+    measured = [told.entropy, told.token_entropy, told.stops.count + told.tokens.count]
+    free, real = rollout.free, rollout.token_mask
+    plain = new.thoughts.stop_entropy[free].sum(), new.tokens.entropies[real].sum(), free.sum() + real.sum()
+    np.testing.assert_allclose(measured, plain, rtol=1e-4, atol=1e-5)
+    kinds = (
+        (new.thoughts.stop, reference.thoughts.stop, free),
+        (new.tokens.log_probs, reference.tokens.log_probs, real),
+    )
+    kl = sum(estimate(said, other, config.kl_estimator)[mask].sum() for said, other, mask in kinds)
+    if config.gradient == "score":
+        distance = new.thoughts.means - reference.thoughts.means
+        kl += (0.5 * np.sum(distance**2, axis=-1) / STD**2)[rollout.taken].sum()
+    assert float(told.kl) == pytest.approx(float(kl), rel=1e-3, abs=1e-3)
+    assert float(loss) == pytest.approx(float(expected), rel=2e-3, abs=2e-3)
 
 
 def loss_of(config, memo={}):  # noqa: B006  (compiled once for each config)
@@ -142,13 +157,12 @@ def loss_of(config, memo={}):  # noqa: B006  (compiled once for each config)
         whole = with_weights(Experience(*whole), config)
         actions = count_actions(whole.rollout, config)
         reached = (jnp.sum(whole.rollout.counts + 1) + jnp.sum(whole.rollout.token_mask)).astype(jnp.float32)
-        total = 0.0
+        total, told = 0.0, []
         for row in range(B):
             part, said = jax.tree.map(lambda x: x[row : row + 1] if jnp.ndim(x) else x, (whole, new))  # noqa: B023
-            total += policy_loss(
-                sums_of(said, part, config), actions, reached, jnp.float32(KL_COEFFICIENT), config
-            )
-        return total
+            told.append(sums_of(said, part, config))
+            total += policy_loss(told[-1], actions, reached, jnp.float32(KL_COEFFICIENT), config)
+        return total, told[0] + told[1]
 
     return memo.setdefault(config, loss)
 

@@ -161,6 +161,7 @@ def think(
     together: bool = False,
     node_values: Float[Array, "B N T"] | None = None,
     action_gradient: float = 0.0,
+    teacher: tuple[Bool[Array, "B N T"], Float[Array, "B N T D"]] | None = None,
 ) -> Thoughts:
     """Runs N trajectories of up to T thoughts from every question (COCONUT, arXiv:2412.06769, where std is 0).
 
@@ -176,6 +177,7 @@ def think(
       together: every trajectory is fed the mean of all that go on, and all stop by majority: the ensemble.
       action_gradient: share of the gradient with respect to a given action that flows on into its mean, which leaves
         values alone (straight-through: Bengio et al. 2013, arXiv:1308.3432); for a mixture of gradients.
+      teacher: where its mask is True, its embedding is fed back in place of the thought (scheduled sampling).
       node_values: if given, later thoughts read these with the actions, and not what the critic says now: a replay.
     """
     navigator, llama = reasoner.navigator, reasoner.llama
@@ -212,7 +214,7 @@ def think(
 
     def step(carry, inputs):
         hidden, going, cache, past = carry
-        index, step_noise, step_action, uniforms, step_value = inputs
+        index, step_noise, step_action, uniforms, step_value, taught = inputs
         logit, stops, free = decide(hidden, index, going, uniforms)
         goes_on = going & ~ends(stops, going)
         mean, action = act(hidden, past, index, step_noise, step_action)
@@ -220,6 +222,8 @@ def think(
         if together:
             fed = jnp.broadcast_to(mean_of_trajectories(action, goes_on)[:, None], action.shape)
         thought = navigator.to_embedding(fed, hidden)
+        if taught is not None:
+            thought = jnp.where(taught[0][..., None], taught[1].astype(thought.dtype), thought)
         with jax.named_scope("thought"):
             after, cache = feed_back(reasoner, thought, index, goes_on, prompt, cache)
         if past is not None:
@@ -247,6 +251,7 @@ def think(
         steps_first(actions),
         None if uniforms is None else jnp.moveaxis(uniforms, 2, 0)[:-1],
         steps_first(node_values),
+        None if teacher is None else (steps_first(teacher[0]), steps_first(teacher[1])),
     )
     (hidden, going, context, past), records = jax.lax.scan(step, carry, inputs)
     # The decision after the last possible thought is forced: max_steps never exceeds T.

@@ -5,6 +5,8 @@ loss on those tokens. Thoughts run through the same `think` as everywhere else, 
 """
 
 from collections.abc import Sequence
+from dataclasses import field, replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +17,20 @@ from longshot_jax.data.examples import Layout, has_thoughts, pad_right
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 from longshot_jax.thoughts.answer import score_tokens
+from longshot_jax.thoughts.jacobi import think_in_parallel
 from longshot_jax.thoughts.navigator import Reasoner, action_size
 from longshot_jax.thoughts.rescore import continuation_hidden
-from longshot_jax.thoughts.think import StopRule, encode, think, think_given
-from longshot_jax.training.settings import CurriculumConfig
+from longshot_jax.thoughts.think import EncodedPrompt, StopRule, Thoughts, encode, think, think_given
+from longshot_jax.training.guidance import (
+    StepTexts,
+    distillation_distance,
+    explanation_loss,
+    forcing_probability,
+    step_embeddings,
+    step_texts,
+    target_distance,
+)
+from longshot_jax.training.settings import CurriculumConfig, GuidanceConfig
 
 
 @struct.dataclass
@@ -30,6 +42,9 @@ class CurriculumBatch:
       thought_counts: thoughts of each row.
       tokens: what follows the thoughts; token_mask: True on real tokens; loss_mask: True on those that are
         predicted.
+      answer_starts: place in `tokens` of the first that spells the answer.
+      steps: texts of the steps that thoughts stand for, where they are asked for.
+      text: the same problems with all steps written, where thoughts are distilled from them.
     """
 
     prompt: Int[Array, "B S"]
@@ -38,6 +53,9 @@ class CurriculumBatch:
     tokens: Int[Array, "B A"]
     token_mask: Bool[Array, "B A"]
     loss_mask: Bool[Array, "B A"]
+    answer_starts: Int[Array, " B"] | None = None
+    steps: StepTexts | None = None
+    text: Any = None
 
 
 @struct.dataclass
@@ -46,11 +64,13 @@ class TokenSums:
 
     Attributes:
       loss_sum: negative log-likelihood in nats; count: tokens; correct: tokens that the model ranks first.
+      guidance: sums of the parts of `training.guidance` that are on, by name.
     """
 
     loss_sum: Float[Array, ""]
     count: Float[Array, ""]
     correct: Float[Array, ""]
+    guidance: dict[str, Any] = field(default_factory=dict)
 
 
 def replaced_steps(
@@ -76,15 +96,18 @@ def curriculum_batch(
     layout: Layout,
     length: int,
     rng: np.random.Generator,
+    update: int = 0,
 ) -> CurriculumBatch:
     """Lays problems out for a stage; A is `length`, or the layout's bucket of the longest row.
+
+    `update`, counted over the whole curriculum, sets how often thoughts are replaced by their targets.
 
     A problem that does not fit is a UserError.
     """
     prompt, prompt_mask = layout.prompts(problems)
-    rows, counts = [], []
-    for problem in problems:
-        left_out, thoughts = replaced_steps(stage, len(problem.steps), config, rng)
+    replaced = [replaced_steps(stage, len(problem.steps), config, rng) for problem in problems]
+    rows, starts = [], []
+    for problem, (left_out, _) in zip(problems, replaced, strict=True):
         ids = [token for step in problem.steps[left_out:] for token in layout.step(step)]
         ids += layout.answer(problem)
         ids = [*layout.closing, *ids]
@@ -94,45 +117,101 @@ def curriculum_batch(
                 f"remove the question {problem.question[:60]!r}."
             )
         rows.append(ids)
-        counts.append(thoughts)
+        starts.append(len(ids) - 1 - len(layout.tokens.encode(problem.answer)))
+    guidance, steps, text, most = config.guidance, None, None, length
     if layout.bucket:
         length = min(length, -(-max(map(len, rows)) // layout.bucket) * layout.bucket)
     tokens, token_mask = pad_right(rows, length, layout.tokens.pad)
     loss_mask = token_mask & (np.arange(length) >= len(layout.closing))
-    thought_counts = np.asarray(counts, np.int32)
+    if guidance.reads_steps:
+        slots, probability = config.c_thought * config.max_latent_stage, forcing_probability(guidance, update)
+        steps = step_texts(problems, replaced, config.c_thought, slots, layout, most, probability, rng)
+    if guidance.distillation:
+        written = replace(config, uniform_prob=0.0, guidance=GuidanceConfig())
+        text = curriculum_batch(problems, 0, written, layout, most, rng)
+    thought_counts = np.asarray([thoughts for _, thoughts in replaced], np.int32)
+    arrays = prompt, prompt_mask, thought_counts, tokens, token_mask, loss_mask, np.asarray(starts, np.int32)
     # Arrays of numpy until the batch is placed on the devices.
-    return CurriculumBatch(prompt, prompt_mask, thought_counts, tokens, token_mask, loss_mask)  # pyright: ignore[reportArgumentType]
+    return CurriculumBatch(*arrays, steps, text)  # pyright: ignore[reportArgumentType]
 
 
 def curriculum_sums(
-    reasoner: Reasoner, batch: CurriculumBatch, max_thoughts: int, pause_token: int | None = None
+    reasoner: Reasoner,
+    batch: CurriculumBatch,
+    max_thoughts: int,
+    pause_token: int | None = None,
+    guidance: GuidanceConfig | None = None,
+    latent_token: int = 0,
 ) -> TokenSums:
-    """Next-token loss after the thoughts.
+    """Next-token loss after the thoughts, and the parts of the loss that guide them.
 
     Args:
       reasoner: differentiated through its thoughts.
       batch: at any stage; all stages share one shape.
       max_thoughts: T, at least every row's number of thoughts.
       pause_token: if given, every thought is this token's embedding instead (the `pause` control).
+      guidance: its settings; None for none.
+      latent_token: whose embedding thoughts start from where they are made in parallel.
     """
+    guidance = guidance or GuidanceConfig()
     prompt = encode(reasoner, batch.prompt, batch.prompt_mask)
     counts = batch.thought_counts[:, None]
     shape = (*counts.shape, max_thoughts)
-    if pause_token is None:
-        noise = jnp.zeros((*shape, action_size(reasoner)))
-        thoughts = think(reasoner, prompt, None, StopRule(counts, counts), noise, jnp.zeros(()))
-    else:
+    if pause_token is not None:
         embeddings = jnp.broadcast_to(
             reasoner.llama.embed(jnp.asarray(pause_token)), (*shape, prompt.hidden.shape[-1])
         )
         thoughts = think_given(reasoner, prompt, embeddings, counts)
-    tokens, mask = batch.tokens[:, None], batch.token_mask[:, None]
-    after = continuation_hidden(reasoner, prompt, thoughts, tokens[..., :-1], mask[..., :-1])
-    hidden = jnp.concatenate([thoughts.last_hidden[:, :, None], after], axis=2)
-    predicted = batch.loss_mask[:, None]
-    scores = score_tokens(reasoner, hidden, tokens, predicted, jnp.ones(()))
+    elif guidance.jacobi:
+        start = reasoner.llama.embed(jnp.asarray(latent_token))
+        thoughts = think_in_parallel(reasoner, prompt, counts, start, max_thoughts, guidance.jacobi)
+    else:
+        teacher = None
+        if batch.steps is not None and any(guidance.forcing):
+            teacher = batch.steps.forced[:, None], step_embeddings(reasoner, batch.steps)[:, None]
+        noise, rule = jnp.zeros((*shape, action_size(reasoner))), StopRule(counts, counts)
+        thoughts = think(reasoner, prompt, None, rule, noise, jnp.zeros(()), teacher=teacher)
+    hidden = _hidden_of_tokens(reasoner, prompt, thoughts, batch)
+    scores = score_tokens(reasoner, hidden, batch.tokens[:, None], batch.loss_mask[:, None], jnp.ones(()))
     return TokenSums(
         loss_sum=-jnp.sum(scores.log_probs),
-        count=jnp.sum(predicted, dtype=jnp.float32),
-        correct=jnp.sum(scores.is_top & predicted, dtype=jnp.float32),
+        count=jnp.sum(batch.loss_mask, dtype=jnp.float32),
+        correct=jnp.sum(scores.is_top & batch.loss_mask[:, None], dtype=jnp.float32),
+        guidance=_guidance_sums(reasoner, batch, prompt, thoughts, hidden, guidance),
     )
+
+
+def _hidden_of_tokens(
+    reasoner: Reasoner, prompt: EncodedPrompt, thoughts: Thoughts, batch: CurriculumBatch
+) -> Float[Array, "B one A D"]:
+    """The hidden states that predict a batch's tokens."""
+    tokens, mask = batch.tokens[:, None], batch.token_mask[:, None]
+    after = continuation_hidden(reasoner, prompt, thoughts, tokens[..., :-1], mask[..., :-1])
+    return jnp.concatenate([thoughts.last_hidden[:, :, None], after], axis=2)
+
+
+def _guidance_sums(
+    reasoner: Reasoner,
+    batch: CurriculumBatch,
+    prompt: EncodedPrompt,
+    thoughts: Thoughts,
+    hidden: Float[Array, "B one A D"],
+    guidance: GuidanceConfig,
+) -> dict[str, Float[Array, ""]]:
+    """The parts that are on, by name."""
+    parts = {}
+    if batch.steps is not None and guidance.target:
+        parts["target"] = target_distance(reasoner, thoughts, batch.steps)
+    if batch.steps is not None and guidance.explanation:
+        parts["explanation"] = explanation_loss(reasoner, thoughts, batch.steps)
+    text = batch.text
+    if text is not None and batch.answer_starts is not None:
+        nothing = jnp.zeros((*batch.thought_counts.shape, 1, 0, hidden.shape[-1]), hidden.dtype)
+        unthought = think_given(reasoner, prompt, nothing, text.thought_counts[:, None])
+        taught = _hidden_of_tokens(reasoner, prompt, unthought, text)
+        said = score_tokens(reasoner, taught, text.tokens[:, None], text.loss_mask[:, None], jnp.ones(()))
+        parts["text"] = -jnp.sum(said.log_probs)
+        parts["distillation"] = distillation_distance(
+            hidden[:, 0], batch.answer_starts, taught[:, 0], text.answer_starts
+        )
+    return parts

@@ -75,7 +75,8 @@ class CurriculumLoop:
         """Batch `number` as it is shown at a stage: a function of seed, stage and number."""
         rng = np.random.default_rng((self.session.run.seed, stage, number))
         length = self.session.run.data.answer_length
-        batch = curriculum_batch(self.stream[number], stage, self.config, self.session.layout, length, rng)
+        layout = self.session.layout
+        batch = curriculum_batch(self.stream[number], stage, self.config, layout, length, rng, number)
         return place_batch(batch, self.session.mesh)
 
     def run(self, weights: Any, host: dict[str, Any] | None, first_step: int) -> tuple[Any, int]:

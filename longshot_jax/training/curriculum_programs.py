@@ -33,7 +33,7 @@ class CurriculumPrograms:
       run: settings.
       blueprint: structure and shapes of the reasoner.
       mesh: of devices.
-      pause_token: what stands in thought slots in `pause` mode.
+      pause_token: what stands in thought slots in `pause` mode, and before the first of `jacobi`'s iterations.
       limit: updates that the learning rate's schedule spans.
 
     Raises:
@@ -61,6 +61,8 @@ class CurriculumPrograms:
             max_thoughts=max_curriculum_thoughts(config),
             pause_token=pause_token if config.mode == "pause" else None,
             micro_batches=config.batch_size // micro,
+            guidance=config.guidance,
+            latent_token=pause_token,
         )
         self.update = jax.jit(
             on_mesh(mesh, update), donate_argnums=0, out_shardings=(self.placement, replicated(mesh))

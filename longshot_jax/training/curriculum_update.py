@@ -10,7 +10,9 @@ from flax import nnx
 from jaxtyping import Array
 
 from longshot_jax.training.curriculum import CurriculumBatch, TokenSums, curriculum_sums
+from longshot_jax.training.guidance import guidance_counts, guidance_weights
 from longshot_jax.training.optimizer import apply_if_finite, cut_rows, summed_gradients
+from longshot_jax.training.settings import GuidanceConfig
 from longshot_jax.training.state import TrainState, count_skipped
 
 Update = Callable[[TrainState, CurriculumBatch], tuple[TrainState, dict[str, Array]]]
@@ -23,16 +25,20 @@ def curriculum_update(
     max_thoughts: int,
     pause_token: int | None,
     micro_batches: int,
+    guidance: GuidanceConfig | None = None,
+    latent_token: int = 0,
 ) -> Update:
     """Makes `update(state, batch) -> state, metrics`, still to be jitted with the state donated."""
 
     def update(state: TrainState, batch: CurriculumBatch) -> tuple[TrainState, dict[str, Array]]:
         total = jnp.maximum(jnp.sum(batch.loss_mask, dtype=jnp.float32), 1.0)
+        counts_of, weights = guidance_counts(batch), guidance_weights(guidance or GuidanceConfig())
 
         def share(trainable: nnx.State, micro_batch: CurriculumBatch) -> tuple[Array, TokenSums]:
             reasoner = nnx.merge(graph, trainable, state.frozen)
-            sums = curriculum_sums(reasoner, micro_batch, max_thoughts, pause_token)
-            return sums.loss_sum / total, sums
+            sums = curriculum_sums(reasoner, micro_batch, max_thoughts, pause_token, guidance, latent_token)
+            guided = sum(weights[name] * part / counts_of[name] for name, part in sums.guidance.items())
+            return sums.loss_sum / total + guided, sums
 
         gradients, sums = summed_gradients(
             share,
@@ -53,6 +59,7 @@ def curriculum_update(
             "skipped": counts["skipped_total"],
             "skipped_in_a_row": counts["skipped"],
         }
+        metrics |= {f"guidance/{name}": part / counts_of[name] for name, part in sums.guidance.items()}
         return replace(state, trainable=trainable, optimizer=moments, **counts), metrics
 
     return update

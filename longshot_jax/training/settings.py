@@ -35,6 +35,33 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class GuidanceConfig:
+    """What guides a curriculum's thoughts beside the loss on the tokens after them (`training.guidance`); default: nothing.
+
+    Attributes:
+      target: weight of the cosine distance of each thought to the mean embedding of the step that it replaces.
+      forcing: probability of feeding back that embedding in place of a thought, at the first update of the
+        curriculum and from `forcing_updates` on; linear between.
+      distillation: weight of the distance of the hidden state before the answer to that after the written steps.
+      explanation: weight of the loss of reading each step from its thought alone, in nats per token.
+      jacobi: iterations in which all thoughts of the curriculum are made at once; 0 makes them one after the other.
+        Evaluation and PPO think in sequence.
+    """
+
+    target: float = 0.0
+    forcing: tuple[float, float] = (0.0, 0.0)
+    forcing_updates: int = 0
+    distillation: float = 0.0
+    explanation: float = 0.0
+    jacobi: int = 0
+
+    @property
+    def reads_steps(self) -> bool:
+        """Whether the texts of replaced steps are needed."""
+        return self.target > 0 or self.explanation > 0 or any(self.forcing)
+
+
+@dataclass(frozen=True)
 class CurriculumConfig:
     """Supervised curriculum; the names are COCONUT's (arXiv:2412.06769) where it has them.
 
@@ -54,6 +81,7 @@ class CurriculumConfig:
       reset_optimizer: fresh moments at each stage.
       batch_size: problems per update; micro_batch_size: problems per forward pass, 0 for all at once.
       max_skipped: updates in a row skipped for non-finite gradients before the run ends.
+      guidance: of thoughts, see there.
       optimizer: see there; a schedule spans one stage.
     """
 
@@ -71,6 +99,7 @@ class CurriculumConfig:
     batch_size: int = 128
     micro_batch_size: int = 0
     max_skipped: int = 10
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 

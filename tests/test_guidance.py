@@ -1,0 +1,171 @@
+"""What guides the curriculum's thoughts: each part against its definition, and all together cut into micro-batches."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from builders import QUICK, from_scratch, ragged_prompts, small_reasoner
+from flax import nnx
+
+from longshot_jax.data.chains import ChainProblems
+from longshot_jax.data.examples import Layout
+from longshot_jax.data.tokens import Tokens
+from longshot_jax.thoughts.jacobi import think_in_parallel
+from longshot_jax.thoughts.think import StopRule, encode, think
+from longshot_jax.training.curriculum import curriculum_batch
+from longshot_jax.training.curriculum_update import curriculum_update
+from longshot_jax.training.guidance import (
+    StepTexts,
+    distillation_distance,
+    explanation_loss,
+    forcing_probability,
+    step_embeddings,
+    target_distance,
+)
+from longshot_jax.training.settings import CurriculumConfig, GuidanceConfig
+from longshot_jax.training.state import start_state
+
+B, T, W = 2, 2, 3
+LAYOUT = Layout(Tokens.for_chains(), "answer", "coconut", 26)
+STEPS = StepTexts(
+    tokens=jnp.array([[[3, 4, 0], [5, 0, 0]], [[6, 7, 8], [0, 0, 0]]]),
+    mask=jnp.array([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]]], bool),
+    forced=jnp.array([[True, False], [False, False]]),
+)
+
+
+@partial(jax.jit, static_argnames="forced", compiler_options=QUICK)
+def thought(reasoner, forced):
+    prompt, mask = ragged_prompts([3, 5], 5)
+    counts = jnp.array([[2], [1]])
+    encoded = encode(reasoner, prompt, mask)
+    teacher = (STEPS.forced[:, None], step_embeddings(reasoner, STEPS)[:, None]) if forced else None
+    rule, noise = StopRule(counts, counts), jnp.zeros((B, 1, T, 8))
+    thoughts = think(reasoner, encoded, None, rule, noise, jnp.zeros(()), teacher=teacher)
+    return thoughts, target_distance(reasoner, thoughts, STEPS), explanation_loss(reasoner, thoughts, STEPS)
+
+
+def test_targets_are_mean_embeddings_and_forced_ones_are_fed_back():
+    reasoner = small_reasoner("hidden", True)
+    free, distance, _ = thought(reasoner, False)
+    forced, after_forcing, _ = thought(reasoner, True)
+    table = np.asarray(reasoner.llama.embedding[...])
+    targets = {(0, 0): table[[3, 4]].mean(0), (0, 1): table[5], (1, 0): table[[6, 7, 8]].mean(0)}
+
+    def cosine(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    expected = sum(1 - cosine(np.asarray(free.embeddings[b, 0, t]), x) for (b, t), x in targets.items())
+    assert float(distance) == pytest.approx(expected, abs=1e-4)
+    np.testing.assert_allclose(forced.embeddings[0, 0, 0], targets[0, 0], atol=1e-6)
+    np.testing.assert_allclose(forced.embeddings[1, 0, 0], free.embeddings[1, 0, 0], atol=1e-6)
+    # The second thought follows from the one that was fed back, not from the model's own.
+    assert np.abs(forced.embeddings[0, 0, 1] - free.embeddings[0, 0, 1]).max() > 1e-2
+    # What is drawn to the target is the model's own thought, the same for the one that was replaced.
+    own = expected - (1 - cosine(np.asarray(free.embeddings[0, 0, 1]), targets[0, 1]))
+    own += 1 - cosine(np.asarray(forced.embeddings[0, 0, 1]), targets[0, 1])
+    assert float(after_forcing) == pytest.approx(own, abs=1e-4)
+
+
+def test_steps_are_explained_from_their_thoughts_alone():
+    """Against a decoder from scratch that is given one thought and the step's tokens before each."""
+    reasoner = small_reasoner("hidden", True)
+    thoughts, _, loss = thought(reasoner, False)
+    table = np.asarray(reasoner.llama.embedding[...])
+    head = np.asarray(reasoner.llama.head[...])
+    expected = 0.0
+    for b, t in ((0, 0), (0, 1), (1, 0)):
+        tokens = np.asarray(STEPS.tokens[b, t])[np.asarray(STEPS.mask[b, t])]
+        inputs = np.concatenate([np.asarray(thoughts.embeddings[b, 0, t])[None], table[tokens[:-1]]])
+        logits = from_scratch(reasoner, inputs) @ head.T
+        log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        expected -= log_probs[np.arange(len(tokens)), tokens].sum()
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_distillation_compares_the_states_before_the_answer_and_moves_the_student_alone():
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(2, 2, 4, 3)).astype(np.float32)
+    starts = jnp.array([1, 0]), jnp.array([3, 2])
+    expected = np.abs(student[0, 1] - teacher[0, 3]).mean() + np.abs(student[1, 0] - teacher[1, 2]).mean()
+    of = lambda s, t: distillation_distance(s, starts[0], t, starts[1])  # noqa: E731
+    value, gradients = jax.value_and_grad(of, argnums=(0, 1))(jnp.asarray(student), jnp.asarray(teacher))
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    assert np.count_nonzero(gradients[0]) == 6 and not np.any(gradients[1])
+
+
+@pytest.mark.parametrize("feedback", ["hidden", "navigator"])
+def test_as_many_jacobi_iterations_as_thoughts_think_in_sequence(feedback):
+    reasoner = small_reasoner(feedback, True)
+    prompt, mask = ragged_prompts([3, 5], 5)
+    counts = jnp.array([[3], [2]])
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def both(reasoner):
+        encoded = encode(reasoner, prompt, mask)
+        start = reasoner.llama.embed(jnp.asarray(4))
+        size = 8 if feedback == "hidden" else 5
+        rule, noise = StopRule(counts, counts), jnp.zeros((B, 1, 3, size))
+        parallel = [think_in_parallel(reasoner, encoded, counts, start, 3, k) for k in (2, 3)]
+        return think(reasoner, encoded, None, rule, noise, jnp.zeros(())), *parallel
+
+    sequential, two, three = both(reasoner)
+    np.testing.assert_allclose(three.last_hidden, sequential.last_hidden, atol=1e-5)
+    np.testing.assert_allclose(three.means[0], sequential.means[0], atol=1e-5)
+    # After two iterations two thoughts are right, and the row that has no more is done.
+    np.testing.assert_allclose(two.embeddings[0, 0, :2], sequential.embeddings[0, 0, :2], atol=1e-5)
+    np.testing.assert_allclose(two.last_hidden[1], sequential.last_hidden[1], atol=1e-5)
+    assert np.abs(two.last_hidden[0] - sequential.last_hidden[0]).max() > 1e-3
+
+
+def test_forcing_anneals_and_batches_hold_the_replaced_steps():
+    config = GuidanceConfig(forcing=(0.8, 0.2), forcing_updates=10, distillation=1.0)
+    assert [forcing_probability(config, update) for update in (0, 5, 10, 99)] == pytest.approx(
+        [0.8, 0.5, 0.2, 0.2]
+    )
+    curriculum = CurriculumConfig(c_thought=2, max_latent_stage=2, guidance=config)
+    chains = ChainProblems(1, 200, (1, 2, 3))
+    problems = [chains[index] for index in range(200)]
+    batch = curriculum_batch(problems, 1, curriculum, LAYOUT, 8, np.random.default_rng(0), update=5)
+    for row, problem in enumerate(problems[:6]):
+        for slot in range(4):
+            told = batch.steps.tokens[row, slot][batch.steps.mask[row, slot]].tolist()
+            assert told == (LAYOUT.step(problem.steps[0]) if slot < 2 else [])
+        answer = LAYOUT.tokens.encode(problem.answer)[0]
+        for part in (batch, batch.text):
+            assert part.tokens[row, part.answer_starts[row]] == answer
+        assert batch.text.thought_counts[row] == 0
+    assert 0.4 < batch.steps.forced[:, :2].mean() < 0.6 and not batch.steps.forced[:, 2:].any()
+
+
+@pytest.mark.slow
+def test_guidance_does_not_depend_on_micro_batches():
+    guidance = GuidanceConfig(target=0.5, forcing=(0.5, 0.5), distillation=0.7, explanation=0.3)
+    curriculum = CurriculumConfig(max_latent_stage=2, guidance=guidance)
+    chains = ChainProblems(1, 4, (1, 2))
+    problems = [chains[index] for index in range(4)]
+    batch = jax.tree.map(
+        jnp.asarray, curriculum_batch(problems, 2, curriculum, LAYOUT, 5, np.random.default_rng(0))
+    )
+    graph, weights = nnx.split(
+        small_reasoner("hidden", True, vocab_size=LAYOUT.tokens.vocabulary_size, num_hidden_layers=1)
+    )
+    steps, metrics = [], []
+    for parts in (1, 2):
+        update = curriculum_update(
+            graph, optax.sgd(1.0), max_thoughts=2, pause_token=None, micro_batches=parts, guidance=guidance
+        )
+        state = start_state(weights, nnx.State({}), optax.sgd(1.0), jax.random.key(0))
+        after, told = jax.jit(update, compiler_options=QUICK)(state, batch)
+        steps.append(jax.tree.leaves(jax.tree.map(lambda a, b: a - b, after.trainable, weights)))
+        metrics.append(told)
+    assert set(metrics[0]) >= {
+        f"guidance/{name}" for name in ("target", "distillation", "explanation", "text")
+    }
+    for name, value in metrics[0].items():
+        np.testing.assert_allclose(value, metrics[1][name], rtol=1e-4, atol=1e-5)
+    for one, two in zip(*steps, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=2e-5)
