@@ -27,5 +27,6 @@ def anneal(bounds: tuple[float, float], kind: Annealing, iterations: int) -> Flo
         schedule = lambda count: last + distance(count)  # noqa: E731
     else:
         schedule = optax.constant_schedule(first)
-    values = jax.vmap(lambda count: jnp.asarray(schedule(count), jnp.float32))(jnp.arange(iterations))
-    return np.asarray(values)
+    # One by one: as an array, every number of iterations would be compiled anew.
+    value = jax.jit(lambda count: jnp.asarray(schedule(count), jnp.float32))
+    return np.asarray([value(count) for count in range(iterations)])
