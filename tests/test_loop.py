@@ -273,7 +273,7 @@ def test_too_long_prompt_is_refused_before_training(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     named = str(tmp_path / "rows.json")
     with pytest.raises(UserError, match=r"rows\.json, problem 2: steps and answer have 12 tokens"):
-        train(tiny(data__train=named), tmp_path / "run", io.StringIO())
+        train(tiny(data__train=named, data__validation="chains"), tmp_path / "run", io.StringIO())
 
 
 def test_batches_ahead_come_in_order_and_errors_surface():

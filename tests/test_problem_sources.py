@@ -59,7 +59,7 @@ def layout_of(run):
 
 
 def test_what_cannot_be_spelled_is_found_before_training(tmp_path):
-    run = tiny()
+    run = tiny(data__validation="chains")
     fine = Problem("a=1 b=a+1 b?", ("2",), "2")
     layout = layout_of(run)
     assert check_problems(run, layout, [fine], "file") == [fine]

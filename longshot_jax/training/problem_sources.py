@@ -158,7 +158,9 @@ def check_problems(
         try:
             check(problems[index])
         except UserError as error:
-            place = source if generated else f"{source}, problem {index + 1}"
+            # Numbers are those of the file, unless a part of it was put aside for validation.
+            counted = not generated and run.data.validation
+            place = f"{source}, problem {index + 1}" if counted else source
             raise UserError(f"{place}: {error}") from None
     return problems.those(check.passes) if isinstance(problems, ProsQAProblems) else problems
 
