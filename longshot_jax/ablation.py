@@ -44,6 +44,12 @@ _BOTTLENECK = {
     "thoughts.normalised": "True",
 }
 _BANK = {"thoughts.memory_top": "3", "ppo.memory_slots": "512", "ppo.memory_writes": "16"}
+_ADAPTIVE = {
+    "ppo.shared_reward": "True",
+    "thoughts.max_trajectories": "8",
+    "ppo.rewards.trajectory_cost": "0.02",
+    "ppo.rewards.vote_correct": "1.0",
+}
 _DISTRACTORS = {"data.distractors": "2", "data.prompt_length": "36"}
 
 
@@ -109,6 +115,17 @@ PARTS: Mapping[str, Part] = {
         "cross-trajectory attention", _CRITIC | {"thoughts.cross_attention": "True"}, "critic"
     ),
     "together": _ppo("ensemble: the mean thought for all", _CRITIC | {"ppo.together": "True"}, "critic"),
+    # Trajectories that differ, and their number.
+    "antithetic": _ppo("mirror images for noise", {"ppo.coupling": "antithetic"}),
+    "orthogonal": _ppo("orthogonal noise", {"ppo.coupling": "orthogonal"}),
+    "shared_reward": _ppo(
+        "every trajectory earns their mean", _CRITIC | {"ppo.shared_reward": "True"}, "critic"
+    ),
+    "adaptive_trajectories": _ppo(
+        "own number of trajectories, a price for each, a reward for the vote",
+        _CRITIC | _ADAPTIVE,
+        "shared_reward",
+    ),
     # The navigator.
     "navigator": _ppo(
         "navigator's bottleneck, R = 32, pathwise", _BOTTLENECK, "pathwise", start="start_navigator"

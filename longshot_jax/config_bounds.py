@@ -82,6 +82,7 @@ BOUNDS: dict[str, Bound] = {
     "curriculum.last_stage_loss": NOT_NEGATIVE,
     "curriculum.batch_size": COUNT,
     "curriculum.micro_batch_size": NOT_NEGATIVE,
+    "curriculum.dropout": DECAY,
     "curriculum.max_skipped": COUNT,
     "curriculum.guidance.target": NOT_NEGATIVE,
     "curriculum.guidance.forcing": SHARE,

@@ -44,6 +44,15 @@ def check_combinations(run: "RunConfig") -> None:
             f"config.data.prompt_length {data.prompt_length} is not a multiple of config.data.length_bucket "
             f"{data.length_bucket}."
         )
+    if curriculum.dropout and curriculum.mode != "coconut":
+        raise UserError(
+            f"config.curriculum.dropout is of thoughts, and mode {curriculum.mode!r} has none of its own: set it to 0."
+        )
+    if curriculum.dropout and curriculum.guidance.jacobi:
+        raise UserError(
+            "config.curriculum.dropout is of thoughts made one after the other, and config.curriculum.guidance.jacobi makes "
+            "all at once: set one of them to 0."
+        )
     if curriculum.micro_batch_size and curriculum.batch_size % curriculum.micro_batch_size:
         raise UserError(
             f"config.curriculum.batch_size {curriculum.batch_size} is not a multiple of "

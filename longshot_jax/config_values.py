@@ -14,7 +14,8 @@ ABSENT = {
     "config.ppo.token_temperature instead",
     "top_p": "a rollout samples the whole distribution, whose log-probs are the policy's: lower "
     "config.ppo.token_temperature instead",
-    "dropout": "with it the log-probs of a rollout would not be those of the update: raise weight_decay instead",
+    "dropout": "with it the log-probs of a rollout would not be those of the update: take config.curriculum.dropout, "
+    "which PPO never sees, or raise weight_decay",
 }
 
 
@@ -31,7 +32,7 @@ def build(cls: Any, values: Any, place: str) -> Any:
         raise UserError(f"{place} must be a group of settings, not {values!r}.")
     hints = typing.get_type_hints(cls)
     for name in values:
-        if name in ABSENT:
+        if name in ABSENT and name not in hints:
             raise UserError(f"{place}.{name} is no setting, because {ABSENT[name]}.")
         if name not in hints:
             near = difflib.get_close_matches(name, hints, 1)

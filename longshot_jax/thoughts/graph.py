@@ -12,6 +12,8 @@ The bank is searched once per thought, at a cost of O(M); the layers see the few
 Shapes: G nodes of one graph, E = 3 features of an edge; the leading axes are those of the reading states.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -174,7 +176,8 @@ class GraphMemory(nnx.Module):
         """What each state reads; zeros where there is no node."""
         visible = nodes.visible
         # What stands in a slot without a node must not reach a sum, not even times zero.
-        nodes = nodes.replace(
+        nodes = replace(
+            nodes,
             positions=jnp.where(visible[..., None], nodes.positions, 0.0),
             values=jnp.where(visible, nodes.values, 0.0),
             ages=jnp.where(visible, nodes.ages, 0.0),

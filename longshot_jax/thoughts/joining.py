@@ -8,6 +8,8 @@ N identical trajectories are not one: their thoughts take N shares of the attent
 That alone can change an answer, so the fusion is always shown beside that of N identical copies.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -31,11 +33,7 @@ def join_trajectories(thoughts: Thoughts) -> Thoughts:
         shape = (*array.shape[:axis], 1, array.shape[axis] * array.shape[axis + 1], *array.shape[axis + 2 :])
         return array.reshape(shape)
 
-    one = jax.tree.map(of_longest, thoughts.replace(context=None))
+    one = jax.tree.map(of_longest, replace(thoughts, context=None))
     cache = thoughts.context.cache
-    return one.replace(
-        context=Context(
-            KeyValues(side_by_side(cache.keys, 2), side_by_side(cache.values, 2)),
-            side_by_side(thoughts.context.mask, 1),
-        )
-    )
+    keys_and_values = KeyValues(side_by_side(cache.keys, 2), side_by_side(cache.values, 2))
+    return replace(one, context=Context(keys_and_values, side_by_side(thoughts.context.mask, 1)))

@@ -192,7 +192,7 @@ def rescore(
         token_hidden = jnp.concatenate([thoughts.last_hidden[:, :, None], after], axis=2)
     token_hidden = token_hidden[:, :, len(opening) :]
     number = None
-    if rollout.number is not None:
+    if rollout.number is not None and rollout.number_free is not None:
         number = score_number(reasoner.navigator, prompt.hidden, rollout.number, rollout.number_free)
     return Scores(
         score_thoughts(reasoner, rollout, hidden, means, scaling),

@@ -151,5 +151,7 @@ def sample_rollout(
     )
     # The scores come from the cached passes that sampled, not from a second one: rescore is tested against them.
     recorded = score_thoughts(reasoner, rollout, thoughts.hidden, thoughts.means, scaling)
-    number_scores = score_number(reasoner.navigator, encoded.hidden, number, free) if adaptive else None
+    number_scores = None
+    if number is not None and free is not None:
+        number_scores = score_number(reasoner.navigator, encoded.hidden, number, free)
     return rollout, Scores(recorded, answers.scores, number_scores)

@@ -162,6 +162,7 @@ def think(
     node_values: Float[Array, "B N T"] | None = None,
     action_gradient: float = 0.0,
     teacher: tuple[Bool[Array, "B N T"], Float[Array, "B N T D"]] | None = None,
+    kept: Float[Array, "B N T D"] | None = None,
 ) -> Thoughts:
     """Runs N trajectories of up to T thoughts from every question (COCONUT, arXiv:2412.06769, where std is 0).
 
@@ -178,6 +179,7 @@ def think(
       action_gradient: share of the gradient with respect to a given action that flows on into its mean, which leaves
         values alone (straight-through: Bengio et al. 2013, arXiv:1308.3432); for a mixture of gradients.
       teacher: where its mask is True, its embedding is fed back in place of the thought (scheduled sampling).
+      kept: if given, multiplies what is fed back: the curriculum's dropout. Rollouts have none.
       node_values: if given, later thoughts read these with the actions, and not what the critic says now: a replay.
     """
     navigator, llama = reasoner.navigator, reasoner.llama
@@ -214,7 +216,7 @@ def think(
 
     def step(carry, inputs):
         hidden, going, cache, past = carry
-        index, step_noise, step_action, uniforms, step_value, taught = inputs
+        index, step_noise, step_action, uniforms, step_value, step_kept, taught = inputs
         logit, stops, free = decide(hidden, index, going, uniforms)
         goes_on = going & ~ends(stops, going)
         mean, action = act(hidden, past, index, step_noise, step_action)
@@ -222,6 +224,8 @@ def think(
         if together:
             fed = jnp.broadcast_to(mean_of_trajectories(action, goes_on)[:, None], action.shape)
         thought = navigator.to_embedding(fed, hidden)
+        if step_kept is not None:
+            thought = thought * step_kept.astype(thought.dtype)
         if taught is not None:
             thought = jnp.where(taught[0][..., None], taught[1].astype(thought.dtype), thought)
         with jax.named_scope("thought"):
@@ -251,6 +255,7 @@ def think(
         steps_first(actions),
         None if uniforms is None else jnp.moveaxis(uniforms, 2, 0)[:-1],
         steps_first(node_values),
+        steps_first(kept),
         None if teacher is None else (steps_first(teacher[0]), steps_first(teacher[1])),
     )
     (hidden, going, context, past), records = jax.lax.scan(step, carry, inputs)

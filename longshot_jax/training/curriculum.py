@@ -45,6 +45,7 @@ class CurriculumBatch:
       answer_starts: place in `tokens` of the first that spells the answer.
       steps: texts of the steps that thoughts stand for, where they are asked for.
       text: the same problems with all steps written, where thoughts are distilled from them.
+      kept: dropout of thoughts, drawn by the update: 0, or one over the share that is kept; None for none.
     """
 
     prompt: Int[Array, "B S"]
@@ -56,6 +57,7 @@ class CurriculumBatch:
     answer_starts: Int[Array, " B"] | None = None
     steps: StepTexts | None = None
     text: Any = None
+    kept: Float[Array, "B T D"] | None = None
 
 
 @struct.dataclass
@@ -170,7 +172,8 @@ def curriculum_sums(
         if batch.steps is not None and any(guidance.forcing):
             teacher = batch.steps.forced[:, None], step_embeddings(reasoner, batch.steps)[:, None]
         noise, rule = jnp.zeros((*shape, action_size(reasoner))), StopRule(counts, counts)
-        thoughts = think(reasoner, prompt, None, rule, noise, jnp.zeros(()), teacher=teacher)
+        kept = None if batch.kept is None else batch.kept[:, None]
+        thoughts = think(reasoner, prompt, None, rule, noise, jnp.zeros(()), teacher=teacher, kept=kept)
     hidden = _hidden_of_tokens(reasoner, prompt, thoughts, batch)
     scores = score_tokens(reasoner, hidden, batch.tokens[:, None], batch.loss_mask[:, None], jnp.ones(()))
     return TokenSums(

@@ -63,6 +63,7 @@ class CurriculumPrograms:
             micro_batches=config.batch_size // micro,
             guidance=config.guidance,
             latent_token=pause_token,
+            dropout=config.dropout,
         )
         self.update = jax.jit(
             on_mesh(mesh, update), donate_argnums=0, out_shardings=(self.placement, replicated(mesh))

@@ -27,10 +27,25 @@ def curriculum_update(
     micro_batches: int,
     guidance: GuidanceConfig | None = None,
     latent_token: int = 0,
+    dropout: float = 0.0,
 ) -> Update:
-    """Makes `update(state, batch) -> state, metrics`, still to be jitted with the state donated."""
+    """Makes `update(state, batch) -> state, metrics`, still to be jitted with the state donated.
+
+    `dropout` is the share of a fed-back thought's entries that are zeroed.
+    """
+
+    def with_dropout(state: TrainState, batch: CurriculumBatch) -> tuple[TrainState, CurriculumBatch]:
+        """A mask for every row, drawn before the batch is cut: it does not depend on micro-batches."""
+        if not dropout:
+            return state, batch
+        key, next_key = jax.random.split(state.key)
+        size = nnx.merge(graph, state.trainable, state.frozen).llama.config.hidden_size
+        shape = (*batch.thought_counts.shape, max_thoughts, size)
+        kept = jax.random.bernoulli(key, 1 - dropout, shape) / (1 - dropout)
+        return replace(state, key=next_key), replace(batch, kept=kept)
 
     def update(state: TrainState, batch: CurriculumBatch) -> tuple[TrainState, dict[str, Array]]:
+        state, batch = with_dropout(state, batch)
         total = jnp.maximum(jnp.sum(batch.loss_mask, dtype=jnp.float32), 1.0)
         counts_of, weights = guidance_counts(batch), guidance_weights(guidance or GuidanceConfig())
 

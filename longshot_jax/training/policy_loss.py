@@ -1,6 +1,7 @@
 """The PPO loss of a rollout: thoughts, stops and tokens as actions. Joins `ppo` (mathematics) to `rescore` (model)."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,10 +77,11 @@ class PolicySums:
     number_entropy: Float[Array, ""] | None = None
 
     def __add__(self, other: "PolicySums") -> "PolicySums":
-        pairs = (
-            (field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self)
-        )
-        return PolicySums(**{name: None if ours is None else ours + theirs for name, ours, theirs in pairs})
+        total: dict[str, Any] = {}
+        for name in (field.name for field in fields(self)):
+            ours = getattr(self, name)
+            total[name] = None if ours is None else ours + getattr(other, name)
+        return PolicySums(**total)
 
     @property
     def surrogates(self) -> tuple[PolicyLossSums, ...]:

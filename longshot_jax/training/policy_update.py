@@ -183,7 +183,7 @@ def _metrics(sums: PolicySums) -> dict[str, Array]:
         "approximate_kl": sums.approximate_kl,
     }
     kinds = ["stops", "thoughts", "tokens"]
-    if sums.numbers is not None:
+    if sums.numbers is not None and sums.number_entropy is not None:
         kinds.append("numbers")
         metrics["number_entropy"] = share(sums.number_entropy, sums.numbers.count)
     for kind in kinds:

@@ -80,6 +80,8 @@ class CurriculumConfig:
       last_stage_loss: the same for the last stage.
       reset_optimizer: fresh moments at each stage.
       batch_size: problems per update; micro_batch_size: problems per forward pass, 0 for all at once.
+      dropout: share of a fed-back thought's entries that are zeroed; in the curriculum alone, because PPO scores what
+        it sampled.
       max_skipped: updates in a row skipped for non-finite gradients before the run ends.
       guidance: of thoughts, see there.
       optimizer: see there; a schedule spans one stage.
@@ -98,6 +100,7 @@ class CurriculumConfig:
     reset_optimizer: bool = False
     batch_size: int = 128
     micro_batch_size: int = 0
+    dropout: float = 0.0
     max_skipped: int = 10
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
