@@ -53,8 +53,8 @@ class DataConfig:
     Attributes:
       train: a file, a hub name (`name:config:split`), or generated problems: `chains` or `prosqa`.
       validation: the same: what is measured while training and chooses the best checkpoint. Empty: other generated
-        problems than those of `train` and `test`, or a tenth of the problems in `train`, but at most
-        `evaluation.questions`, which are then not trained on.
+        problems than those of `train` and `test`, or a tenth of the problems in `train`, at most 500,
+        which are then not trained on.
       test: the same: what `scripts/eval.py` measures unless it is told otherwise; training never reads it.
       tokenizer: `chains` (one token a character), `bpe` (a byte-level BPE trained on the training problems), a
         folder, a hub name, or `model`: the tokenizer in the model's directory.

@@ -25,11 +25,12 @@ def problem_file(folder, count):
 
 def test_a_file_gives_a_tenth_for_validation(tmp_path):
     file = problem_file(tmp_path, 95)
-    train, validation = train_and_validation_problems(tiny(data__train=file, evaluation__questions=16))
+    train, validation = train_and_validation_problems(tiny(data__train=file))
     assert len(validation) == 9 and len(train) == 86
     assert sorted(int(p.answer) for p in [*train, *validation]) == list(range(95))
-    train, validation = train_and_validation_problems(tiny(data__train=file, evaluation__questions=3))
-    assert [p.answer for p in validation] == ["0", "31", "63"] and len(train) == 92
+    # What a run may change when it goes on does not change its training data.
+    again, _ = train_and_validation_problems(tiny(data__train=file, evaluation__questions=3))
+    assert again == train
 
 
 def test_named_validation_leaves_the_training_data_whole(tmp_path):

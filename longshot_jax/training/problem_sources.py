@@ -14,7 +14,7 @@ from longshot_jax.errors import UserError
 
 # Held-out problems are the same whatever the seed of the run, so that runs can be compared.
 _VALIDATION_SEED, _TEST_SEED = 7_000_003, 7_000_019
-_TRAIN_SHARE = 10
+_TRAIN_SHARE, _MOST_KEPT = 10, 500  # of training problems, kept for validation
 _GENERATED = ("chains", "prosqa")
 _BPE_PROBLEMS = 20_000
 _FIRST_CHECKED = 64  # of generated problems; the others are checked as they are made
@@ -41,7 +41,7 @@ def train_and_validation_problems(run: RunConfig) -> tuple[Sequence[Problem], Se
     source = data.validation or (data.train if data.train in _GENERATED else "")
     if source:
         return train, _held_out(run, source, "validation", _VALIDATION_SEED)
-    count = min(run.evaluation.questions, len(train) // _TRAIN_SHARE)
+    count = min(len(train) // _TRAIN_SHARE, _MOST_KEPT)
     if not count:
         raise UserError(
             f"{data.train} has {len(train)} problems, too few to keep a tenth for validation: name other problems as "
