@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from longshot_jax.model.activations import constrain, constrain_rows
 from longshot_jax.model.attention import Segment, attend
 from longshot_jax.model.rope import RopeScaling, rotary_angles, rotary_frequencies, rotate
-from longshot_jax.model.weights import constant, normal, weight
+from longshot_jax.model.weights import apply_matrix, constant, normal, weight
 
 
 @dataclass(frozen=True)
@@ -127,24 +127,19 @@ class Layers(nnx.Module):
     ) -> tuple[Float[Array, "B Q D"], tuple[Float[Array, "B Q K C"], Float[Array, "B Q K C"]]]:
         """One layer: attention over the context and the own positions, then the feed-forward layer."""
         epsilon = self.config.rms_norm_eps
-
-        def of(parameter: nnx.Param) -> Array:
-            return parameter[...].astype(x.dtype)
-
         with jax.named_scope("attention"):
             normed = rms_norm(x, self.attention_norm[...], epsilon)
-            queries = rotate(jnp.einsum("bqd,dhc->bqhc", normed, of(self.query)), cosine, sine)
-            keys = rotate(jnp.einsum("bqd,dkc->bqkc", normed, of(self.key)), cosine, sine)
-            values = jnp.einsum("bqd,dkc->bqkc", normed, of(self.value))
+            queries = rotate(apply_matrix(normed, self.query[...]), cosine, sine)
+            keys = rotate(apply_matrix(normed, self.key[...]), cosine, sine)
+            values = apply_matrix(normed, self.value[...])
             queries = constrain(queries, "batch", None, "heads", None)
             keys, values = (constrain(new, "batch", None, "kv_heads", None) for new in (keys, values))
             mixed = attend(queries, (*context, Segment(keys, values, visible)))
-            x = x + jnp.einsum("bqhc,hcd->bqd", mixed, of(self.output))
-            x = constrain(x, "batch", None, None)
+            x = constrain(x + apply_matrix(mixed, self.output[...], 2), "batch", None, None)
         with jax.named_scope("feed_forward"):
             normed = rms_norm(x, self.mlp_norm[...], epsilon)
-            wide = jax.nn.silu(normed @ of(self.gate)) * (normed @ of(self.up))
-            x = x + constrain(wide, "batch", None, "mlp") @ of(self.down)
+            wide = jax.nn.silu(apply_matrix(normed, self.gate[...])) * apply_matrix(normed, self.up[...])
+            x = x + apply_matrix(constrain(wide, "batch", None, "mlp"), self.down[...])
             x = constrain(x, "batch", None, None)
         return x, (keys, values)
 

@@ -1,10 +1,12 @@
 """One declaration gives a weight its shape, its logical axes and its initializer."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 
 def weight(
@@ -41,3 +43,15 @@ def zeros() -> jax.nn.initializers.Initializer:
 def constant(value: float) -> jax.nn.initializers.Initializer:
     """Constant initializer."""
     return jax.nn.initializers.constant(value)
+
+
+def apply_matrix(x: Float[Array, "..."], matrix: Float[Array, "..."], inputs: int = 1) -> Float[Array, "..."]:
+    """Contracts the last `inputs` axes of x with the first ones of a matrix, in x's dtype.
+
+    As one product of two-dimensional operands: with several leading axes the compiler transposes activations in
+    the backward pass, which on a CPU costs more than the product itself.
+    """
+    batch, outputs = x.shape[: x.ndim - inputs], matrix.shape[inputs:]
+    size = math.prod(matrix.shape[:inputs])
+    rows = x.reshape(-1, size) @ matrix.astype(x.dtype).reshape(size, -1)
+    return rows.reshape(*batch, *outputs)

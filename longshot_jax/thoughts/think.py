@@ -1,6 +1,6 @@
 """Think: run thoughts one after the other from an encoded question.
 
-One `lax.scan` over thoughts; inside it each step is vmapped over trajectories. The question's keys and values
+One `lax.scan` over thoughts; inside it the trajectories of all questions are the rows of one batch. The question's keys and values
 are shared by all trajectories and lie outside the scan's carry, which holds only what thoughts add.
 
 The same function serves rollouts, evaluation, the differentiated curriculum (where every row has a given number
@@ -110,21 +110,26 @@ def extend(
     prompt: EncodedPrompt,
     own: tuple[Context, ...] = (),
 ) -> tuple[Float[Array, "B N Q D"], KeyValues]:
-    """New positions of every trajectory (vmap over N), which see the shared prompt and their own past.
+    """New positions of every trajectory, which see the shared prompt and their own past.
 
     `own` holds what the trajectory itself added before: keys, values [L, B, N, P, K, C], masks [B, N, P].
 
     Returns last hidden states and the new keys and values [L, B, N, Q, K, C].
     """
+    batch, trajectories = mask.shape[:2]
 
-    def one_trajectory(embeddings, positions, mask, own):
-        return reasoner.llama(embeddings, positions, mask, (prompt.context, *own))
+    def rows(x: Array, axis: int = 0) -> Array:
+        """B and N, which start at `axis`, as one axis: every trajectory is a row of the model's batch."""
+        return x.reshape(*x.shape[:axis], batch * trajectories, *x.shape[axis + 2 :])
 
-    # Numbers of axes stand where the arrays will be.
-    cache_axes = KeyValues(2, 2)  # pyright: ignore[reportArgumentType]
-    own_axes = tuple(Context(cache_axes, 1) for _ in own)  # pyright: ignore[reportArgumentType]
-    over_trajectories = jax.vmap(one_trajectory, in_axes=(1, 1, 1, own_axes), out_axes=(1, cache_axes))
-    return over_trajectories(embeddings, positions, mask, own)
+    def apart(x: Array, axis: int = 0) -> Array:
+        return x.reshape(*x.shape[:axis], batch, trajectories, *x.shape[axis + 1 :])
+
+    past = tuple(
+        Context(jax.tree.map(lambda x: rows(x, 1), part.cache), rows(part.mask)) for part in own
+    )
+    hidden, new = reasoner.llama(rows(embeddings), rows(positions), rows(mask), (prompt.context, *past))
+    return apart(hidden), jax.tree.map(lambda x: apart(x, 1), new)
 
 
 def feed_back(
