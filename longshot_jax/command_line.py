@@ -57,6 +57,44 @@ def parse_plan(arguments: Sequence[str]) -> PlanRequest:
     return PlanRequest(run, int(devices or mesh.data * mesh.fsdp * mesh.tensor), accelerator, output)
 
 
+@dataclass(frozen=True)
+class BenchRequest:
+    """What a command line asks of the benchmark: a run's shape, files to write, sections, turns and clock."""
+
+    run: RunConfig
+    output: str | None
+    figure: str | None
+    only: tuple[str, ...]
+    repetitions: int
+    clock: str
+
+
+def parse_bench(arguments: Sequence[str]) -> BenchRequest:
+    """What a command line asks of the benchmark.
+
+    Raises:
+      UserError: as for `parse_arguments`; a section that does not exist; a figure without its curves; repetitions
+        that are no positive number; an unknown clock.
+    """
+    from longshot_jax.benchmarks.report import SECTIONS
+    from longshot_jax.benchmarks.timing import CLOCKS
+
+    options = ("output", "figure", "only", "repetitions", "clock")
+    run, _, (output, figure, only, repetitions, clock) = _parse(arguments, options)
+    sections = tuple(only.split(",")) if only else SECTIONS
+    for section in sections:
+        if section not in SECTIONS:
+            raise UserError(f"--only names {section!r}: it may name {', '.join(SECTIONS)}.")
+    if figure and "curves" not in sections:
+        raise UserError("--figure draws the section curves: add it to --only.")
+    if repetitions is not None and not (repetitions.isdecimal() and int(repetitions)):
+        raise UserError(f"--repetitions is {repetitions!r}: it must be a positive number.")
+    clock = clock or "wall"
+    if clock not in CLOCKS:
+        raise UserError(f"--clock is {clock!r}: it must be one of {', '.join(CLOCKS)}.")
+    return BenchRequest(run, output, figure, sections, int(repetitions or 7), clock)
+
+
 def _parse(arguments: Sequence[str], options: Sequence[str]) -> tuple[RunConfig, Path, list[str | None]]:
     """The settings, the config file, and the values of a command's own options."""
     file = _config_file(arguments[1:])

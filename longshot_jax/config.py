@@ -31,6 +31,10 @@ class ModelConfig:
       weight_dtype: of the Llama's stored weights. `bfloat16` halves their memory and is for a backbone that is not
         trained: small updates would be rounded away.
       remat: recompute layers in the backward pass: less memory, one third more arithmetic.
+      remat_keeps: with `remat`, what is kept nevertheless: `nothing`, or the `products` of activations and weights, so
+        that only what is cheap is computed again.
+      attention: `plain`: this project's; `cudnn`: the fused kernel of NVIDIA GPUs, in bfloat16; `xla`: the same call
+        without the kernel, its twin on any device.
     """
 
     source: str = "scratch"
@@ -44,6 +48,8 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     weight_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    remat_keeps: Literal["nothing", "products"] = "nothing"
+    attention: Literal["plain", "xla", "cudnn"] = "plain"
 
 
 @dataclass(frozen=True)

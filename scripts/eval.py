@@ -19,6 +19,7 @@ from longshot_jax.evaluation.results import (
     write_results,
 )
 from longshot_jax.flag_values import whole_number
+from longshot_jax.host_memory import keep_freed_memory
 from longshot_jax.training.problem_sources import test_problems
 from longshot_jax.training.workdir import read_config
 
@@ -64,6 +65,7 @@ def main() -> None:
     check_writable(flags.output)
     other = read_results(flags.compare) if flags.compare else None
     data, problems = (flags.data, load_problems(flags.data)) if flags.data else tests_of_run(flags.checkpoint)
+    keep_freed_memory()
     from longshot_jax import LongShot  # takes seconds, so after the checks above
 
     model = LongShot.from_pretrained(flags.checkpoint, which=flags.which)

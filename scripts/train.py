@@ -11,6 +11,7 @@ from pathlib import Path
 
 from longshot_jax.command_line import join_processes, keep_compilations, parse_arguments
 from longshot_jax.errors import run_command
+from longshot_jax.host_memory import keep_freed_memory
 from longshot_jax.training.loop import train
 
 
@@ -20,6 +21,7 @@ def main() -> None:
         print(__doc__)
         return
     run, workdir = parse_arguments(sys.argv)
+    keep_freed_memory()
     join_processes()
     keep_compilations(Path.home() / ".cache" / "longshot_jax")
     train(run, workdir)

@@ -6,6 +6,7 @@ decides what lies in a scan's carry and what stays outside.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from longshot_jax.model.activations import constrain, constrain_rows
 from longshot_jax.model.attention import Segment, attend
+from longshot_jax.model.fused_attention import Attention, fused_attend
 from longshot_jax.model.rope import RopeScaling, rotary_angles, rotary_frequencies, rotate
 from longshot_jax.model.weights import apply_matrix, constant, normal, weight
 
@@ -91,8 +93,10 @@ def rms_norm(
 class Layers(nnx.Module):
     """All decoder layers, stacked on a leading axis L; called with the slice of one layer."""
 
-    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike):
-        self.config = config
+    def __init__(
+        self, config: LlamaConfig, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike, attention: Attention = "plain"
+    ):
+        self.config, self.attention = config, attention
         depth, hidden, inner = config.num_hidden_layers, config.hidden_size, config.intermediate_size
         heads, kv_heads, head_dim = (
             config.num_attention_heads,
@@ -134,7 +138,11 @@ class Layers(nnx.Module):
             values = apply_matrix(normed, self.value[...])
             queries = constrain(queries, "batch", None, "heads", None)
             keys, values = (constrain(new, "batch", None, "kv_heads", None) for new in (keys, values))
-            mixed = attend(queries, (*context, Segment(keys, values, visible)))
+            segments = (*context, Segment(keys, values, visible))
+            if self.attention == "plain":
+                mixed = attend(queries, segments)
+            else:
+                mixed = fused_attend(queries, segments, self.attention)
             x = constrain(x + apply_matrix(mixed, self.output[...], 2), "batch", None, None)
         with jax.named_scope("feed_forward"):
             normed = rms_norm(x, self.mlp_norm[...], epsilon)
@@ -151,6 +159,7 @@ class Llama(nnx.Module):
       config: shape.
       compute_dtype: of activations; weights are stored in `weight_dtype` and cast at use.
       remat: recompute each layer in the backward pass instead of keeping its activations.
+      remat_keeps: what is kept nevertheless: `nothing`, or the `products` of activations and weights.
     """
 
     def __init__(
@@ -161,14 +170,16 @@ class Llama(nnx.Module):
         compute_dtype: jax.typing.DTypeLike = jnp.float32,
         weight_dtype: jax.typing.DTypeLike = jnp.float32,
         remat: bool = False,
+        remat_keeps: Literal["nothing", "products"] = "nothing",
+        attention: Attention = "plain",
     ):
         self.config = config
         self.compute_dtype = jnp.dtype(compute_dtype)
-        self.remat = remat
+        self.remat, self.remat_keeps = remat, remat_keeps
         table = (config.vocab_size, config.hidden_size)
         spread = normal(config.hidden_size**-0.5)
         self.embedding = weight(rngs, table, ("vocab", "embed"), spread, weight_dtype)
-        self.layers = Layers(config, rngs, weight_dtype)
+        self.layers = Layers(config, rngs, weight_dtype, attention)
         self.final_norm = weight(rngs, (config.hidden_size,), ("norm",), constant(1.0), weight_dtype)
         if not config.tie_word_embeddings:
             self.head = weight(rngs, table, ("vocab", "embed"), spread, weight_dtype)
@@ -178,10 +189,14 @@ class Llama(nnx.Module):
         rows = self.embedding[...][tokens].astype(self.compute_dtype)
         return constrain_rows(rows) if tokens.ndim else rows
 
+    @property
+    def output_table(self) -> Array:
+        """Float [V, D]: the rows that hidden states are compared with, as stored."""
+        return (self.embedding if self.config.tie_word_embeddings else self.head)[...]
+
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits of (normed) last hidden states, accumulated in float32."""
-        table = self.embedding if self.config.tie_word_embeddings else self.head
-        table = table[...].astype(hidden.dtype)
+        table = self.output_table.astype(hidden.dtype)
         logits = jnp.einsum(
             "...d,vd->...v", constrain_rows(hidden), table, preferred_element_type=jnp.float32
         )
@@ -221,7 +236,9 @@ class Llama(nnx.Module):
             )
             return nnx.merge(graph, weights)(x, cosine, sine, visible, segments)
 
-        body = jax.checkpoint(layer) if self.remat else layer
+        policies = jax.checkpoint_policies
+        kept = policies.dots_with_no_batch_dims_saveable if self.remat_keeps == "products" else None
+        body = jax.checkpoint(layer, policy=kept) if self.remat else layer
         caches = tuple(part.cache for part in context)
         start = constrain(embeddings.astype(self.compute_dtype), "batch", None, None)
         x, (keys, values) = jax.lax.scan(body, start, (stacked, caches))

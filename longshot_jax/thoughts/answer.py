@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from longshot_jax.model.activations import constrain_cache
 from longshot_jax.model.llama import Context, KeyValues
+from longshot_jax.model.vocabulary import chunks_of, token_statistics
 from longshot_jax.thoughts.densities import categorical_entropy, categorical_log_prob
 from longshot_jax.thoughts.navigator import Reasoner
 from longshot_jax.thoughts.think import EncodedPrompt, Thoughts, extend
@@ -53,13 +54,24 @@ def score_tokens(
     mask: Bool[Array, "*batch"],
     temperature: Float[Array, ""],
 ) -> TokenScores:
-    """Log-probs, entropies and values of tokens, from the hidden states that predict them."""
-    logits = reasoner.llama.logits(hidden) / temperature
+    """Log-probs, entropies and values of tokens, from the hidden states that predict them.
+
+    Where the logits of all of them would be large, they are computed in chunks of the vocabulary and never held.
+    """
+    chunks = chunks_of(tokens.size, reasoner.llama.config.vocab_size)
+    if chunks == 1:
+        logits = reasoner.llama.logits(hidden) / temperature
+        log_probs, entropies = categorical_log_prob(logits, tokens), categorical_entropy(logits)
+        best = jnp.argmax(logits, axis=-1)
+    else:
+        rows, table = hidden.reshape(-1, hidden.shape[-1]), reasoner.llama.output_table
+        found = token_statistics(rows, table, tokens.reshape(-1), temperature, chunks)
+        log_probs, entropies, best = (x.reshape(tokens.shape) for x in found)
     return TokenScores(
-        log_probs=jnp.where(mask, categorical_log_prob(logits, tokens), 0.0),
-        entropies=jnp.where(mask, categorical_entropy(logits), 0.0),
+        log_probs=jnp.where(mask, log_probs, 0.0),
+        entropies=jnp.where(mask, entropies, 0.0),
         values=jnp.where(mask, reasoner.navigator.value(hidden), 0.0),
-        is_top=mask & (jnp.argmax(logits, axis=-1) == tokens),
+        is_top=mask & (best == tokens),
     )
 
 

@@ -125,9 +125,7 @@ def extend(
     def apart(x: Array, axis: int = 0) -> Array:
         return x.reshape(*x.shape[:axis], batch, trajectories, *x.shape[axis + 1 :])
 
-    past = tuple(
-        Context(jax.tree.map(lambda x: rows(x, 1), part.cache), rows(part.mask)) for part in own
-    )
+    past = tuple(Context(jax.tree.map(lambda x: rows(x, 1), part.cache), rows(part.mask)) for part in own)
     hidden, new = reasoner.llama(rows(embeddings), rows(positions), rows(mask), (prompt.context, *past))
     return apart(hidden), jax.tree.map(lambda x: apart(x, 1), new)
 

@@ -14,6 +14,7 @@ from longshot_jax.conversion import llama_from_json
 from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.tokens import Tokens
 from longshot_jax.errors import UserError
+from longshot_jax.model.fused_attention import check_attention
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.sharding import placed, shardings
@@ -87,8 +88,10 @@ def blueprint_of(run: RunConfig, llama: LlamaConfig, mesh: Mesh) -> Blueprint:
     """The run's reasoner around a Llama of a known shape; nothing is allocated.
 
     Raises:
-      UserError: the mesh does not divide a weight.
+      UserError: the mesh does not divide a weight, or its devices cannot run the attention that is set.
     """
+    platform = mesh.devices.flat[0].platform
+    check_attention(run.model.attention, platform, run.model.compute_dtype, llama.head_dim)
     reasoner = nnx.eval_shape(lambda: _make(run, llama))
     graph, abstract = nnx.split(reasoner)
     return Blueprint(llama, graph, abstract, shardings(abstract, mesh))
@@ -98,7 +101,15 @@ def _make(run: RunConfig, llama: LlamaConfig) -> Reasoner:
     rngs = nnx.Rngs(run.seed)
     dtype = jnp.dtype(run.model.compute_dtype)
     stored = jnp.dtype(run.model.weight_dtype)
-    model = Llama(llama, rngs, compute_dtype=dtype, weight_dtype=stored, remat=run.model.remat)
+    model = Llama(
+        llama,
+        rngs,
+        compute_dtype=dtype,
+        weight_dtype=stored,
+        remat=run.model.remat,
+        remat_keeps=run.model.remat_keeps,
+        attention=run.model.attention,
+    )
     return Reasoner(model, run.thoughts, rngs)
 
 
@@ -168,8 +179,7 @@ def build_reasoner(run: RunConfig, blueprint: Blueprint, folder: Path | None) ->
             sharding=blueprint.placement["llama"],
         )
     if llama is None:
-        start = jax.jit(lambda: nnx.split(_make(run, blueprint.llama))[1], out_shardings=blueprint.placement)
-        return start()
+        return random_weights(run, blueprint)
     if navigator is not None:
         return _joined(blueprint, llama, navigator)
     # Nothing of the random Llama is computed: the compiler drops what is not returned.
@@ -186,6 +196,12 @@ def build_reasoner(run: RunConfig, blueprint: Blueprint, folder: Path | None) ->
     return jax.jit(fit, donate_argnums=0, out_shardings=blueprint.placement)(
         _joined(blueprint, llama, fresh())
     )
+
+
+def random_weights(run: RunConfig, blueprint: Blueprint) -> nnx.State:
+    """Weights from scratch, made where they belong."""
+    start = jax.jit(lambda: nnx.split(_make(run, blueprint.llama))[1], out_shardings=blueprint.placement)
+    return start()
 
 
 def _joined(blueprint: Blueprint, llama: Any, navigator: Any) -> nnx.State:
