@@ -6,8 +6,10 @@ shared memory bank, PPO on navigator and backbone together, weights and moments 
 What it should reach: not measured yet. (The ancestor of this project states 70.2 % after two epochs; its script
 computes accuracy from answers decoded without any thought, so that figure is no evidence for latent reasoning.)
 
-Cost: not measured yet. Weights, gradients, two moments and the reference policy in float32 are 160 GB, 20 GB on each
-of eight devices; 8 x A100 40 GB or larger.
+Cost: computed, not measured. Weights, gradients, two moments and the reference policy in float32 are 160 GB, 20.1 GB on each
+of eight devices; a plan needs 32.3 GB on each of the 72 that an H100 80 GB allows (a tenth stays free), so 8 x A100 40 GB
+hold it too. By the roofline an iteration takes at least 1.8 s on 8 x H100, communication left out; `python scripts/plan.py
+--config configs/multi.py --devices 8 --accelerator h100-80g` shows it.
 
 Values are those that LongShot published for several trajectories. Departures, each with its reason:
 

@@ -5,8 +5,10 @@ is the navigator (reasoning space of 256 dimensions, memory bank, stop and value
 
 What it should reach: not measured yet.
 
-Cost: not measured yet. One GPU of 40 GB; 16 GB are weights, and 64 prompts of 512 tokens keep 4.3 GB of keys and
-values during a rollout.
+Cost: computed, not measured. A plan needs 28.2 of the 36 GB that one A100 40 GB allows (a tenth stays free): 16.1 GB of
+weights, 4.6 GB of keys and values of 64 prompts, 7.4 GB of activations during a rollout. By the roofline an iteration
+takes at least 12 s there, so the run at least 0.8 hours; `python scripts/plan.py --config configs/single.py --devices 1
+--accelerator a100-40g` shows it.
 
 Values are those that LongShot published for one trajectory. Departures, each with its reason:
 

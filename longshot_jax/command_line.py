@@ -18,9 +18,6 @@ from longshot_jax.config import RunConfig, default_config, parse_config
 from longshot_jax.config_values import ABSENT
 from longshot_jax.errors import UserError
 
-# Set where a scheduler has started several processes, one for each machine.
-_PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-
 
 @dataclass(frozen=True)
 class PlanRequest:
@@ -181,10 +178,3 @@ def keep_compilations(folder: Path) -> None:
     """Compiled programs stay on disk, so that a run started again does not compile again."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def join_processes() -> None:
-    """Several processes that a scheduler started (SLURM, MPI, a Kubernetes indexed job) become one run."""
-    several = any(int(os.environ.get(name) or 1) > 1 for name in _PROCESS_COUNTS)
-    if several or "JOB_COMPLETION_INDEX" in os.environ:
-        jax.distributed.initialize()

@@ -12,13 +12,21 @@ class UserError(Exception):
     """
 
 
+class Preempted(Exception):
+    """The run was told to end and has saved its state; the same command goes on."""
+
+
 def run_command(main: Callable[[], object]) -> None:
-    """Runs a command's `main` and ends the process: 0 done, 2 for a UserError, 130 when interrupted."""
+    """Runs a command's `main` and ends the process: 0 done, 2 for a UserError, 130 when interrupted, 143 when told to
+    end and ready to go on (what a scheduler takes for "start it again")."""
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Preempted as told:
+        print(f"stopped: {told}; start the same command again to go on", file=sys.stderr)
+        sys.exit(143)
     except KeyboardInterrupt:
         print("interrupted: start the same command again to go on", file=sys.stderr)
         sys.exit(130)

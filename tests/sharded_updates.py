@@ -14,7 +14,8 @@ from flax import nnx
 from longshot_jax.config import MeshConfig
 from longshot_jax.model.activations import on_mesh
 from longshot_jax.model.llama import Llama, LlamaConfig
-from longshot_jax.model.sharding import make_mesh, place_batch, replicated, shardings
+from longshot_jax.model.sharding import fetch, make_mesh, place_batch, replicated, shardings
+from longshot_jax.thoughts.memory import empty_bank, write_bank
 from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
 from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
 from longshot_jax.training.curriculum import CurriculumBatch
@@ -45,7 +46,9 @@ PPO = PPOConfig(
 
 def make():
     llama = LlamaConfig(20, 16, 32, 1, 4, 2, 4, tie_word_embeddings=True)
-    return Reasoner(Llama(llama, nnx.Rngs(0)), NavigatorConfig("navigator", reasoning_dim=4), nnx.Rngs(1))
+    return Reasoner(
+        Llama(llama, nnx.Rngs(0)), NavigatorConfig("navigator", reasoning_dim=4, memory_top=2), nnx.Rngs(1)
+    )
 
 
 def batch():
@@ -63,6 +66,12 @@ def batch():
     )
 
 
+def bank():
+    """Sixteen slots, six of them in use: cut along `fsdp` where there is such an axis."""
+    positions = jax.random.normal(jax.random.key(3), (6, 4))
+    return write_bank(empty_bank(16, 4), positions, jnp.linspace(0.5, 1.5, 6), jnp.ones(6, bool))
+
+
 def rolled_out(reasoner, given):
     zeros = np.zeros((ROWS, N), np.int32)
     return jax.jit(
@@ -70,7 +79,7 @@ def rolled_out(reasoner, given):
             reasoner,
             jnp.asarray(given.prompt),
             jnp.asarray(given.prompt_mask),
-            None,
+            bank(),
             Lengths(zeros, zeros + T),
             Temperatures(jnp.asarray(0.5), jnp.ones(()), jnp.ones(())),
             jax.random.split(jax.random.key(1), ROWS),
@@ -84,41 +93,47 @@ def rolled_out(reasoner, given):
     )()
 
 
-def main():
+def measure(mesh):
+    """Loss and change of the weights (and the bank) of one update of each kind on a mesh; how its state is cut."""
     key = jax.random.key(0)
     graph, weights = nnx.split(make())
     given, descent = batch(), optax.sgd(1.0)
     rollout, recorded = jax.device_get(rolled_out(make(), given))
     rng = np.random.default_rng(1)
     rewards = rng.normal(size=(ROWS, N)).astype(np.float32), np.zeros((ROWS, N, T + 1), np.float32)
-    results = []
-    for config in MESHES:
-        mesh = make_mesh(config)
+    weights = jax.device_get(weights)
 
-        def start(weights, key):
-            return start_state(weights, nnx.State({}), descent, key)
+    def start(weights, key):
+        return start_state(weights, nnx.State({}), descent, key, memory=bank())
 
-        def run(update, *data, mesh=mesh, start=start):
-            places = shardings(jax.eval_shape(start, weights, key), mesh)
-            state = jax.jit(start, out_shardings=places)(weights, key)
-            step = jax.jit(on_mesh(mesh, update), donate_argnums=0, out_shardings=(places, replicated(mesh)))
-            state, metrics = step(state, *place_batch(data, mesh))
-            change = jax.tree.map(
-                lambda new, old: np.asarray(new - old).ravel(),
-                *map(jax.device_get, (state.trainable, weights)),
-            )
-            return float(metrics["loss"]), np.concatenate(jax.tree.leaves(change))
+    def run(update, *data):
+        places = shardings(jax.eval_shape(start, weights, key), mesh)
+        state = jax.jit(start, out_shardings=places)(weights, key)
+        step = jax.jit(on_mesh(mesh, update), donate_argnums=0, out_shardings=(places, replicated(mesh)))
+        state, metrics = step(state, *place_batch(data, mesh))
+        change = jax.tree.map(
+            lambda new, old: np.asarray(new - old).ravel(), *map(fetch, (state.trainable, weights))
+        )
+        remembered = fetch((state.memory.positions, state.memory.values))
+        rows = [np.asarray(part).ravel() for part in remembered]
+        return float(metrics["loss"]), np.concatenate([*jax.tree.leaves(change), *rows])
 
-        supervised = curriculum_update(graph, descent, max_thoughts=T, pause_token=None, micro_batches=2)
-        curriculum = run(supervised, given)
-        policy = run(policy_update(graph, descent, PPO, (3,)), rollout, recorded, *rewards)
-        adam = make_optimizer(OptimizerConfig(), 1)
-        begun = jax.eval_shape(lambda key, adam=adam: start_state(weights, nnx.State({}), adam, key), key)
-        places = shardings(begun, mesh)
-        moments = places.optimizer[1].inner_states["backbone"].inner_state[0].mu["llama"]
-        same = jax.tree.leaves(moments) == jax.tree.leaves(places.trainable["llama"])
-        cut = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(places.trainable))
-        results.append((curriculum, policy, same, cut))
+    supervised = curriculum_update(graph, descent, max_thoughts=T, pause_token=None, micro_batches=2)
+    curriculum = run(supervised, given)
+    policy = run(policy_update(graph, descent, PPO, (3,)), rollout, recorded, *rewards)
+    adam = make_optimizer(OptimizerConfig(), 1)
+    begun = jax.eval_shape(lambda key: start_state(weights, nnx.State({}), adam, key), key)
+    places = shardings(begun, mesh)
+    moments = places.optimizer[1].inner_states["backbone"].inner_state[0].mu["llama"]
+    same = jax.tree.leaves(moments) == jax.tree.leaves(places.trainable["llama"])
+    bank_places = shardings(jax.eval_shape(bank), mesh)
+    assert bank_places.positions.is_fully_replicated == (mesh.shape["fsdp"] == 1)
+    cut = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(places.trainable))
+    return curriculum, policy, same, cut
+
+
+def compare(results):
+    """Differences of every result to the first."""
     report = []
     for (loss, gradient), (policy_loss, policy_gradient), same, cut in results:
         (first, first_gradient), (first_policy, first_policy_gradient), *_ = results[0]
@@ -134,10 +149,10 @@ def main():
                 "cut_weights": cut,
             }
         )
-    print(json.dumps(report))
+    return report
 
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_default_matmul_precision", "highest")
-    main()
+    print(json.dumps(compare([measure(make_mesh(config)) for config in MESHES])))

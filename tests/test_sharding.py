@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from longshot_jax.config import MeshConfig
 from longshot_jax.errors import UserError
+from longshot_jax.model.activations import constrain, on_mesh
 from longshot_jax.model.sharding import (
     check_divides,
     fetch,
@@ -21,6 +23,7 @@ from longshot_jax.model.sharding import (
     place_batch,
     shardings,
 )
+from longshot_jax.thoughts.memory import empty_bank
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):
@@ -36,6 +39,34 @@ def test_rules_cut_named_dimensions():
     )
     assert partition_spec((64,), ("norm",), mesh) == PartitionSpec(None)
     assert partition_spec((64, 64), ("embed", None), mesh_of()) == PartitionSpec(None, None)
+
+
+def test_the_memory_bank_is_cut_along_its_slots_where_they_divide():
+    mesh = make_mesh(MeshConfig())
+    cut, whole = (
+        shardings(jax.eval_shape(lambda slots=slots: empty_bank(slots, 8)), mesh_of(2, 4, 2))
+        for slots in (65_536, 500 + 2)
+    )
+    assert cut.positions.spec == PartitionSpec("fsdp", None) and cut.values.spec == PartitionSpec("fsdp")
+    assert cut.filled.spec == PartitionSpec() and whole.positions.spec == PartitionSpec(None, None)
+    assert shardings(empty_bank(4, 2), mesh).positions.is_fully_replicated
+
+
+def test_activations_are_pinned_where_a_mesh_is_known():
+    mesh = mesh_of(2, 2, 2)
+
+    def specs(shape, *names):
+        # An abstract mesh has no devices: the constraint is read from the traced function.
+        traced = jax.make_jaxpr(on_mesh(mesh, lambda x: constrain(x, *names)))(jnp.zeros(shape))
+        return [equation.params["sharding"].spec for equation in traced.eqns]
+
+    assert specs((8, 6, 4, 2), "batch", None, "heads", None) == [
+        PartitionSpec(("data", "fsdp"), None, "tensor", None)
+    ]
+    assert specs((6, 3), "batch", "mlp") == [PartitionSpec(None, None)], (
+        "four parts of six rows, two of three"
+    )
+    assert not jax.make_jaxpr(lambda x: constrain(x, "batch"))(jnp.zeros(8)).eqns
 
 
 def test_refuses_one_axis_twice_and_uneven_parts():

@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from longshot_jax.config import RunConfig
 from longshot_jax.data.examples import Layout, has_thoughts
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
+from longshot_jax.model.activations import on_mesh
+from longshot_jax.model.sharding import place_batch
 from longshot_jax.thoughts.answer import decode_answers
 from longshot_jax.thoughts.coupling import Coupling
 from longshot_jax.thoughts.joining import join_trajectories
@@ -112,6 +115,8 @@ class Decoder:
       answer_length: A, including the end token; written steps count too where the model writes them.
       max_trajectories: most that the model's complexity head chooses; 0 where it has none.
       coupling: of the noise of a question's samples.
+      mesh: that the weights lie on; its devices share the questions, whose number they must divide. None is one
+        device.
     """
 
     graph: nnx.GraphDef
@@ -120,6 +125,7 @@ class Decoder:
     answer_length: int
     max_trajectories: int = 0
     coupling: Coupling = "independent"
+    mesh: Mesh | None = None
 
     def decode(
         self,
@@ -150,7 +156,8 @@ class Decoder:
         """
         least, most = (np.minimum(bound, self.max_thoughts) for bound in bounds)
         static = num_trajectories, together, adaptive
-        return self._decode(weights, memory, *prompts, least, most, temperatures, indices, key, *static)
+        inputs = self._placed((*prompts, least, most, indices))
+        return self._decode(weights, memory, *inputs, temperatures, key, *static)
 
     def decode_given(
         self,
@@ -160,11 +167,15 @@ class Decoder:
         counts: Int[Array, "B N"] | Int[np.ndarray, "B N"],
     ) -> Trajectories:
         """One greedy answer for each question, attending to all of its N trajectories of given thoughts."""
-        return self._decode_given(weights, *prompts, thoughts, counts)
+        return self._decode_given(weights, *self._placed((*prompts, thoughts, counts)))
+
+    def _placed(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return inputs if self.mesh is None else place_batch(inputs, self.mesh)
 
     @cached_property
     def _decode(self) -> Any:
         @partial(jax.jit, static_argnums=(9, 10, 11))
+        @partial(on_mesh, self.mesh)
         def decode(
             weights,
             memory,
@@ -172,8 +183,8 @@ class Decoder:
             mask,
             least,
             most,
-            temperatures,
             indices,
+            temperatures,
             key,
             trajectories,
             together,
@@ -226,6 +237,7 @@ class Decoder:
     @cached_property
     def _decode_given(self) -> Any:
         @jax.jit
+        @partial(on_mesh, self.mesh)
         def decode(weights, prompt, mask, thoughts, counts):
             reasoner = nnx.merge(self.graph, *weights)
             return self._from_thoughts(

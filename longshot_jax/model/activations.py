@@ -17,7 +17,7 @@ from math import prod
 from typing import ParamSpec, TypeVar
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 # Name of a dimension of an activation -> axes of the mesh. What has no name is whole on every device.
 ACTIVATION_RULES: Mapping[str, tuple[str, ...]] = {
@@ -30,11 +30,11 @@ ACTIVATION_RULES: Mapping[str, tuple[str, ...]] = {
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_mesh: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
+_mesh: ContextVar[Mesh | AbstractMesh | None] = ContextVar("mesh", default=None)
 
 
 @contextmanager
-def activations_on(mesh: Mesh | None) -> Iterator[None]:
+def activations_on(mesh: Mesh | AbstractMesh | None) -> Iterator[None]:
     """What is traced inside pins its activations to the mesh."""
     token = _mesh.set(mesh)
     try:
@@ -43,7 +43,7 @@ def activations_on(mesh: Mesh | None) -> Iterator[None]:
         _mesh.reset(token)
 
 
-def on_mesh(mesh: Mesh | None, function: Callable[_P, _R]) -> Callable[_P, _R]:
+def on_mesh(mesh: Mesh | AbstractMesh | None, function: Callable[_P, _R]) -> Callable[_P, _R]:
     """The function with its activations pinned to the mesh, to be jitted."""
 
     @wraps(function)

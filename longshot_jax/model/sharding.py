@@ -2,6 +2,7 @@
 
 Every weight names its dimensions when it is declared (`model.weights.weight`); `RULES` says along which mesh axis a
 named dimension is cut. Everything that mirrors a weight (gradients, moments, the reference policy) is cut like it.
+Data of the train state (the memory bank) names its dimensions in `logical_axes` of its class.
 Batches are cut along `data` and `fsdp` jointly, and the compiler derives the rest.
 """
 
@@ -31,6 +32,7 @@ RULES: Mapping[str, str | None] = {
     "head_dim": None,
     "norm": None,
     "reasoning": None,
+    "slots": "fsdp",
 }
 
 
@@ -104,8 +106,10 @@ def partition_spec(
     return PartitionSpec(*parts)
 
 
-def shardings(abstract: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> Any:
-    """A sharding for every leaf of a state: weights and what mirrors them by their axes, all else as copies.
+def shardings(abstract: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, str | None] = RULES) -> Any:
+    """A sharding for every leaf of a state: weights, what mirrors them and data by their axes, all else as copies.
+
+    A dimension of data that its mesh axis does not divide stays whole; of a weight this is an error.
 
     Args:
       abstract: any pytree; NNX variables in it carry `logical_axes`.
@@ -117,7 +121,18 @@ def shardings(abstract: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES
     """
     whole = replicated(mesh)
 
+    def named(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
+        cuts = [rules[axis] if axis else None for axis in axes]
+        even = [
+            cut if cut and size % mesh.shape[cut] == 0 else None
+            for size, cut in zip(shape, cuts, strict=True)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*even))
+
     def place(path: Any, node: Any) -> Any:
+        if hasattr(type(node), "logical_axes"):
+            fields = type(node).logical_axes
+            return type(node)(**{name: named(getattr(node, name).shape, fields[name]) for name in fields})
         if not isinstance(node, nnx.Variable):
             return whole
         axes = node.get_metadata("logical_axes")
@@ -128,7 +143,10 @@ def shardings(abstract: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES
 
         return jax.tree.map(cut, node)
 
-    return jax.tree_util.tree_map_with_path(place, abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    def has_axes(node: Any) -> bool:
+        return isinstance(node, nnx.Variable) or hasattr(type(node), "logical_axes")
+
+    return jax.tree_util.tree_map_with_path(place, abstract, is_leaf=has_axes)
 
 
 def placed(abstract: Any, places: Any) -> Any:
@@ -138,7 +156,7 @@ def placed(abstract: Any, places: Any) -> Any:
     )
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -176,7 +194,13 @@ def fetch(tree: Any) -> Any:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
 
-    return multihost_utils.process_allgather(tree, tiled=True)
+    def whole(leaf: Any) -> Any:
+        # Only what other processes hold has to travel; every process comes here with the same tree.
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(whole, tree)
 
 
 def check_divides(count: int, key: str, mesh: Mesh | AbstractMesh) -> None:

@@ -6,7 +6,7 @@ into it. Everything has fixed shapes and runs under jit.
 Shapes: M memory slots, R reasoning dimension, K candidates of one write, B questions, N trajectories, T thoughts.
 """
 
-from typing import no_type_check
+from typing import ClassVar, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,15 @@ class MemoryBank:
     ages: Int[Array, " M"]
     filled: Int[Array, ""]
     next_slot: Int[Array, ""]
+
+    # Of the fields; a large bank is cut along its slots.
+    logical_axes: ClassVar[dict[str, tuple[str | None, ...]]] = {
+        "positions": ("slots", None),
+        "values": ("slots",),
+        "ages": ("slots",),
+        "filled": (),
+        "next_slot": (),
+    }
 
 
 def empty_bank(slots: int, dim: int) -> MemoryBank:

@@ -129,9 +129,12 @@ class CurriculumLoop:
                     accuracy = self._evaluate(state, rule, at, step)
                     progress.advance(0, **at.figures)
                 metric = accuracy if self.ranked and is_last else None
-                if step % save_every == 0 or session.improves(metric):
+                stops = session.preemption.asked()
+                if stops or step % save_every == 0 or session.improves(metric):
                     at.pending = as_numbers(fetch(at.pending))
                     save(metric)
+                if stops:
+                    session.leave(step)
             self._observe(at, step)
             if accuracy is None:
                 accuracy = self._evaluate(state, rule, at, step)

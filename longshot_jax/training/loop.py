@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.experimental import multihost_utils
 
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.tensorboard import RunWriter
 from longshot_jax.model.sharding import make_mesh
+from longshot_jax.processes import first_alone
 from longshot_jax.training.checkpoint import Checkpoints
 from longshot_jax.training.curriculum_loop import CurriculumLoop
 from longshot_jax.training.ppo_loop import PPOLoop
@@ -70,14 +70,16 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
 
     Raises:
       UserError: anything the user can mend, as a rule before training starts.
+      Preempted: the process was told to end (SIGTERM); the state is saved.
     """
     workdir = Path(workdir)
     mesh = make_mesh(run.mesh)
     folder = model_folder(run)
     problems, validation = train_and_validation_problems(run)
     with ExitStack() as stack:
-        if jax.process_index() == 0:
-            stack.enter_context(prepare_workdir(workdir))
+        lock = first_alone(lambda: prepare_workdir(workdir))
+        if lock is not None:
+            stack.enter_context(lock)
         host = _newest(workdir)
         if host is not None:
             _check_config(run, workdir, host)
@@ -86,17 +88,17 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         problems = check_problems(run, layout, problems, run.data.train)
         validation = check_problems(run, layout, validation, run.data.validation or run.data.train)
         blueprint = draw(run, tokens, mesh, folder)
-        if jax.process_index() == 0:
-            # Only now, so that what is refused leaves nothing that a later start would take up.
-            write_config(workdir, asdict(run))
-            if host is None:
-                store_tokens(tokens, workdir)
+        # Only now, so that what is refused leaves nothing that a later start would take up.
+        first_alone(lambda: write_config(workdir, asdict(run)))
+        if host is None:
+            first_alone(lambda: store_tokens(tokens, workdir))
         checkpoints = stack.enter_context(
             Checkpoints(workdir, run.checkpoint.keep_last, run.checkpoint.keep_best)
         )
         writer = stack.enter_context(RunWriter(workdir / "tensorboard", host["step"] if host else None))
         writer.hyperparameters(asdict(run), [*map(_final_accuracy, run.stages), _BEST])
         session = Session(run, blueprint, layout, problems, validation, mesh, checkpoints, writer, stream)
+        stack.enter_context(session.preemption)
         if host is not None:
             session.seconds_before, session.finished = host["seconds"], host["finished"]
             session.best = tuple(host["best"]) if host["best"] else None

@@ -126,7 +126,8 @@ class PPOLoop:
                 last = done == config.iterations
                 measured = last or (every and done % every == 0)
                 accuracy = self._evaluate(state, offset + done, shown) if measured else None
-                if last or done % save_every == 0 or session.improves(accuracy):
+                stops = session.preemption.asked()
+                if last or stops or done % save_every == 0 or session.improves(accuracy):
                     self._log_update(offset, pending[0], as_numbers(fetch(pending[1])), shown)
                     pending = None
                     if last:
@@ -137,6 +138,8 @@ class PPOLoop:
                             "accuracy": accuracy,
                         }
                     save(accuracy)
+                if stops:
+                    session.leave(offset + done)
         return nnx.split(nnx.merge(session.blueprint.graph, state.trainable, state.frozen))[1], offset + done
 
     def _measure_thoughts(self, state: TrainState, first: Questions) -> TrainState:

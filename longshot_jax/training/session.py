@@ -4,7 +4,7 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -14,8 +14,9 @@ from longshot_jax.config import RunConfig
 from longshot_jax.conversion import llama_to_json
 from longshot_jax.data.examples import Layout
 from longshot_jax.data.problems import Problem
-from longshot_jax.errors import UserError
+from longshot_jax.errors import Preempted, UserError
 from longshot_jax.evaluation.tensorboard import RunWriter, samples_table
+from longshot_jax.processes import Preemption
 from longshot_jax.training.checkpoint import Checkpoints
 from longshot_jax.training.progress import Progress
 from longshot_jax.training.setup import Blueprint
@@ -37,6 +38,7 @@ class Session:
       stream: where progress goes, None for standard error.
       seconds_before: time spent by earlier starts of the run, up to the checkpoint.
       best: highest metric of any checkpoint so far, and its step.
+      preemption: whether the run has been told to end.
       finished: for each stage of the run that is done, updates, sequences and seconds.
     """
 
@@ -53,6 +55,7 @@ class Session:
     best: tuple[float, int] | None = None
     finished: dict[str, dict[str, Any]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    preemption: Preemption = field(default_factory=Preemption)
 
     @property
     def seconds(self) -> float:
@@ -79,6 +82,11 @@ class Session:
             "finished": self.finished,
         }
         self.checkpoints.save(step, state, host, metric)
+
+    def leave(self, step: int) -> NoReturn:
+        """Ends a run that was told to end, once the checkpoint of this step is whole on disk."""
+        self.checkpoints.wait()
+        raise Preempted(f"the checkpoint of step {step} is written")
 
     def improves(self, metric: float | None) -> bool:
         """Whether a metric is above that of every checkpoint so far."""

@@ -13,6 +13,7 @@ from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.decoding import Decoder, ThoughtRule, Weights
 from longshot_jax.evaluation.lens import Lens, lens_rows, stop_figure
+from longshot_jax.model.sharding import batch_parts
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.training.session import Session
 
@@ -42,11 +43,14 @@ class ShortEvaluation:
         count = min(settings.questions, len(session.validation))
         places = [number * len(session.validation) // count for number in range(count)]
         self.problems: list[Problem] = [session.validation[place] for place in places]
-        self._batch_size = min(settings.batch_size, count)
+        # The devices share the questions of a batch; rows that make it up to a multiple are not counted.
+        parts = batch_parts(session.mesh)
+        self._batch_size = -(-min(settings.batch_size, count) // parts) * parts
         if steps_written:
             layout = _StepsWritten(**vars(layout))
         self._lens = Lens(session.blueprint.graph, layout.tokens)
-        self._decoder = Decoder(session.blueprint.graph, layout, max_thoughts, session.run.data.answer_length)
+        length = session.run.data.answer_length
+        self._decoder = Decoder(session.blueprint.graph, layout, max_thoughts, length, mesh=session.mesh)
 
     def __call__(
         self, weights: Weights, rule: ThoughtRule, memory: MemoryBank | None = None
