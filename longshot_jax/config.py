@@ -13,6 +13,7 @@ import ml_collections
 from longshot_jax.config_bounds import check_bounds
 from longshot_jax.config_checks import check_combinations
 from longshot_jax.config_values import as_values, build
+from longshot_jax.model.lora import LoraConfig
 from longshot_jax.thoughts.navigator import NavigatorConfig
 from longshot_jax.training.settings import CurriculumConfig, PPOConfig
 
@@ -29,12 +30,14 @@ class ModelConfig:
       tie_word_embeddings: from scratch, whether the output head is the embedding table.
       compute_dtype: of activations.
       weight_dtype: of the Llama's stored weights. `bfloat16` halves their memory and is for a backbone that is not
-        trained: small updates would be rounded away.
+        trained: small updates would be rounded away. `int8` halves it again: the layers' matrices in 8 bits, the rest in
+        bfloat16.
       remat: recompute layers in the backward pass: less memory, one third more arithmetic.
       remat_keeps: with `remat`, what is kept nevertheless: `nothing`, or the `products` of activations and weights, so
         that only what is cheap is computed again.
       attention: `plain`: this project's; `cudnn`: the fused kernel of NVIDIA GPUs, in bfloat16; `xla`: the same call
         without the kernel, its twin on any device.
+      lora: adapters, where a stage's `trainable` is `lora`.
     """
 
     source: str = "scratch"
@@ -46,10 +49,11 @@ class ModelConfig:
     rope_theta: float = 500_000.0
     tie_word_embeddings: bool = True
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    weight_dtype: Literal["float32", "bfloat16"] = "float32"
+    weight_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     remat: bool = False
     remat_keeps: Literal["nothing", "products"] = "nothing"
     attention: Literal["plain", "xla", "cudnn"] = "plain"
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,15 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def trainable(self, stage: str) -> str:
+        """Which weights a stage trains: `all`, `navigator` or `lora`."""
+        return {"curriculum": self.curriculum, "ppo": self.ppo}[stage].trainable
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapters of the run's Llama; None where no stage trains any."""
+        return self.model.lora if any(self.trainable(stage) == "lora" for stage in self.stages) else None
 
     @property
     def max_thoughts(self) -> int:

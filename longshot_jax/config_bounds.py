@@ -56,6 +56,8 @@ BOUNDS: dict[str, Bound] = {
     "model.num_attention_heads": COUNT,
     "model.num_key_value_heads": NOT_NEGATIVE,
     "model.rope_theta": POSITIVE,
+    "model.lora.rank": COUNT,
+    "model.lora.alpha": POSITIVE,
     "data.bpe_vocabulary": COUNT,
     "data.operations": COUNT,
     "data.distractors": NOT_NEGATIVE,

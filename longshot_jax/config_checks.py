@@ -14,11 +14,26 @@ def check_combinations(run: "RunConfig") -> None:
         if stage not in ("curriculum", "ppo"):
             raise UserError(f"config.stages holds {stage!r}: it may hold 'curriculum' and 'ppo'.")
     ppo, curriculum, data = run.ppo, run.curriculum, run.data
-    trains_backbone = "curriculum" in run.stages or ("ppo" in run.stages and ppo.trainable == "all")
-    if run.model.weight_dtype != "float32" and trains_backbone:
+    for stage in run.stages:
+        if run.model.weight_dtype != "float32" and run.trainable(stage) == "all":
+            raise UserError(
+                f"config.model.weight_dtype {run.model.weight_dtype!r} would round away the updates of a backbone that "
+                f"is trained: take 'float32', or set config.{stage}.trainable to 'lora' or 'navigator', or leave "
+                f"{stage!r} out of config.stages."
+            )
+    targets = run.model.lora.targets
+    if run.lora is not None and (not targets or len(set(targets)) < len(targets)):
         raise UserError(
-            "config.model.weight_dtype 'bfloat16' would round away the updates of a backbone that is trained: take "
-            "'float32', or leave 'curriculum' out of config.stages and set config.ppo.trainable to 'navigator'."
+            f"config.model.lora.targets is {targets}: name one or more matrices, each once, or set trainable to 'navigator'."
+        )
+    kind = run.thoughts
+    moves = kind.in_reasoning_space or kind.normalised or kind.reads_past or kind.step_embeddings
+    idle = curriculum.mode != "coconut" or not moves
+    if "curriculum" in run.stages and curriculum.trainable == "navigator" and idle:
+        raise UserError(
+            "config.curriculum.trainable 'navigator' has nothing to train: the curriculum's loss reaches the navigator "
+            "through thoughts alone. Take mode 'coconut' with a feedback of the navigator or config.thoughts.normalised, "
+            "or train 'lora' or 'all'."
         )
     in_text = curriculum.mode in ("cot", "no_cot") and not ppo.max_steps
     if "ppo" in run.stages and curriculum.mode != "coconut" and not in_text:

@@ -84,7 +84,7 @@ class LongShot:
         latent_token_id: int | None = None,
         *,
         which: Which | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: Literal["float32", "bfloat16"] | None = None,
     ) -> "LongShot":
         """Loads a run folder (its best checkpoint, else its newest) or a Hugging Face Llama directory.
 
@@ -93,7 +93,7 @@ class LongShot:
           latent_token_id: stands for a thought in `logits`; by default the tokenizer's. A directory without a
             tokenizer has no other.
           which: another checkpoint of the run: `best`, `latest` or a step.
-          dtype: for a Hugging Face directory; a run has its own.
+          dtype: for a Hugging Face directory, float32 by default; a run, exported or not, has its own.
 
         Raises:
           UserError: the folder cannot be read, or the id has no row in the embedding.

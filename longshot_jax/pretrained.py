@@ -8,23 +8,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from longshot_jax.config import RunConfig, parse_config
-from longshot_jax.conversion import llama_from_json
+from longshot_jax.config import ModelConfig, RunConfig
 from longshot_jax.data.examples import Layout
 from longshot_jax.data.tokens import Tokens
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.decoding import ThoughtRule, Weights, make_temperatures, rule_after
 from longshot_jax.model.huggingface import load_weights, read_config
-from longshot_jax.model.llama import Llama, LlamaConfig
+from longshot_jax.model.llama import LlamaConfig
+from longshot_jax.model.storage import joined
 from longshot_jax.thoughts.coupling import Coupling
-from longshot_jax.thoughts.memory import MemoryBank, empty_bank
-from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
+from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.thoughts.rollout import Temperatures
-from longshot_jax.training.checkpoint import Checkpoints, Which
-from longshot_jax.training.optimizer import is_trainable
+from longshot_jax.training.checkpoint import Which
+from longshot_jax.training.companion import Companion, exported_run, read_companion
 from longshot_jax.training.problem_sources import build_layout
+from longshot_jax.training.saved import SavedReasoner, make_reasoner
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _LATENT_TOKENS = 3
 _PLAIN_ANSWER_LENGTH = 64  # of a Llama that was not trained here
 _PROMPT_BUCKET = 32
@@ -62,14 +61,15 @@ class Pretrained:
 
 
 def load_pretrained(
-    path: str | Path, which: Which | None = None, dtype: Literal["float32", "bfloat16"] = "float32"
+    path: str | Path, which: Which | None = None, dtype: Literal["float32", "bfloat16"] | None = None
 ) -> Pretrained:
     """Reads a folder.
 
     Args:
-      path: of a run, of converted weights, or a Hugging Face Llama directory.
+      path: of a run, of converted weights, or a Hugging Face Llama directory: any, or one that a run was exported to.
       which: checkpoint of a run; None is the best, or the newest where none has a metric.
-      dtype: of a Hugging Face Llama's weights and arithmetic; a run has its own.
+      dtype: of the arithmetic of a Hugging Face directory, and of its stored weights. None is float32, and for an
+        exported run its own arithmetic on float32 weights. A run folder has its own.
 
     Raises:
       UserError: the folder is none of these, or cannot be read.
@@ -78,66 +78,54 @@ def load_pretrained(
     if not path.is_dir():
         raise UserError(f"there is no folder {path}: give a run folder or a Hugging Face Llama directory.")
     if (path / "checkpoints").is_dir():
-        with Checkpoints.reader(path) as checkpoints:
-            if which is None:
-                which = "latest" if checkpoints.best_step is None else "best"
-            host = checkpoints.host(which)
-            if "llama" not in host:
-                raise UserError(f"{path} holds no Llama: give the folder of a run.")
-            if "config" in host:
-                return _from_run(path, checkpoints, host, which)
-            return _from_converted(path, checkpoints, host, which)
+        saved = SavedReasoner.find(path, which)
+        tokens, weights = Tokens.find(path / "tokenizer"), saved.weights()
+        if saved.is_llama_alone:
+            return _plain(saved.llama, weights["llama"], tokens, "float32")
+        if tokens is None:
+            raise UserError(
+                f"{path / 'tokenizer'} holds no tokenizer: restore it from where the run was made."
+            )
+        return _trained(saved.companion(weights), saved.run, saved.llama, weights, tokens)
     if not (path / "config.json").exists():
         raise UserError(
             f"{path} holds neither checkpoints nor a config.json: give a run folder or a Hugging Face Llama directory."
         )
-    tokens = _tokens_in(path)
-    config = read_config(path)
+    tokens, config = Tokens.find(path), read_config(path)
+    companion = read_companion(path, config.hidden_size)
     if tokens is not None:
         # Only the latent tokens may lie beyond the model's own rows: otherwise it is another model's tokenizer.
-        tokens.check_fits(config.vocab_size + _LATENT_TOKENS)
+        tokens.check_fits(config.vocab_size + (_LATENT_TOKENS if companion is None else 0))
+    elif companion is not None:
+        raise UserError(f"{path} holds a run but no tokenizer: restore it from where the run was exported.")
     rows = max(config.vocab_size, tokens.vocabulary_size if tokens else 0)
-    weights = load_weights(path, config, jnp.dtype(dtype), embedding_rows=rows)
-    return _plain(replace(config, vocab_size=rows), weights, tokens, dtype)
+    weights = load_weights(path, config, jnp.dtype(dtype or "float32"), embedding_rows=rows)
+    llama = replace(config, vocab_size=rows)
+    if companion is None or tokens is None:
+        return _plain(llama, weights, tokens, dtype or "float32")
+    run = exported_run(companion.run, dtype)
+    return _trained(companion, run, llama, joined(llama=weights, navigator=companion.navigator), tokens)
 
 
-def _from_run(path: Path, checkpoints: Checkpoints, host: dict[str, Any], which: Which) -> Pretrained:
-    run, stage = parse_config(host["config"]), host["stage"]
-    llama = llama_from_json(host["llama"])
-    trainable = run.ppo.trainable if stage == "ppo" else "all"
-    graph, trained, frozen = _abstract(
-        llama,
-        run.thoughts,
-        run.model.compute_dtype,
-        is_trainable(trainable),
-        host.get("llama_dtype", "float32"),
-    )
-    weights = tuple(
-        checkpoints.restore_partial(part, name, which)[0]
-        for name, part in (("trainable", trained), ("frozen", frozen))
-        if jax.tree.leaves(part)
-    )
-    memory, sigma, temperatures = None, 0.0, make_temperatures()
+def _trained(
+    companion: Companion, run: RunConfig, llama: LlamaConfig, weights: nnx.State, tokens: Tokens
+) -> Pretrained:
+    """A reasoner as its run left it; `run` says how its weights are stored here."""
+    run = replace(run, model=replace(run.model, attention="plain"))  # which every device has
+    sigma, temperatures, stage = 0.0, make_temperatures(), companion.stage
     if stage == "ppo":
-        ppo, scalar = run.ppo, jax.ShapeDtypeStruct((), jnp.float32)
-        rms, _ = checkpoints.restore_partial(scalar, "thought_rms", which)
+        ppo = run.ppo
         sigma = ppo.noise[1]
         # The schedules' ends: what the finished policy was trained under.
         temperatures = make_temperatures(
-            sigma * float(rms), ppo.stop_temperature[1], ppo.token_temperature[1]
+            sigma * companion.thought_rms, ppo.stop_temperature[1], ppo.token_temperature[1]
         )
-        if ppo.memory_slots:
-            bank = jax.eval_shape(lambda: empty_bank(ppo.memory_slots, run.thoughts.reasoning_dim))
-            memory, _ = checkpoints.restore_partial(bank, "memory", which)
-    tokens = _tokens_in(path / "tokenizer")
-    if tokens is None:
-        raise UserError(f"{path / 'tokenizer'} holds no tokenizer: restore it from where the run was made.")
     tokens.check_fits(llama.vocab_size)
     rule = rule_after(run, stage)
     answer_length = (run.ppo.answer_length if stage == "ppo" else 0) or run.data.answer_length
     return Pretrained(
-        graph=graph,
-        weights=weights,
+        graph=nnx.split(nnx.eval_shape(lambda: make_reasoner(run, llama)))[0],
+        weights=(weights,),
         llama=llama,
         layout=build_layout(run, tokens),
         rule=rule,
@@ -145,9 +133,9 @@ def _from_run(path: Path, checkpoints: Checkpoints, host: dict[str, Any], which:
         answer_length=answer_length,
         sigma=sigma,
         temperatures=temperatures,
-        memory=memory,
+        memory=companion.memory,
         source={
-            "step": host["step"],
+            "step": companion.step,
             "stage": stage,
             "run_seed": run.seed,
             "mode": run.curriculum.mode,
@@ -162,24 +150,16 @@ def _thought_slots(run: RunConfig, rule: ThoughtRule) -> int:
     return max(run.max_thoughts, rule.most) if rule.most else 0
 
 
-def _from_converted(path: Path, checkpoints: Checkpoints, host: dict[str, Any], which: Which) -> Pretrained:
-    """The Llama alone, as `convert.py from-hf` writes it."""
-    llama = llama_from_json(host["llama"])
-    _, part, _ = _abstract(llama, NavigatorConfig(), "float32", _in_llama)
-    template = jax.tree.map(lambda x: x, part["llama"])
-    weights, _ = checkpoints.restore_partial(template, host["llama_path"], which)
-    return _plain(llama, weights, _tokens_in(path / "tokenizer"), "float32")
-
-
-def _plain(llama: LlamaConfig, weights: Any, tokens: Tokens | None, dtype: str) -> Pretrained:
+def _plain(llama: LlamaConfig, weights: Any, tokens: Tokens | None, dtype: Any) -> Pretrained:
     """A Llama without a trained navigator: COCONUT's raw hidden states as thoughts, none unless they are asked for."""
-    graph, backbone, navigator = _abstract(llama, NavigatorConfig(), dtype, _in_llama)
-    backbone = jax.tree.unflatten(jax.tree.structure(backbone), jax.tree.leaves(weights))
-    fresh = jax.jit(lambda: nnx.split(_make(llama, NavigatorConfig(), dtype), _in_llama, ...)[2])()
+    run = RunConfig(model=ModelConfig(compute_dtype=dtype))
+    graph = nnx.split(nnx.eval_shape(lambda: make_reasoner(run, llama)))[0]
+    # Nothing of the random Llama is computed: the compiler drops what is not returned.
+    navigator = jax.jit(lambda: nnx.split(make_reasoner(run, llama))[1]["navigator"])()
     longest = llama.max_position_embeddings - _PLAIN_ANSWER_LENGTH
     return Pretrained(
         graph=graph,
-        weights=(backbone, jax.tree.unflatten(jax.tree.structure(navigator), jax.tree.leaves(fresh))),
+        weights=(joined(llama=weights, navigator=navigator),),
         llama=llama,
         layout=None if tokens is None else Layout(tokens, "coconut", "cot", longest, _PROMPT_BUCKET),
         rule=ThoughtRule("fixed", 0),
@@ -190,25 +170,3 @@ def _plain(llama: LlamaConfig, weights: Any, tokens: Tokens | None, dtype: str) 
         memory=None,
         source={"mode": "plain"},
     )
-
-
-def _in_llama(path: tuple[Any, ...], _: Any) -> bool:
-    return path[0] == "llama"
-
-
-def _make(llama: LlamaConfig, navigator: NavigatorConfig, dtype: str, stored: str = "float32") -> Reasoner:
-    rngs = nnx.Rngs(0)
-    model = Llama(llama, rngs, compute_dtype=jnp.dtype(dtype), weight_dtype=jnp.dtype(stored))
-    return Reasoner(model, navigator, rngs)
-
-
-def _abstract(
-    llama: LlamaConfig, navigator: NavigatorConfig, dtype: str, first: Any, stored: str = "float32"
-) -> Any:
-    """Structure, and shapes of the weights in two parts: those that the filter `first` picks, and the others."""
-    return nnx.split(nnx.eval_shape(lambda: _make(llama, navigator, dtype, stored)), first, ...)
-
-
-def _tokens_in(folder: Path) -> Tokens | None:
-    """The tokenizer in a folder, None where there is none."""
-    return Tokens.load(str(folder)) if any((folder / name).exists() for name in _TOKENIZER_FILES) else None

@@ -1,13 +1,14 @@
 """Weights in and out.
 
 python scripts/convert.py from-hf DIR OUT     a Hugging Face Llama directory becomes a run folder
-python scripts/convert.py to-hf CKPT DIR      a run folder becomes a directory that transformers loads
+python scripts/convert.py to-hf CKPT DIR      a run folder becomes a directory that transformers loads, and that still thinks
 """
 
 import argparse
 
-from longshot_jax.conversion import from_hf, to_hf
+from longshot_jax.conversion import from_hf
 from longshot_jax.errors import run_command
+from longshot_jax.export import to_hf
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from longshot_jax.model.llama import Llama, LlamaConfig
+from longshot_jax.model.lora import LoraConfig
 from longshot_jax.thoughts.memory import MemoryBank, empty_bank, write_bank
 from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
 from longshot_jax.thoughts.past import Past
@@ -30,6 +31,7 @@ READS = {
     "own": {"graph": "own", "heads": 1, "graph_layers": 2},
     "all": {"graph": "all", "heads": 1, "cross_attention": True, "step_embeddings": 2},
 }
+ADAPTERS = LoraConfig(rank=2, alpha=1.0)
 # The laws are about values, not speed: a test waits for compilation more than for anything else.
 QUICK = {"xla_backend_optimization_level": "0"}
 
@@ -43,9 +45,10 @@ def small_reasoner(
     dtype: jax.typing.DTypeLike = jnp.float32,
     reads: str = "nothing",
     max_trajectories: int = 0,
+    lora: LoraConfig | None = None,
     **shape: int | float,
 ) -> Reasoner:
-    """A random reasoner in which no weight of the navigator is zero, so that every head matters.
+    """A random reasoner in which no weight of navigator and adapters is zero, so that every head matters.
 
     `reads` is a key of READS: what its thoughts read of earlier actions.
     """
@@ -54,7 +57,7 @@ def small_reasoner(
         feedback, normalised, reasoning_dim, memory_top, **READS[reads], max_trajectories=max_trajectories
     )
     abstract = nnx.eval_shape(
-        lambda: Reasoner(Llama(config, nnx.Rngs(0), compute_dtype=dtype), kind, nnx.Rngs(0))
+        lambda: Reasoner(Llama(config, nnx.Rngs(0), compute_dtype=dtype, lora=lora), kind, nnx.Rngs(0))
     )
     graph, weights = nnx.split(abstract)
     generator = np.random.default_rng(seed)
@@ -129,7 +132,13 @@ def from_scratch(
         return xp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
 
     def weights(name, layer):
-        return xp.asarray(getattr(layers, name)[...])[layer]
+        matrix = xp.asarray(getattr(layers, name)[...])[layer]
+        if layers.lora is not None and name in layers.lora.config.targets:
+            into, out = (
+                xp.asarray(getattr(layers.lora, f"{name}_{way}")[...])[layer] for way in ("in", "out")
+            )
+            matrix = matrix + layers.lora.config.alpha / layers.lora.config.rank * xp.tensordot(into, out, 1)
+        return matrix
 
     x = embeddings
     groups = config.num_attention_heads // config.num_key_value_heads

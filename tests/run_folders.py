@@ -30,8 +30,13 @@ def save_run(folder: Path, run: RunConfig, stage: str, metric: float | None = 0.
     """A run folder as training leaves it, with random weights; optimizer and the like are left out."""
     tokens = Tokens.for_chains()
     shape = LlamaConfig(tokens.vocabulary_size, 16, 24, 1, 2, 2, 8, tie_word_embeddings=True)
-    reasoner = Reasoner(Llama(shape, nnx.Rngs(seed)), run.thoughts, nnx.Rngs(seed))
-    trainable = run.ppo.trainable if stage == "ppo" else "all"
+    llama = Llama(shape, nnx.Rngs(seed), weight_dtype=jnp.dtype(run.model.weight_dtype), lora=run.lora)
+    reasoner = Reasoner(llama, run.thoughts, nnx.Rngs(seed))
+    if run.lora is not None:
+        for name in run.lora.targets:  # they start at zero
+            factor = getattr(llama.layers.lora, f"{name}_out")
+            factor[...] = jnp.sin(jnp.arange(factor.size, dtype=jnp.float32)).reshape(factor.shape)
+    trainable = run.trainable(stage)
     _, trained, frozen = nnx.split(reasoner, is_trainable(trainable), ...)
     space = run.thoughts.reasoning_dim
     state = {

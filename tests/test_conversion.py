@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from longshot_jax.conversion import from_hf, llama_from_json, llama_to_json, to_hf
+from longshot_jax.conversion import from_hf, llama_from_json, llama_to_json
 from longshot_jax.data.tokens import Tokens
 from longshot_jax.errors import UserError
+from longshot_jax.export import to_hf
 from longshot_jax.model.huggingface import read_config
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.rope import RopeScaling

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from builders import (
+    ADAPTERS,
     END,
     QUICK,
     oracle_trajectories,
@@ -91,8 +92,8 @@ def replayer(opening, scaling, together):
     return jax.jit(replay, compiler_options=QUICK)
 
 
-def check_ratio_one(feedback, normalised, memory_top, together, opening, scaling, reads="nothing"):
-    reasoner = small_reasoner(feedback, normalised, memory_top, reads=reads)
+def check_ratio_one(feedback, normalised, memory_top, together, opening, scaling, reads="nothing", lora=None):
+    reasoner = small_reasoner(feedback, normalised, memory_top, reads=reads, lora=lora)
     bank = small_bank() if memory_top else None
     sample, replay = sampler(opening, scaling, together), replayer(opening, scaling, together)
 
@@ -161,7 +162,11 @@ READING = [
 
 
 def with_scalings(cases):
-    return [(*case, SCALINGS[index % 3]) for index, case in enumerate(cases)]
+    """Every scaling, and every second case with adapters."""
+    return [
+        (*case, SCALINGS[index % 3], "nothing", (None, ADAPTERS)[index % 2])
+        for index, case in enumerate(cases)
+    ]
 
 
 @pytest.mark.parametrize("case", with_scalings(FAST), ids=str)
@@ -233,7 +238,8 @@ def cached_pass(opening, together):
 
 
 def check_cached_is_uncached(feedback, normalised, memory_top, together, opening, examples, reads="nothing"):
-    reasoner = small_reasoner(feedback, normalised, memory_top, seed=1, reads=reads)
+    lora = ADAPTERS if normalised else None
+    reasoner = small_reasoner(feedback, normalised, memory_top, seed=1, reads=reads, lora=lora)
     bank = small_bank() if memory_top else None
     run = cached_pass(opening, together)
     size = 8 if feedback == "hidden" else 5

@@ -14,6 +14,7 @@ from huggingface_folders import CONFIG, LLAMA, LLAMA_SPECIALS, llama_files, writ
 from longshot_jax import LongShot
 from longshot_jax.config import parse_config
 from longshot_jax.model.huggingface import load_weights, read_config
+from longshot_jax.model.lora import is_adapter
 from longshot_jax.training.loop import train
 
 pytestmark = pytest.mark.slow
@@ -58,6 +59,7 @@ def recipe(name, llama, problems, iterations):
     config.model.source, config.data.train, config.data.test = str(llama), str(problems), str(problems)
     config.ppo.iterations = iterations
     config.mesh.fsdp = 1
+    config.model.lora.rank = 4  # no matrix of so small a Llama has 16
     config.evaluation.questions = 16
     return parse_config(config)
 
@@ -69,7 +71,12 @@ def test_recipe_trains_a_hugging_face_directory(name, llama, problems, tmp_path)
     assert result.stages["ppo"]["updates"] == 2 * run.ppo.epochs * run.ppo.minibatches
     model = LongShot.from_pretrained(tmp_path / "run", which="latest")
     before = load_weights(llama, read_config(llama))
-    after = nnx.split(nnx.merge(model.model.graph, *model.model.weights))[1]["llama"]
+    weights = nnx.split(nnx.merge(model.model.graph, *model.model.weights))[1]["llama"]
+    adapters, after = nnx.split_state(weights, is_adapter, ...)
+    seconds = [
+        leaf for path, leaf in jax.tree.leaves_with_path(adapters) if "_out" in jax.tree_util.keystr(path)
+    ]
+    assert len(seconds) == (7 if run.lora else 0) and all(np.any(leaf) for leaf in seconds)
     moved = [
         not np.array_equal(np.asarray(a, np.float32)[: len(b)], np.asarray(b.astype(a.dtype), np.float32))
         for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True)

@@ -103,6 +103,12 @@ class Tokens:
         return cls(tokenizer, place, multiple)
 
     @classmethod
+    def find(cls, folder: str | Path) -> "Tokens | None":
+        """The tokenizer in a folder, None where there is none. Errors: as `load`."""
+        names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+        return cls.load(str(folder)) if any((Path(folder) / name).exists() for name in names) else None
+
+    @classmethod
     def for_chains(cls, multiple: int = 1) -> "Tokens":
         """The tokenizer of the generated chains: one token a character, white space dropped."""
         import tokenizers

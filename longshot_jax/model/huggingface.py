@@ -8,7 +8,7 @@ tensor of the checkpoint is accounted for by name and shape before the first one
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from math import prod
@@ -34,6 +34,8 @@ from longshot_jax.model.huggingface_layout import (
     tensors_of,
 )
 from longshot_jax.model.llama import LlamaConfig
+from longshot_jax.model.lora import Matrix
+from longshot_jax.model.quantised import is_quantised, quantised_block
 
 __all__ = ["load_weights", "read_config", "save_weights"]
 
@@ -43,7 +45,7 @@ _READABLE = ("BF16", "F16", "F32")
 _DERIVED = ".rotary_emb.inv_freq"
 _TABLE = LAYOUTS["embedding",].name
 # Marks a file as ours, so that an export may replace an earlier export and never a downloaded model.
-_METADATA = {"format": "pt", "written_by": "longshot_jax"}
+METADATA = {"format": "pt", "written_by": "longshot_jax"}
 _EXPORTED = {
     "config.json", "generation_config.json", _INDEX, "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -101,7 +103,7 @@ def load_weights(
     Args:
       folder: holds `model.safetensors`, or several files and `model.safetensors.index.json`.
       config: what `read_config(folder)` returned.
-      dtype: of the weights returned; bfloat16, float16 and float32 can be read.
+      dtype: of the weights returned, or int8 (see `model.quantised`); bfloat16, float16 and float32 can be read.
       embedding_rows: rows wanted in the embedding table, at least `config.vocab_size` (the default); the state
         fits the config with this `vocab_size`.
       sharding: one for all weights, or a state of them with the structure of the result. Every process reads
@@ -127,12 +129,12 @@ def load_weights(
             "sharding must have the structure of the Llama's state, one sharding for each weight"
         )
 
-    loaded = []
+    loaded, matrices = [], config.matrices
     with ExitStack() as stack:
         checkpoint = _Checkpoint(folder, stack)
         _account(checkpoint, config)
         for (path, leaf), target in zip(jax.tree.leaves_with_path(abstract), targets, strict=True):
-            loaded.append(_place(_reader(checkpoint.tensor, layout_of(path), leaf), leaf.shape, target))
+            loaded.append(_place(_blocks(checkpoint.tensor, path, leaf, matrices), leaf.shape, target))
     return jax.tree.unflatten(jax.tree.structure(abstract), loaded)
 
 
@@ -145,6 +147,7 @@ def save_weights(
     shard_bytes: int = 5_000_000_000,
     bos_token_id: int | None = None,
     eos_token_id: int | list[int] | None = None,
+    beside: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes `config.json` and safetensors that `transformers` loads as a `LlamaForCausalLM`.
 
@@ -159,6 +162,7 @@ def save_weights(
       shard_bytes: a file holds at most this much, except for a single tensor that is larger.
       bos_token_id: begin-of-text token that `config.json` names.
       eos_token_id: end-of-text token or tokens that `config.json` names.
+      beside: writes what else belongs into the folder, before it appears.
 
     Raises:
       UserError: the folder holds something else, or cannot be written.
@@ -180,6 +184,8 @@ def save_weights(
         content = config_json(config, dtype.name, bos_token_id, eos_token_id)
         (partial / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         _write_tensors(tensors, dtype, partial, shard_bytes)
+        if beside is not None:
+            beside(partial)
         if folder.exists():
             folder.rename(replaced)
         partial.rename(folder)
@@ -252,6 +258,24 @@ def _row_blocks(tensor: Any, size: int = 4096) -> Iterator[slice]:
     """Slices that cover a tensor's rows, each small enough to be read at once."""
     rows = tensor.get_shape()[0]
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _blocks(
+    tensor_named: Callable[[str], Any],
+    path: tuple[Any, ...],
+    weight: jax.ShapeDtypeStruct,
+    matrices: Mapping[str, Matrix],
+) -> Callable[[Sequence[slice]], np.ndarray]:
+    """A function that reads any block of the weight at a path, quantised where it is."""
+    *above, name = [step.key for step in path if isinstance(step, jax.tree_util.DictKey)]
+    of_scale, name = name.endswith("_scale"), name.removesuffix("_scale")
+    if not of_scale and not is_quantised(weight.dtype):
+        return _reader(tensor_named, layout_of(path), weight)
+    matrix = matrices[name]
+    shape = (weight.shape[0], *matrix.inputs, *matrix.outputs)
+    wide = jax.ShapeDtypeStruct(shape, np.float32)
+    read = _reader(tensor_named, LAYOUTS[(*above, name)], wide)
+    return quantised_block(read, shape, len(matrix.inputs), of_scale)
 
 
 def _reader(
@@ -328,7 +352,7 @@ def _write_tensors(tensors: Sequence[Tensor], dtype: np.dtype, folder: Path, sha
     placed = {}
     for number, content in enumerate(files, start=1):
         name = _SINGLE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        save_file({tensor.name: _fetched(tensor, dtype) for tensor in content}, folder / name, _METADATA)
+        save_file({tensor.name: _fetched(tensor, dtype) for tensor in content}, folder / name, METADATA)
         # safetensors keeps its files from everyone but their owner; config.json has the user's own permissions.
         shutil.copymode(folder / "config.json", folder / name)
         placed |= {tensor.name: name for tensor in content}
@@ -356,7 +380,7 @@ def _refuse_foreign(folder: Path) -> None:
     for file in present:
         if file.suffix == ".safetensors":
             with ExitStack() as stack:
-                if (_opened(file, stack).metadata() or {}).get("written_by") != _METADATA["written_by"]:
+                if (_opened(file, stack).metadata() or {}).get("written_by") != METADATA["written_by"]:
                     raise UserError(
                         f"{folder} holds {file.name}, which is not an export of this program; {mend}"
                     )

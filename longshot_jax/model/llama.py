@@ -5,6 +5,7 @@ passes returned (`context`), and returns those of its own positions. Nothing is 
 decides what lies in a scan's carry and what stays outside.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from longshot_jax.model.activations import constrain, constrain_rows
 from longshot_jax.model.attention import Segment, attend
 from longshot_jax.model.fused_attention import Attention, fused_attend
+from longshot_jax.model.lora import Adapters, LoraConfig, Matrix
+from longshot_jax.model.quantised import dtype_beside, is_quantised, quantise
 from longshot_jax.model.rope import RopeScaling, rotary_angles, rotary_frequencies, rotate
 from longshot_jax.model.weights import apply_matrix, constant, normal, weight
 
@@ -59,6 +62,23 @@ class LlamaConfig:
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
 
+    @property
+    def matrices(self) -> dict[str, Matrix]:
+        """The matrices of every layer, by name."""
+        hidden, into, head = (self.hidden_size,), ("embed",), self.head_dim
+        queries, heads = (self.num_attention_heads, head), ("heads", "head_dim")
+        keys, kv_heads = (self.num_key_value_heads, head), ("kv_heads", "head_dim")
+        inner, mlp = (self.intermediate_size,), ("mlp",)
+        return {
+            "query": Matrix(hidden, queries, into, heads),
+            "key": Matrix(hidden, keys, into, kv_heads),
+            "value": Matrix(hidden, keys, into, kv_heads),
+            "output": Matrix(queries, hidden, heads, into),
+            "gate": Matrix(hidden, inner, into, mlp),
+            "up": Matrix(hidden, inner, into, mlp),
+            "down": Matrix(inner, hidden, mlp, into),
+        }
+
 
 @struct.dataclass
 class KeyValues:
@@ -94,32 +114,48 @@ class Layers(nnx.Module):
     """All decoder layers, stacked on a leading axis L; called with the slice of one layer."""
 
     def __init__(
-        self, config: LlamaConfig, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike, attention: Attention = "plain"
+        self,
+        config: LlamaConfig,
+        rngs: nnx.Rngs,
+        dtype: jax.typing.DTypeLike,
+        attention: Attention = "plain",
+        lora: LoraConfig | None = None,
     ):
         self.config, self.attention = config, attention
-        depth, hidden, inner = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-        heads, kv_heads, head_dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
-        into = normal(hidden**-0.5)
-        # Both writers into the residual stream start small, so that its scale does not grow with depth.
-        attention_out = normal((heads * head_dim * 2 * depth) ** -0.5)
-        mlp_out = normal((inner * 2 * depth) ** -0.5)
+        depth, matrices = config.num_hidden_layers, config.matrices
 
-        def declare(shape, axes, initializer):
-            return weight(rngs, (depth, *shape), ("layers", *axes), initializer, dtype)
+        def norm() -> nnx.Param:
+            return weight(
+                rngs, (depth, config.hidden_size), ("layers", "norm"), constant(1.0), dtype_beside(dtype)
+            )
 
-        self.attention_norm = declare((hidden,), ("norm",), constant(1.0))
-        self.query = declare((hidden, heads, head_dim), ("embed", "heads", "head_dim"), into)
-        self.key = declare((hidden, kv_heads, head_dim), ("embed", "kv_heads", "head_dim"), into)
-        self.value = declare((hidden, kv_heads, head_dim), ("embed", "kv_heads", "head_dim"), into)
-        self.output = declare((heads, head_dim, hidden), ("heads", "head_dim", "embed"), attention_out)
-        self.mlp_norm = declare((hidden,), ("norm",), constant(1.0))
-        self.gate = declare((hidden, inner), ("embed", "mlp"), into)
-        self.up = declare((hidden, inner), ("embed", "mlp"), into)
-        self.down = declare((inner, hidden), ("mlp", "embed"), mlp_out)
+        def declare(name: str) -> nnx.Param:
+            matrix = matrices[name]
+            shape = (depth, *matrix.inputs, *matrix.outputs)
+            axes = ("layers", *matrix.input_axes, *matrix.output_axes)
+            # Both writers into the residual stream start small, so that its scale does not grow with depth.
+            writers = 2 * depth if matrix.output_axes == ("embed",) else 1
+            spread = normal((math.prod(matrix.inputs) * writers) ** -0.5)
+            if not is_quantised(dtype):
+                return weight(rngs, shape, axes, spread, dtype)
+            values, scale = quantise(weight(rngs, shape, axes, spread)[...], len(matrix.inputs))
+            setattr(self, f"{name}_scale", nnx.Param(scale, logical_axes=("layers", *matrix.output_axes)))
+            return nnx.Param(values, logical_axes=axes)
+
+        self.attention_norm = norm()
+        self.query, self.key, self.value = declare("query"), declare("key"), declare("value")
+        self.output = declare("output")
+        self.mlp_norm = norm()
+        self.gate, self.up, self.down = declare("gate"), declare("up"), declare("down")
+        self.lora = Adapters(lora, matrices, depth, rngs) if lora else None
+
+    def project(self, name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """x through one of the layer's matrices, with its adapter where there is one."""
+        matrix = getattr(self, name)[...]
+        result = apply_matrix(x, matrix, len(self.config.matrices[name].inputs))
+        if is_quantised(matrix.dtype):
+            result = (result.astype(jnp.float32) * getattr(self, f"{name}_scale")[...]).astype(x.dtype)
+        return result if self.lora is None else result + self.lora(name, x)
 
     def __call__(
         self,
@@ -133,9 +169,9 @@ class Layers(nnx.Module):
         epsilon = self.config.rms_norm_eps
         with jax.named_scope("attention"):
             normed = rms_norm(x, self.attention_norm[...], epsilon)
-            queries = rotate(apply_matrix(normed, self.query[...]), cosine, sine)
-            keys = rotate(apply_matrix(normed, self.key[...]), cosine, sine)
-            values = apply_matrix(normed, self.value[...])
+            queries = rotate(self.project("query", normed), cosine, sine)
+            keys = rotate(self.project("key", normed), cosine, sine)
+            values = self.project("value", normed)
             queries = constrain(queries, "batch", None, "heads", None)
             keys, values = (constrain(new, "batch", None, "kv_heads", None) for new in (keys, values))
             segments = (*context, Segment(keys, values, visible))
@@ -143,11 +179,11 @@ class Layers(nnx.Module):
                 mixed = attend(queries, segments)
             else:
                 mixed = fused_attend(queries, segments, self.attention)
-            x = constrain(x + apply_matrix(mixed, self.output[...], 2), "batch", None, None)
+            x = constrain(x + self.project("output", mixed), "batch", None, None)
         with jax.named_scope("feed_forward"):
             normed = rms_norm(x, self.mlp_norm[...], epsilon)
-            wide = jax.nn.silu(apply_matrix(normed, self.gate[...])) * apply_matrix(normed, self.up[...])
-            x = x + apply_matrix(constrain(wide, "batch", None, "mlp"), self.down[...])
+            wide = jax.nn.silu(self.project("gate", normed)) * self.project("up", normed)
+            x = x + self.project("down", constrain(wide, "batch", None, "mlp"))
             x = constrain(x, "batch", None, None)
         return x, (keys, values)
 
@@ -157,9 +193,11 @@ class Llama(nnx.Module):
 
     Attributes:
       config: shape.
-      compute_dtype: of activations; weights are stored in `weight_dtype` and cast at use.
+      compute_dtype: of activations; weights are stored in `weight_dtype` and cast at use. int8 is for the layers'
+        matrices alone, see `model.quantised`.
       remat: recompute each layer in the backward pass instead of keeping its activations.
       remat_keeps: what is kept nevertheless: `nothing`, or the `products` of activations and weights.
+      lora: adapters of the layers' matrices, in float32; None has none.
     """
 
     def __init__(
@@ -172,17 +210,19 @@ class Llama(nnx.Module):
         remat: bool = False,
         remat_keeps: Literal["nothing", "products"] = "nothing",
         attention: Attention = "plain",
+        lora: LoraConfig | None = None,
     ):
         self.config = config
         self.compute_dtype = jnp.dtype(compute_dtype)
         self.remat, self.remat_keeps = remat, remat_keeps
         table = (config.vocab_size, config.hidden_size)
         spread = normal(config.hidden_size**-0.5)
-        self.embedding = weight(rngs, table, ("vocab", "embed"), spread, weight_dtype)
-        self.layers = Layers(config, rngs, weight_dtype, attention)
-        self.final_norm = weight(rngs, (config.hidden_size,), ("norm",), constant(1.0), weight_dtype)
+        beside = dtype_beside(weight_dtype)
+        self.embedding = weight(rngs, table, ("vocab", "embed"), spread, beside)
+        self.layers = Layers(config, rngs, weight_dtype, attention, lora)
+        self.final_norm = weight(rngs, (config.hidden_size,), ("norm",), constant(1.0), beside)
         if not config.tie_word_embeddings:
-            self.head = weight(rngs, table, ("vocab", "embed"), spread, weight_dtype)
+            self.head = weight(rngs, table, ("vocab", "embed"), spread, beside)
 
     def embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """Rows of the embedding table, in the compute dtype."""

@@ -33,6 +33,7 @@ RULES: Mapping[str, str | None] = {
     "norm": None,
     "reasoning": None,
     "slots": "fsdp",
+    "rank": None,
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 
 def weight(
@@ -45,7 +45,7 @@ def constant(value: float) -> jax.nn.initializers.Initializer:
     return jax.nn.initializers.constant(value)
 
 
-def apply_matrix(x: Float[Array, "..."], matrix: Float[Array, "..."], inputs: int = 1) -> Float[Array, "..."]:
+def apply_matrix(x: Float[Array, "..."], matrix: Num[Array, "..."], inputs: int = 1) -> Float[Array, "..."]:
     """Contracts the last `inputs` axes of x with the first ones of a matrix, in x's dtype.
 
     As one product of two-dimensional operands: with several leading axes the compiler transposes activations in

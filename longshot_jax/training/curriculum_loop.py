@@ -99,7 +99,7 @@ class CurriculumLoop:
         before = self.session.seconds - position.seconds
         while not position.finished:
             state, step = self._stage(state, position, step, before)
-        return state.trainable, step
+        return state.weights, step
 
     def _stage(self, state: TrainState, at: Position, step: int, before: float) -> tuple[TrainState, int]:
         """One stage from where it stands; ends on the first update of the next one, or finished."""

@@ -9,7 +9,7 @@ from longshot_jax.data.examples import has_thoughts
 from longshot_jax.model.activations import on_mesh
 from longshot_jax.model.sharding import check_divides, placed, replicated, shardings
 from longshot_jax.training.curriculum_update import curriculum_update
-from longshot_jax.training.optimizer import make_optimizer
+from longshot_jax.training.optimizer import is_trainable, make_optimizer
 from longshot_jax.training.settings import CurriculumConfig
 from longshot_jax.training.setup import Blueprint
 from longshot_jax.training.state import TrainState, start_state
@@ -48,8 +48,8 @@ class CurriculumPrograms:
         key = jax.random.fold_in(jax.random.key(run.seed), 1)
 
         def start(weights: nnx.State) -> TrainState:
-            # Everything is trained: nothing is frozen.
-            return start_state(weights, nnx.State({}), optimizer, key)
+            trainable, frozen = nnx.split_state(weights, is_trainable(config.trainable), ...)
+            return start_state(trainable, frozen, optimizer, key)
 
         abstract = jax.eval_shape(start, blueprint.abstract)
         self.placement = shardings(abstract, mesh)

@@ -10,13 +10,20 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from longshot_jax.model.activations import constrain_rows
+from longshot_jax.model.lora import is_adapter
+from longshot_jax.training.factored import factored_second_moment
 from longshot_jax.training.settings import OptimizerConfig
 
 
 def is_trainable(trainable: str) -> Callable[[tuple, Any], bool]:
-    """NNX filter of the weights that are trained: `all`, or the `navigator` alone."""
+    """NNX filter of the weights that a stage trains.
 
-    def chosen(path: tuple, _: Any) -> bool:
+    `all`: the Llama and the navigator; `lora`: the Llama's adapters and the navigator; `navigator`: it alone.
+    """
+
+    def chosen(path: tuple, value: Any) -> bool:
+        if is_adapter(path, value):
+            return trainable == "lora"
         return trainable == "all" or "navigator" in path
 
     return chosen
@@ -39,10 +46,20 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         return optax.join_schedules([warmup, after], [config.warmup_steps])
 
     def adamw(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
+        if config.moments == "factored":
+            # The order of Zhai et al. 2022 (arXiv:2106.04560), who trained large transformers with it.
+            return optax.chain(
+                factored_second_moment(),
+                optax.clip_by_block_rms(1.0),
+                optax.ema(config.b1, accumulator_dtype=jnp.bfloat16),
+                optax.add_decayed_weights(weight_decay, mask=is_matrix),
+                optax.scale_by_learning_rate(schedule(learning_rate)),
+            )
         return optax.adamw(
             schedule(learning_rate),
             b1=config.b1,
             b2=config.b2,
+            mu_dtype=jnp.bfloat16 if config.moments == "bfloat16" else None,
             weight_decay=weight_decay,
             mask=is_matrix,
         )

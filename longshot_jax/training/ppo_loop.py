@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Array
 
 from longshot_jax.data.answers import same_answer
@@ -140,7 +139,7 @@ class PPOLoop:
                     save(accuracy)
                 if stops:
                     session.leave(offset + done)
-        return nnx.split(nnx.merge(session.blueprint.graph, state.trainable, state.frozen))[1], offset + done
+        return state.weights, offset + done
 
     def _measure_thoughts(self, state: TrainState, first: Questions) -> TrainState:
         """The rms of the first questions' noise-free thoughts, which σ is relative to."""

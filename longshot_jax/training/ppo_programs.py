@@ -57,7 +57,7 @@ class PPOPrograms:
         key = jax.random.fold_in(jax.random.key(run.seed), 3)
 
         def start(weights: nnx.State) -> TrainState:
-            _, trainable, frozen = nnx.split(nnx.merge(graph, weights), chosen, ...)
+            trainable, frozen = nnx.split_state(weights, chosen, ...)
             slots = config.memory_slots
             return start_state(
                 trainable,

@@ -68,11 +68,10 @@ class Session:
         """A checkpoint of the whole run. `progress` is the stage's own part of what is not an array."""
         if metric is not None and (self.best is None or metric > self.best[0]):
             self.best = (metric, step)
-        trained = stage == "curriculum" or self.run.ppo.trainable == "all"
+        trained = self.run.trainable(stage) == "all"
         host = {
             "config": asdict(self.run),
             "llama": llama_to_json(self.blueprint.llama),
-            "llama_dtype": self.run.model.weight_dtype,
             "llama_path": "trainable.llama" if trained else "frozen.llama",
             "stage": stage,
             "step": step,

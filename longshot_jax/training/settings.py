@@ -7,18 +7,23 @@ from longshot_jax.thoughts.coupling import Coupling
 from longshot_jax.training.annealing import Annealing
 from longshot_jax.training.rewards import RewardWeights
 
+Trainable = Literal["all", "navigator", "lora"]
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with its own rates for backbone and navigator.
 
     Attributes:
-      learning_rate: of the Llama; navigator_learning_rate: of the navigator.
+      learning_rate: of the Llama, or of its adapters; navigator_learning_rate: of the navigator.
       schedule: after the warm-up; `cosine` and `linear` end at `final_learning_rate` with the stage's last step.
       warmup_steps: linear, from 0.
       final_learning_rate: as a fraction of the peak.
       weight_decay, navigator_weight_decay: decoupled; norms and biases have none.
       b1, b2: decay of the moments.
+      moments: how they are stored: both in float32 (8 bytes a weight); the first in `bfloat16` (6); or `factored`: the
+        second as one number for each row and column of a matrix (Adafactor, arXiv:1804.04235), the first in bfloat16
+        (2), with Adafactor's decay in place of b2.
       clip_norm: bound on the global norm of the gradient.
     """
 
@@ -31,6 +36,7 @@ class OptimizerConfig:
     navigator_weight_decay: float = 0.001
     b1: float = 0.9
     b2: float = 0.999
+    moments: Literal["float32", "bfloat16", "factored"] = "float32"
     clip_norm: float = 1.0
 
 
@@ -68,6 +74,8 @@ class CurriculumConfig:
     Attributes:
       mode: `coconut`; `cot`: text steps; `no_cot`: the answer directly; `no_thoughts`: the same curriculum with
         nothing in place of the steps; `pause`: with a learned constant in each thought slot.
+      trainable: `all` weights, or, with the Llama frozen, the `navigator` alone or the navigator and low-rank
+        adapters of the Llama (`lora`, see `model.lora`).
       stages: which stages run, in order; stage k replaces the first k steps by thoughts, a stage above
         `max_latent_stage` replaces all.
       c_thought: thoughts per step.
@@ -88,6 +96,7 @@ class CurriculumConfig:
     """
 
     mode: Literal["coconut", "cot", "no_cot", "no_thoughts", "pause"] = "coconut"
+    trainable: Trainable = "all"
     stages: tuple[int, ...] = (0, 1, 2, 3, 4)
     c_thought: int = 1
     max_latent_stage: int = 4
@@ -113,7 +122,7 @@ class PPOConfig:
     Attributes:
       iterations: rollouts, each followed by one update.
       questions: B, questions per rollout; num_trajectories: N, trajectories of each.
-      trainable: `all` weights, or the `navigator` alone with the backbone frozen.
+      trainable: as in the curriculum. Adapters that an earlier stage trained stay part of the Llama.
       gradient: through thoughts: `score`, `pathwise`, their `mixture`, or `none`.
       mixture: λ of `mixture`: λ · `score` + (1 - λ) · `pathwise` for every thought.
       rescore: `auto` takes the parallel pass wherever it is exact, else the sequential one; `parallel_inexact`
@@ -162,7 +171,7 @@ class PPOConfig:
     iterations: int = 100
     questions: int = 32
     num_trajectories: int = 8
-    trainable: Literal["all", "navigator"] = "all"
+    trainable: Trainable = "all"
     gradient: Literal["score", "pathwise", "mixture", "none"] = "score"
     mixture: float = 0.5
     rescore: Literal["auto", "parallel_inexact"] = "auto"

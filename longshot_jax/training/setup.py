@@ -10,16 +10,18 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from longshot_jax.config import RunConfig
-from longshot_jax.conversion import llama_from_json
 from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.tokens import Tokens
 from longshot_jax.errors import UserError
 from longshot_jax.model.fused_attention import check_attention
 from longshot_jax.model.huggingface import load_weights, read_config
-from longshot_jax.model.llama import Llama, LlamaConfig
-from longshot_jax.model.sharding import placed, shardings
-from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner, match_feedback_scale
-from longshot_jax.training.checkpoint import Checkpoints
+from longshot_jax.model.llama import LlamaConfig
+from longshot_jax.model.lora import check_rank, is_adapter
+from longshot_jax.model.sharding import shardings
+from longshot_jax.model.storage import joined, like, plain_weights
+from longshot_jax.thoughts.navigator import match_feedback_scale
+from longshot_jax.training.companion import read_companion, same_kind
+from longshot_jax.training.saved import SavedReasoner, make_reasoner
 
 _LATENT_TOKENS = 3
 
@@ -88,29 +90,16 @@ def blueprint_of(run: RunConfig, llama: LlamaConfig, mesh: Mesh) -> Blueprint:
     """The run's reasoner around a Llama of a known shape; nothing is allocated.
 
     Raises:
-      UserError: the mesh does not divide a weight, or its devices cannot run the attention that is set.
+      UserError: the mesh does not divide a weight, its devices cannot run the attention that is set, or an adapter's
+        rank is more than its matrix has.
     """
     platform = mesh.devices.flat[0].platform
     check_attention(run.model.attention, platform, run.model.compute_dtype, llama.head_dim)
-    reasoner = nnx.eval_shape(lambda: _make(run, llama))
+    if run.lora is not None:
+        check_rank(run.lora, llama.matrices)
+    reasoner = nnx.eval_shape(lambda: make_reasoner(run, llama))
     graph, abstract = nnx.split(reasoner)
     return Blueprint(llama, graph, abstract, shardings(abstract, mesh))
-
-
-def _make(run: RunConfig, llama: LlamaConfig) -> Reasoner:
-    rngs = nnx.Rngs(run.seed)
-    dtype = jnp.dtype(run.model.compute_dtype)
-    stored = jnp.dtype(run.model.weight_dtype)
-    model = Llama(
-        llama,
-        rngs,
-        compute_dtype=dtype,
-        weight_dtype=stored,
-        remat=run.model.remat,
-        remat_keeps=run.model.remat_keeps,
-        attention=run.model.attention,
-    )
-    return Reasoner(model, run.thoughts, rngs)
 
 
 def _llama_config(run: RunConfig, tokens: Tokens, folder: Path | None) -> LlamaConfig:
@@ -130,8 +119,7 @@ def _llama_config(run: RunConfig, tokens: Tokens, folder: Path | None) -> LlamaC
 
 def shape_of_other_run(run: RunConfig) -> LlamaConfig:
     """The Llama of the run that `initialize_from` means."""
-    host, _ = _other_run(run)
-    return llama_from_json(host["llama"])
+    return SavedReasoner.find(run.initialize_from).llama
 
 
 def llama_from_scratch(run: RunConfig, vocabulary_size: int) -> LlamaConfig:
@@ -167,79 +155,81 @@ def build_reasoner(run: RunConfig, blueprint: Blueprint, folder: Path | None) ->
     Raises:
       UserError: weights cannot be read or do not fit.
     """
-    llama = navigator = None
+    given = nnx.State({})
     if run.initialize_from:
-        llama, navigator = _weights_of_other_run(run, blueprint)
+        given = _weights_of_other_run(run, blueprint)
     elif folder is not None:
-        llama = load_weights(
-            folder,
-            replace(blueprint.llama, vocab_size=read_config(folder).vocab_size),
-            jnp.dtype(run.model.weight_dtype),
-            embedding_rows=blueprint.llama.vocab_size,
-            sharding=blueprint.placement["llama"],
-        )
-    if llama is None:
-        return random_weights(run, blueprint)
-    if navigator is not None:
-        return _joined(blueprint, llama, navigator)
-    # Nothing of the random Llama is computed: the compiler drops what is not returned.
+        given = _weights_in(folder, run, blueprint)
+    known = {path for path, _ in nnx.to_flat_state(given)}
+
+    def missing(path: tuple, _: Any) -> bool:
+        return path not in known
+
+    # Nothing of what is given is computed: the compiler drops what is not returned.
     fresh = jax.jit(
-        lambda: nnx.split(_make(run, blueprint.llama))[1]["navigator"],
-        out_shardings=blueprint.placement["navigator"],
-    )
+        lambda: nnx.split(make_reasoner(run, blueprint.llama), missing, ...)[1],
+        out_shardings=nnx.split_state(blueprint.placement, missing, ...)[0],
+    )()
+    weights = nnx.merge_state(given, fresh)
+    if not known or "navigator" in given:
+        return weights
 
     def fit(weights: nnx.State) -> nnx.State:
         reasoner = nnx.merge(blueprint.graph, weights)
         match_feedback_scale(reasoner)
         return nnx.split(reasoner)[1]
 
-    return jax.jit(fit, donate_argnums=0, out_shardings=blueprint.placement)(
-        _joined(blueprint, llama, fresh())
+    return jax.jit(fit, donate_argnums=0, out_shardings=blueprint.placement)(weights)
+
+
+def _weights_in(folder: Path, run: RunConfig, blueprint: Blueprint) -> nnx.State:
+    """The Llama in a Hugging Face directory, and the navigator of an exported run where it is of the same kind."""
+    companion = read_companion(folder, blueprint.llama.hidden_size)
+    llama = load_weights(
+        folder,
+        replace(blueprint.llama, vocab_size=read_config(folder).vocab_size),
+        jnp.dtype(run.model.weight_dtype),
+        embedding_rows=blueprint.llama.vocab_size,
+        sharding=nnx.split_state(blueprint.placement["llama"], is_adapter, ...)[1],
     )
+    if companion is None or not same_kind(companion.run.thoughts, run.thoughts):
+        return joined(llama=llama)
+    navigator = jax.device_put(companion.navigator, blueprint.placement["navigator"])
+    return joined(llama=llama, navigator=navigator)
 
 
 def random_weights(run: RunConfig, blueprint: Blueprint) -> nnx.State:
     """Weights from scratch, made where they belong."""
-    start = jax.jit(lambda: nnx.split(_make(run, blueprint.llama))[1], out_shardings=blueprint.placement)
+    start = jax.jit(
+        lambda: nnx.split(make_reasoner(run, blueprint.llama))[1], out_shardings=blueprint.placement
+    )
     return start()
 
 
-def _joined(blueprint: Blueprint, llama: Any, navigator: Any) -> nnx.State:
-    """Both parts as one state; their leaves follow each other in the order of the names."""
-    structure = jax.tree.structure(blueprint.abstract)
-    return jax.tree.unflatten(structure, [*jax.tree.leaves(llama), *jax.tree.leaves(navigator)])
+def _weights_of_other_run(run: RunConfig, blueprint: Blueprint) -> nnx.State:
+    """The Llama of another run, and its navigator where it is of the same kind.
 
+    Adapters come along where ours are the same, and are merged into the Llama's matrices where not.
+    """
+    other = SavedReasoner.find(run.initialize_from)
+    weights = other.weights(jax.tree.leaves(blueprint.placement)[0].mesh)
+    llama, same_adapters = weights["llama"], other.run.lora == run.lora
+    if not same_adapters or other.run.model.weight_dtype != run.model.weight_dtype:
+        merging, ours = None if same_adapters else other.run.lora, blueprint.abstract["llama"]
 
-def _other_run(run: RunConfig) -> tuple[dict[str, Any], Any]:
-    """The host part and the name of the checkpoint that `initialize_from` means: the best, else the newest."""
-    with Checkpoints.reader(run.initialize_from) as checkpoints:
-        which = "latest" if checkpoints.best_step is None else checkpoints.best_step
-        host = checkpoints.host(which)
-    if "llama" not in host or "llama_path" not in host:
-        raise UserError(
-            f"config.initialize_from {run.initialize_from} holds no Llama: give the folder of a run."
-        )
-    return host, which
+        def convert(theirs: nnx.State) -> nnx.State:
+            adapters, _ = nnx.split_state(theirs, is_adapter, ...)
+            plain = like(plain_weights(theirs, merging), ours)
+            return nnx.merge_state(plain, adapters) if same_adapters else plain
 
-
-def _weights_of_other_run(run: RunConfig, blueprint: Blueprint) -> tuple[Any, Any]:
-    """The Llama of another run, and its navigator where it is of the same kind."""
-    host, which = _other_run(run)
-    aims = placed(blueprint.abstract, blueprint.placement)
-    stored = jnp.dtype(host.get("llama_dtype", "float32"))
-    template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, stored, sharding=x.sharding), aims["llama"]
-    )
-    with Checkpoints.reader(run.initialize_from) as checkpoints:
-        llama, _ = checkpoints.restore_partial(template, host["llama_path"], which)
-        llama = jax.tree.map(lambda x, aim: x.astype(aim.dtype), llama, aims["llama"])
-        navigator, theirs = None, host.get("config", {}).get("thoughts")
-        ours = {**vars(run.thoughts)}
-        # The first logit of stopping is no property of the weights.
-        defaults = vars(NavigatorConfig())  # for settings that are younger than the other run
-        if theirs is not None and {**defaults, **theirs, "stop_bias": ours["stop_bias"]} == ours:
-            navigator, _ = checkpoints.restore_partial(aims["navigator"], "trainable.navigator", which)
-    return llama, navigator
+        places = blueprint.placement["llama"]
+        if not same_adapters:
+            places = nnx.split_state(places, is_adapter, ...)[1]
+        llama = jax.jit(convert, out_shardings=places)(llama)
+    given = {"llama": llama}
+    if not other.is_llama_alone and same_kind(other.run.thoughts, run.thoughts):
+        given["navigator"] = weights["navigator"]
+    return joined(**given)
 
 
 def _first_line(error: BaseException) -> str:

@@ -39,6 +39,11 @@ class TrainState:
     skipped_total: Int[Array, ""]
     key: Key[Array, ""]
 
+    @property
+    def weights(self) -> nnx.State:
+        """All weights of the `Reasoner`, trainable and frozen."""
+        return nnx.merge_state(self.trainable, self.frozen)
+
 
 def start_state(
     trainable: nnx.State,

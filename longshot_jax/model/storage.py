@@ -1,0 +1,60 @@
+"""A Llama's weights from one form of storage to another: adapters merged, 8 bits widened, another dtype."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from longshot_jax.model.lora import LoraConfig, merged_matrix
+from longshot_jax.model.quantised import is_quantised, quantise, widen
+
+
+def plain_weights(state: nnx.State, lora: LoraConfig | None, dtype: DTypeLike = jnp.float32) -> nnx.State:
+    """The weights that a Llama without adapters, in floating point, needs to compute the same.
+
+    Args:
+      state: of a `Llama` with adapters of `lora`, or without any where that is None.
+      lora: its adapters, which are merged in float32.
+      dtype: of the result.
+
+    Returns:
+      The state of `Llama(config, weight_dtype=dtype)`.
+    """
+    stored = dict(iter(nnx.to_flat_state(state)))
+    plain = {}
+    for path, variable in stored.items():
+        if "lora" in path or str(path[-1]).endswith("_scale"):
+            continue
+        value, name = variable[...], path[-1]
+        if is_quantised(value.dtype):
+            value = widen(value, stored[*path[:-1], f"{name}_scale"][...])
+        if lora is not None and path[0] == "layers" and name in lora.targets:
+            into, out = (stored["layers", "lora", f"{name}_{way}"][...] for way in ("in", "out"))
+            value = merged_matrix(value, into, out, lora.scale)
+        plain[path] = variable.replace(value.astype(dtype))
+    return nnx.from_flat_state(plain)
+
+
+def joined(**parts: nnx.State) -> nnx.State:
+    """One state of the states of several submodules, by name."""
+    return nnx.from_flat_state(
+        {
+            (name, *path): variable
+            for name, part in parts.items()
+            for path, variable in nnx.to_flat_state(part)
+        }
+    )
+
+
+def like(state: nnx.State, abstract: nnx.State) -> nnx.State:
+    """The weights of a plain Llama as `abstract` stores them; adapters in `abstract` are left out."""
+    wanted = dict(iter(nnx.to_flat_state(abstract)))
+    stored = {}
+    for path, variable in nnx.to_flat_state(state):
+        value, aim = variable[...], wanted[path]
+        if not is_quantised(aim.dtype):
+            stored[path] = variable.replace(value.astype(aim.dtype))
+            continue
+        beside = (*path[:-1], f"{path[-1]}_scale")
+        values, scale = quantise(value, aim.ndim - wanted[beside].ndim)
+        stored[path], stored[beside] = variable.replace(values), wanted[beside].replace(scale)
+    return nnx.from_flat_state(stored)
