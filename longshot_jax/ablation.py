@@ -338,7 +338,8 @@ def _stop_correlation(results: Mapping[str, Any]) -> float | None:
     steps = np.concatenate([np.full(len(group), number) for number, group in groups.items()])
     if np.ptp(thoughts) == 0:
         return None
-    return float(scipy.stats.spearmanr(thoughts, steps).statistic)
+    found: Any = scipy.stats.spearmanr(thoughts, steps)
+    return float(found.statistic)
 
 
 def _with_iterations(arm: Arm, iterations: int) -> Arm:

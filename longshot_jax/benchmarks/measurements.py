@@ -326,4 +326,4 @@ def _recompiles(bench: Bench) -> int:
         real = np.arange(answer.shape[1]) < rng.integers(1, answer.shape[1] + 1, (4, 1))
         counts = rng.integers(0, most + 1, 4).astype(np.int32)
         loss(weights, CurriculumBatch(prompt, mask, counts, answer, real, real))  # pyright: ignore[reportArgumentType]
-    return loss._cache_size() - 1
+    return loss._cache_size() - 1  # pyright: ignore[reportAttributeAccessIssue]

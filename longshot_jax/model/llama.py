@@ -121,7 +121,8 @@ class Layers(nnx.Module):
         attention: Attention = "plain",
         lora: LoraConfig | None = None,
     ):
-        self.config, self.attention = config, attention
+        self.config = config
+        self.attention: Attention = attention
         depth, matrices = config.num_hidden_layers, config.matrices
 
         def norm() -> nnx.Param:

@@ -7,7 +7,7 @@ table cut along its rows over devices is cut alike in every chunk.
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,8 @@ def token_statistics(
       temperature: divides the logits.
       chunks: into which the vocabulary is cut.
     """
-    return TokenStatistics(*_statistics(chunks, hidden, table, tokens, temperature))
+    statistics: Any = _statistics(chunks, hidden, table, tokens, temperature)
+    return TokenStatistics(*statistics)
 
 
 def _chunked(table: Float[Array, "V D"], chunks: int) -> Float[Array, "W n D"]:
