@@ -113,7 +113,7 @@ def cut_rows(tree: Any, parts: int) -> Any:
     def cut(x: Array) -> Array:
         if not x.ndim:
             return jnp.broadcast_to(x, (parts,))
-        return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+        return jnp.swapaxes(x.reshape(len(x) // parts, parts, *x.shape[1:]), 0, 1)
 
     return constrain_rows(jax.tree.map(cut, tree), axis=1)
 
