@@ -85,7 +85,7 @@ def test_figure_is_drawn_to_scale():
     assert lines == ["95.0,85.0 190.0,0.0", "47.5,0.0 190.0,0.0"]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # never seen to pass as a whole yet
 def test_every_promised_figure_is_there(monkeypatch):
     """As on a GPU: what the command measures there runs here in small."""
     monkeypatch.setattr(measurements, "WIDE", 64)

@@ -137,7 +137,9 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("batches", [7, 17])  # in the second stage of the curriculum; in PPO, after moments were saved
+@pytest.mark.parametrize(
+    "batches", [7, 17]
+)  # in the second stage of the curriculum; in PPO, after moments were saved
 def test_interrupted_run_ends_with_the_same_bits(finished, tmp_path, monkeypatch, batches):
     folder, *_ = finished
     taken, take = 0, Ahead.take

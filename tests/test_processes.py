@@ -69,7 +69,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # never seen to pass as a whole; its updates were, by hand
 @pytest.mark.law
 def test_two_processes_train_like_one(tmp_path):
     address = f"127.0.0.1:{free_port()}"
