@@ -26,7 +26,7 @@ class TorchCoconut:
     """A random Llama of the same shape, and the published procedures on random questions of one length."""
 
     def __init__(self, config: LlamaConfig, prompt_length: int, thoughts: int, answer_length: int):
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  (an extra; the type checker runs without it)
         from transformers import LlamaConfig as HuggingFaceConfig
         from transformers import LlamaForCausalLM
 
