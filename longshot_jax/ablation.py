@@ -2,7 +2,7 @@
 
 For each seed the starts are trained once: `start`, the unfinished curriculum of `configs/tiny.py`, and the same with
 the navigator's bottleneck, with distractor statements, and in text. Every other arm is PPO from one of them for the
-same number of iterations, and differs from the arm named as its base by one thing. Arms that are the same for all
+same number of iterations, or the curriculum continued, and differs from the arm named as its base by one thing. Arms that are the same for all
 parts (the vote, the other fusions and their controls) are measured on every arm and shown for the bases.
 """
 
@@ -35,6 +35,12 @@ from longshot_jax.evaluation.results import write_results
 QUESTIONS = 500
 _ROOT = Path(__file__).parents[1]
 _CURRICULUM = {"stages": "('curriculum',)"}
+_LAST_STAGES = _CURRICULUM | {
+    "curriculum.stages": "(3, 4)",
+    "curriculum.max_steps_per_stage": "100",
+    "curriculum.stage_loss": "0.0",
+    "curriculum.last_stage_loss": "0.0",
+}
 _PPO = {"stages": "('ppo',)"}
 _CRITIC = {"ppo.baseline": "critic", "ppo.trace": "0.95"}
 _SCORE = {"ppo.gradient": "score"}
@@ -82,6 +88,11 @@ def _ppo(
     return Part(Arm(title, start, _PPO | dict(overrides or {})), base, tests)
 
 
+def _supervised(title: str, guidance: Mapping[str, str] | None = None, base: str | None = "supervised") -> Part:
+    guided = {f"curriculum.guidance.{name}": value for name, value in (guidance or {}).items()}
+    return Part(Arm(title, "start", _LAST_STAGES | guided), base)
+
+
 PARTS: Mapping[str, Part] = {
     "start": _start("curriculum, unfinished: the start"),
     "start_navigator": _start("the same through the navigator's bottleneck, R = 32", _BOTTLENECK),
@@ -95,6 +106,7 @@ PARTS: Mapping[str, Part] = {
     "score_summed": _ppo("gradient score, summed", _SCORE | {"ppo.log_prob_scaling": "summed"}),
     "score_averaged": _ppo("gradient score, averaged", _SCORE | {"ppo.log_prob_scaling": "averaged"}),
     "score_scaled": _ppo("gradient score, by 1/√D", _SCORE | {"ppo.log_prob_scaling": "scaled"}),
+    "mixture": _ppo("half score, half pathwise", {"ppo.gradient": "mixture"}),
     "none": _ppo("gradient none: thoughts are constants", {"ppo.gradient": "none"}),
     # Noise of thoughts.
     "no_noise": _ppo("no thought noise", {"ppo.noise": "(0.0,0.0)"}),
@@ -150,6 +162,15 @@ PARTS: Mapping[str, Part] = {
         "start_distractors",
         "distractors",
     ),
+    # The curriculum goes on with labels, a hundred updates a stage, and is guided.
+    "supervised": _supervised("curriculum continued, unguided: the base", base=None),
+    "targets": _supervised(
+        "thoughts pulled to the steps' embeddings, scheduled sampling",
+        {"target": "1.0", "forcing": "(1.0,0.0)", "forcing_updates": "150"},
+    ),
+    "distillation": _supervised("self-distillation before the answer (CODI)", {"distillation": "1.0"}),
+    "explanation": _supervised("each thought read as its step (SIM-CoT)", {"explanation": "1.0"}),
+    "jacobi": _supervised("thoughts made at once, three iterations (PCCoT)", {"jacobi": "3"}),
     # Reasoning in text, with the same compute.
     "text": _ppo(
         "PPO on text CoT",
