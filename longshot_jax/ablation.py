@@ -88,7 +88,9 @@ def _ppo(
     return Part(Arm(title, start, _PPO | dict(overrides or {})), base, tests)
 
 
-def _supervised(title: str, guidance: Mapping[str, str] | None = None, base: str | None = "supervised") -> Part:
+def _supervised(
+    title: str, guidance: Mapping[str, str] | None = None, base: str | None = "supervised"
+) -> Part:
     guided = {f"curriculum.guidance.{name}": value for name, value in (guidance or {}).items()}
     return Part(Arm(title, "start", _LAST_STAGES | guided), base)
 

@@ -21,7 +21,9 @@ def test_every_arm_is_a_config_that_train_accepts(name, monkeypatch, tmp_path):
     assert start is None or PARTS[start].arm.starts_from is None
     command = train_command(ARMS, name, tmp_path, seed=2)
     run, _ = parse_arguments(command[1:])
-    assert run.seed == 2 and run.stages == (("ppo",) if "ppo" in PARTS[name].arm.overrides["stages"] else ("curriculum",))
+    assert run.seed == 2 and run.stages == (
+        ("ppo",) if "ppo" in PARTS[name].arm.overrides["stages"] else ("curriculum",)
+    )
     if PARTS[name].base:
         other, _ = parse_arguments(train_command(ARMS, PARTS[name].base, tmp_path, seed=2)[1:])
         assert other != run
