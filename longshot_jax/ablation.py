@@ -272,7 +272,8 @@ def collect(folder: Path, parts: Mapping[str, Part], seeds: int, iterations: int
 
     Returns:
       `{"arms": {name: {"title", "base", "seeds": [...], "accuracy": A, "by_steps": {"1": A, ...}, "thoughts": A,
-      "stop_correlation": A, "fusion": {kind: A}, "difference": A, "compute": {...}}}, "config": {...}}`, where A is
+      "stop_correlation": A, "samples": {name: A}, "fusion": {kind: A}, "difference": A, "compute": {...}}}, "config":
+      {...}}`, where A is
       `{"mean", "interval", "values"}` over seeds: a 95 % interval of Student's t. `accuracy` is greedy, on chains of
       four operations; `difference` is that to the base, seed by seed; `stop_correlation` is Spearman's between a
       question's thoughts and its number of operations; `compute` is of one seed, and of the arm's own training.
@@ -300,6 +301,10 @@ def collect(folder: Path, parts: Mapping[str, Part], seeds: int, iterations: int
                 for steps in map(str, OPERATIONS)
             },
             "thoughts": _over_seeds([run["mean_thoughts"] for run in runs.values()]),
+            "samples": {
+                name: _over_seeds([run[name] for run in runs.values()])
+                for name in ("sampled_accuracy", "any_accuracy", "distinct_answers")
+            },
             "fusion": {
                 kind: _over_seeds([run["fusion"][kind] for run in runs.values()])
                 for kind in next(iter(runs.values())).get("fusion", {})
@@ -318,18 +323,39 @@ def collect(folder: Path, parts: Mapping[str, Part], seeds: int, iterations: int
 
 
 def ablation_table(content: Mapping[str, Any]) -> str:
-    """The arms as Markdown: accuracy in per cent on chains of four, difference to the base in points, thoughts."""
+    """The arms as Markdown: accuracy in per cent on chains of four, difference to the base in points, thoughts.
+
+    The rank correlation is that of a question's thoughts with its number of operations, over all four lengths.
+    """
     lines = [
-        "| arm | base | greedy, 4 op. | difference | thoughts | vote of 5 | seeds | s |",
+        "| arm | base | greedy, 4 op. | difference | thoughts | rank correlation | seeds | s |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for entry in content["arms"].values():
-        vote = entry["fusion"].get("vote")
+        correlation = entry.get("stop_correlation")
         lines.append(
             f"| {entry['title']} | {entry['base'] or ''} | {_shown(entry['accuracy'])} | "
-            f"{_shown(entry.get('difference'), signed=True)} | {entry['thoughts']['mean']:.2f} | {_shown(vote)} | "
+            f"{_shown(entry.get('difference'), signed=True)} | {entry['thoughts']['mean']:.2f} | "
+            f"{'' if correlation is None else format(correlation['mean'], '.2f')} | "
             f"{len(entry['seeds'])} | {entry['compute']['seconds']:.0f} |"
         )
+    return "\n".join(lines)
+
+
+def fusion_table(content: Mapping[str, Any]) -> str:
+    """What five samples are worth, for starts and bases: per cent on chains of four, means over seeds."""
+    kinds = ("vote", "weighted", "best", "attend", "attend_identical", "mean", "mean_one_path")
+    heads = ["arm", "greedy", "one sample", "different answers", "any right", *kinds]
+    lines = ["| " + " | ".join(head.replace("_", " ") for head in heads) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(heads) - 1))
+    for entry in content["arms"].values():
+        if entry["base"] is None:
+            samples, fusion = entry["samples"], entry["fusion"]
+            shares = [entry["accuracy"], samples["sampled_accuracy"], samples["any_accuracy"]]
+            shares += [fusion[kind] for kind in kinds if kind in fusion]
+            cells = [f"{100 * share['mean']:.1f}" for share in shares]
+            cells.insert(2, f"{samples['distinct_answers']['mean']:.2f}")
+            lines.append(f"| {' | '.join([entry['title'], *cells, *[''] * (len(heads) - 1 - len(cells))])} |")
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from longshot_jax.ablation import ablation_table, evaluate_part, run_ablation
+from longshot_jax.ablation import ablation_table, evaluate_part, fusion_table, run_ablation
 from longshot_jax.errors import UserError, run_command
 from longshot_jax.evaluation.results import check_writable
 from longshot_jax.flag_values import whole_number
@@ -37,7 +37,7 @@ def main() -> None:
     check_writable(str(flags.output))
     names = [name for name in flags.arms.split(",") if name]
     content = run_ablation(flags.workdir, flags.output, names, flags.seeds, flags.iterations, flags.jobs)
-    print(f"\n{ablation_table(content)}\n\n{flags.output} has every figure.")
+    print(f"\n{ablation_table(content)}\n\n{fusion_table(content)}\n\n{flags.output} has every figure.")
 
 
 if __name__ == "__main__":

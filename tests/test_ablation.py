@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from longshot_jax.ablation import PARTS, ablation_table, chosen_parts, collect, run_ablation
+from longshot_jax.ablation import PARTS, ablation_table, chosen_parts, collect, fusion_table, run_ablation
 from longshot_jax.arms import train_command
 from longshot_jax.command_line import parse_arguments
 from longshot_jax.errors import UserError
@@ -42,6 +42,9 @@ def results(seed, accuracy, thoughts):
     return {
         "accuracy": accuracy,
         "mean_thoughts": float(np.mean(thoughts[-1])),
+        "sampled_accuracy": accuracy - 0.1,
+        "any_accuracy": accuracy + 0.1,
+        "distinct_answers": 1.25,
         "fusion": {"vote": accuracy},
         "compute": {"gradient_steps": 1, "sequences": 2, "seconds": 3.0},
         "config": {"training_seed": seed},
@@ -74,7 +77,10 @@ def test_figures_over_seeds(tmp_path):
         scipy.stats.spearmanr([1, 1, 2, 2, 3, 3, 4, 4], [1, 1, 2, 2, 3, 4, 4, 4]).statistic
     )
     table = ablation_table(content).splitlines()
-    assert len(table) == 4 and "+10.0 [" in table[3] and "| 6.00 |" in table[3]
+    assert len(table) == 4 and "+10.0 [" in table[3] and "| 6.00 |" in table[3] and "| 0.96 |" in table[2]
+    fusions = fusion_table(content).splitlines()
+    assert len(fusions) == 3, "bases alone"
+    assert "| 60.0 | 50.0 | 1.25 | 70.0 | 60.0 |" in fusions[2]
 
 
 def test_another_length_of_training_needs_another_folder(tmp_path):

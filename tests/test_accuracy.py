@@ -22,7 +22,7 @@ from longshot_jax.evaluation.decoding import (
     make_temperatures,
     rule_after,
 )
-from longshot_jax.evaluation.fusions import adaptive_vote, choose
+from longshot_jax.evaluation.fusions import adaptive_vote, choose, distinct
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
 from longshot_jax.training.settings import CurriculumConfig, PPOConfig
@@ -103,13 +103,18 @@ def test_nothing_depends_on_the_batch_size(results, decoder, problems):
 
 def test_every_number_of_the_contract_is_there(results):
     assert set(results["controls"]) == {"zero", "noise", "mean", "swap"}
-    for name in ("accuracy", "sampled_accuracy", "vote_accuracy", "mean_accuracy"):
+    for name in ("accuracy", "sampled_accuracy", "vote_accuracy", "mean_accuracy", "any_accuracy"):
         assert 0 <= results[name] <= 1
+    assert results["any_accuracy"] >= results["sampled_accuracy"] and 1 < results["distinct_answers"] <= 3
     fusion = results["fusion"]
     assert set(fusion) == {"vote", "weighted", "best", "attend", "attend_identical", "mean", "mean_one_path"}
     assert all(0 <= accuracy <= 1 for accuracy in fusion.values())
     assert (fusion["vote"], fusion["mean"]) == (results["vote_accuracy"], results["mean_accuracy"])
     assert results["mean_thoughts"] == pytest.approx((1 * 4 + 2 * 4 + 3 * 3) / 11)
+
+
+def test_equal_numbers_are_one_answer():
+    assert distinct(["4", "4.0", "5"]) == 2 and distinct(["4", "", ""]) == 2 and distinct(["4"]) == 1
 
 
 def test_own_thoughts_given_back_give_the_same_answers(decoder, problems):
@@ -143,6 +148,7 @@ def test_samples_without_noise_at_low_temperature_are_greedy(decoder, problems):
     ):
         assert accuracy == pytest.approx(result["accuracy"])
     assert fusion["attend"] == fusion["attend_identical"]
+    assert result["any_accuracy"] == result["accuracy"] and result["distinct_answers"] == 1
 
 
 def test_samples_are_those_of_seed_and_question(decoder, problems):

@@ -15,7 +15,7 @@ from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.batches import Batches, answer_texts, are_correct
 from longshot_jax.evaluation.controls import replaced_thoughts
 from longshot_jax.evaluation.decoding import Decoder, ThoughtRule, Weights, make_temperatures
-from longshot_jax.evaluation.fusions import adaptive_vote, fusion_accuracies
+from longshot_jax.evaluation.fusions import adaptive_vote, distinct, fusion_accuracies
 from longshot_jax.evaluation.intervals import wilson_interval
 from longshot_jax.thoughts.memory import MemoryBank
 from longshot_jax.thoughts.rollout import Temperatures
@@ -56,6 +56,8 @@ def evaluate(
       `accuracy`, `count`, `confidence_interval` (95 %, Wilson), `mean_thoughts`: of the greedy trajectory.
       `sampled_accuracy` (mean over the N samples), `fusion`: accuracy by kind of fusion and by control (see
       `evaluation.fusions`), of which `vote_accuracy` and `mean_accuracy` (for N > 1) are the vote and the ensemble.
+      `any_accuracy`: at least one of the N samples is right, which no choice among them can pass (pass@N);
+      `distinct_answers`: different answers among the N, on average.
       `mean_trajectories`: where the model chooses their number, of the fusion `vote_adaptive`.
       `by_steps`: by the problems' number of steps. `controls`: accuracy by kind.
       `correct`: 0 or 1 for each problem; `answers`: the greedy answers' texts (see `answer_texts`).
@@ -80,8 +82,10 @@ def evaluate(
     if num_trajectories:
         samples = batches.run(temperatures, num_trajectories)
         texts = answer_texts(samples.tokens, decoder.layout)
-        columns = [batches.accuracy(column) for column in zip(*texts, strict=True)]
-        results["sampled_accuracy"] = float(np.mean(columns))
+        right = np.stack([are_correct(column, problems) for column in zip(*texts, strict=True)], axis=1)
+        results["sampled_accuracy"] = float(right.mean())
+        results["any_accuracy"] = float(right.any(axis=1).mean())
+        results["distinct_answers"] = float(np.mean([distinct(answers) for answers in texts]))
         results["fusion"] = fusion_accuracies(batches, samples, texts, greedy, temperatures)
         results |= {
             f"{kind}_accuracy": results["fusion"][kind]

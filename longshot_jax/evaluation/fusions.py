@@ -25,14 +25,21 @@ CHOOSING = ("vote", "weighted", "best")
 def choose(kind: str, answers: Sequence[str], values: Sequence[float] | np.ndarray) -> int:
     """Index of the trajectory that a fusion of `CHOOSING` takes; equal numbers are one answer."""
     worths = [float(value) for value in values]
-
-    def key(answer: str) -> str | None:
-        # `same_answer` says which answers are one; the first of them stands for all. It never accepts an empty one.
-        return next((other for other in answers if same_answer(answer, other)), None)
-
     if kind == "best":
         return best(worths)
-    return {"vote": vote, "weighted": weighted}[kind](answers, worths, key)
+    return {"vote": vote, "weighted": weighted}[kind](
+        answers, worths, lambda answer: _standing(answer, answers)
+    )
+
+
+def distinct(answers: Sequence[str]) -> int:
+    """Number of different answers; those that say nothing are together one more."""
+    return len({_standing(answer, answers) for answer in answers})
+
+
+def _standing(answer: str, answers: Sequence[str]) -> str | None:
+    # `same_answer` says which answers are one; the first of them stands for all. It never accepts an empty one.
+    return next((other for other in answers if same_answer(answer, other)), None)
 
 
 def adaptive_vote(batches: Batches, temperatures: Temperatures) -> tuple[float, float]:

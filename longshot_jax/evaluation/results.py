@@ -67,6 +67,8 @@ def results_table(results: Mapping[str, Any]) -> str:
     trajectories = results.get("config", {}).get("num_trajectories", "N")
     if "sampled_accuracy" in results:
         rows.append(("sampled accuracy", _percent(results["sampled_accuracy"])))
+        rows.append((f"any of {trajectories} right", _percent(results["any_accuracy"])))
+        rows.append((f"different answers of {trajectories}", f"{results['distinct_answers']:5.2f}"))
     rows += [
         (f"{_FUSIONS.get(kind, kind)} of {trajectories}", _percent(accuracy))
         for kind, accuracy in results.get("fusion", {}).items()
