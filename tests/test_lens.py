@@ -96,10 +96,10 @@ def test_generations_show_their_thoughts(model):
 
 def test_picture_of_stops():
     picture = stop_figure(np.array([[0.0, 1.0, 0.5], [1.0, 0.2, 0.3]]), np.array([2, 0]))
-    assert picture.shape == (16, 24, 3) and picture.dtype == np.uint8
+    assert picture.shape == (12, 144, 3) and picture.dtype == np.uint8
     # The question without thoughts comes first: it stops at once, the rest is not reached.
-    assert picture[0, 0].tolist() == [255, 255, 255] and picture[0, 8].tolist() == [40, 60, 120]
-    assert picture[8, 0].tolist() == [0, 0, 0] and picture[8, 16].tolist() == [128, 128, 128]
+    assert picture[0, 0].tolist() == [255, 255, 255] and picture[0, 48].tolist() == [40, 60, 120]
+    assert picture[6, 0].tolist() == [0, 0, 0] and picture[6, 96].tolist() == [128, 128, 128]
 
 
 @pytest.mark.parametrize("distractors", [0, 2])

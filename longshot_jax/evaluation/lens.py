@@ -26,7 +26,7 @@ from longshot_jax.thoughts.memory import MemoryBank, nearest_entries
 from longshot_jax.thoughts.navigator import Reasoner
 from longshot_jax.thoughts.think import encode, think_given
 
-_PIXELS = 8  # side of one square of a figure
+_CELL = (6, 48)  # height and width in pixels: 64 questions and seven decisions make a picture that fits a card
 
 
 @struct.dataclass
@@ -217,4 +217,4 @@ def stop_figure(
     grey = np.rint(255 * np.clip(stop_probabilities[rows], 0.0, 1.0)).astype(np.uint8)
     picture = np.repeat(grey[..., None], 3, axis=-1)
     picture[np.arange(grey.shape[1]) > counts[rows][:, None]] = (40, 60, 120)
-    return np.kron(picture, np.ones((_PIXELS, _PIXELS, 1), np.uint8))
+    return np.kron(picture, np.ones((*_CELL, 1), np.uint8))
