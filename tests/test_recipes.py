@@ -17,9 +17,7 @@ from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.lora import is_adapter
 from longshot_jax.training.loop import train
 
-pytestmark = (
-    pytest.mark.long
-)  # passed before adapters came to single.py; not seen to pass since, nor known to be what fails
+pytestmark = pytest.mark.slow
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TEMPLATE = (
