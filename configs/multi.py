@@ -68,7 +68,7 @@ def get_config():
     ppo.log_prob_scaling = "scaled"  # summed over 256 dimensions most ratios would leave the clip range
     ppo.questions = 64
     ppo.num_trajectories = 5
-    ppo.iterations = 234  # 2 epochs of 7,473 questions
+    ppo.iterations = 234  # 2 epochs of 7,473 questions, of which 500 serve as validation
     ppo.epochs = 4
     ppo.minibatches = 4  # of 16 questions: the published batch
     ppo.baseline = "critic"  # the memory bank needs values

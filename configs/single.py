@@ -74,7 +74,7 @@ def get_config():
     ppo.log_prob_scaling = "scaled"  # summed over 256 dimensions most ratios would leave the clip range
     ppo.questions = 64
     ppo.num_trajectories = 1
-    ppo.iterations = 234  # 2 epochs of 7,473 questions
+    ppo.iterations = 234  # 2 epochs of 7,473 questions, of which 500 serve as validation
     ppo.epochs = 4
     ppo.minibatches = 2  # of 32 questions: the published effective batch
     ppo.micro_batches = 8  # of 4 questions: the published batch

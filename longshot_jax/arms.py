@@ -149,7 +149,7 @@ def in_lanes(lanes: Sequence[Sequence[Callable[[threading.Event], None]]]) -> No
                 return
             try:
                 job(failed)
-            except UserError as error:
+            except BaseException as error:  # whatever it is, the other lanes must not wait for this one
                 errors.append(error)
                 failed.set()
 

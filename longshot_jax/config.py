@@ -100,7 +100,7 @@ class EvaluationConfig:
 
     Attributes:
       every: updates of the curriculum between short evaluations; 0 only at the end of each stage.
-      every_iterations: the same for PPO, in iterations; 0 only at its end.
+      every_iterations: the same for PPO, in iterations; 0 only at its start and end.
       questions: validation questions of a short evaluation.
       batch_size: questions decoded at once.
     """

@@ -232,6 +232,10 @@ def _check_ppo(run: "RunConfig") -> None:
             "config.ppo.kl_target adapts a coefficient by factors, and 0 stays 0: start config.ppo.kl_coefficient "
             "above 0, or set kl_target to 0."
         )
+    if ppo.kl_estimator == "k1" and ppo.kl_in == "loss" and ppo.kl_coefficient:
+        raise UserError(
+            "config.ppo.kl_estimator 'k1' has no gradient in the loss, on average: take 'k2' or 'k3', or kl_in 'reward'."
+        )
     if ppo.kl_in == "reward" and not ppo.kl_coefficient:
         raise UserError(
             "config.ppo.kl_in 'reward' charges nothing while config.ppo.kl_coefficient is 0: set it above 0."

@@ -328,6 +328,8 @@ class LongShot:
             return ThoughtRule("fixed", thoughts)
         if thoughts in ("own", "steps", "fixed"):
             return replace(trained, kind=thoughts)
+        if thoughts is not None:
+            raise UserError(f"thoughts is {thoughts!r}: it must be a number, 'own', 'steps' or 'fixed'.")
         # A question that comes alone does not say how many steps it takes.
         return trained if known_steps or trained.kind != "steps" else replace(trained, kind="fixed")
 

@@ -7,7 +7,8 @@ import argparse
 import os
 from pathlib import Path
 
-from longshot_jax.ablation import ablation_table, evaluate_part, fusion_table, run_ablation
+from longshot_jax.ablation import evaluate_part, run_ablation
+from longshot_jax.ablation_figures import ablation_table, fusion_table
 from longshot_jax.errors import UserError, run_command
 from longshot_jax.evaluation.results import check_writable
 from longshot_jax.flag_values import whole_number
@@ -27,13 +28,12 @@ def main() -> None:
     flags = parser.parse_args()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((flags.workdir / "compilations").resolve()))
     if flags.evaluate:
+        if flags.tests is None:
+            raise UserError("--evaluate needs --tests: the folder of the test files.")
         evaluate_part(flags.evaluate, flags.tests)
         return
     if flags.output is None:
         raise UserError("--output is missing: name the JSON file to write.")
-    for name in ("seeds", "iterations", "jobs"):
-        if getattr(flags, name) < 1:
-            raise UserError(f"--{name} is {getattr(flags, name)}: it must be at least 1.")
     check_writable(str(flags.output))
     names = [name for name in flags.arms.split(",") if name]
     content = run_ablation(flags.workdir, flags.output, names, flags.seeds, flags.iterations, flags.jobs)

@@ -14,12 +14,12 @@ is computed on one core and not who had to wait. Keys of bench.json are those of
 null where it is not installed or the device is no CPU.
 """
 
-import json
 import sys
 from pathlib import Path
 
 from longshot_jax.command_line import parse_bench
-from longshot_jax.errors import UserError, run_command
+from longshot_jax.errors import run_command
+from longshot_jax.evaluation.results import check_writable, write_results
 from longshot_jax.host_memory import keep_freed_memory
 
 
@@ -29,6 +29,8 @@ def main() -> None:
         print(__doc__)
         return
     asked = parse_bench(sys.argv)
+    for path in filter(None, (asked.output, asked.figure)):
+        check_writable(path)
     keep_freed_memory()
     from longshot_jax.benchmarks.measurements import Bench
     from longshot_jax.benchmarks.report import figure, measure, table
@@ -38,16 +40,9 @@ def main() -> None:
     results = measure(bench, asked.only, note=lambda text: print(text, file=sys.stderr, flush=True))
     print(table(results))
     if asked.output:
-        _write(asked.output, json.dumps(results, indent=2) + "\n")
+        write_results(asked.output, results)
     if asked.figure:
-        _write(asked.figure, figure(results))
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+        Path(asked.figure).write_text(figure(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from longshot_jax.config import parse_config
 from longshot_jax.data.problems import Problem, load_problems
 from longshot_jax.errors import UserError, run_command
 from longshot_jax.evaluation.results import (
+    check_same_questions,
     check_writable,
     comparison,
     read_results,
@@ -68,6 +69,9 @@ def main() -> None:
     keep_freed_memory()
     from longshot_jax import LongShot  # takes seconds, so after the checks above
 
+    fingerprint = hashlib.sha256(repr(list(problems)).encode()).hexdigest()[:16]
+    if other is not None:
+        check_same_questions(len(problems), fingerprint, other, flags.compare)
     model = LongShot.from_pretrained(flags.checkpoint, which=flags.which)
     results = model.evaluate(
         problems,
@@ -79,7 +83,7 @@ def main() -> None:
     results["config"] |= {
         "checkpoint": str(flags.checkpoint),
         "data": data,
-        "data_fingerprint": hashlib.sha256(repr(list(problems)).encode()).hexdigest()[:16],
+        "data_fingerprint": fingerprint,
     }
     write_results(flags.output, results)
     print(results_table(results))

@@ -23,14 +23,13 @@ Exit code 0 if the run fits with a tenth of the memory to spare, 1 if it does no
 What the figures rest on is said in longshot_jax/planning/plan.py.
 """
 
-import json
 import sys
-from pathlib import Path
 
 import jax
 
 from longshot_jax.command_line import parse_plan
-from longshot_jax.errors import UserError, run_command
+from longshot_jax.errors import run_command
+from longshot_jax.evaluation.results import check_writable, write_results
 
 DOES_NOT_FIT = 1
 
@@ -41,6 +40,8 @@ def main() -> None:
         print(__doc__)
         return
     asked = parse_plan(sys.argv)
+    if asked.output:
+        check_writable(asked.output)
     # Before anything starts JAX: afterwards the number of devices is fixed.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", asked.devices)
@@ -55,10 +56,7 @@ def main() -> None:
     )
     print(report(plan))
     if asked.output:
-        try:
-            Path(asked.output).write_text(json.dumps(as_json(plan), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--output {asked.output} cannot be written: {error.strerror}.") from None
+        write_results(asked.output, as_json(plan))
     if not plan.fits:
         sys.exit(DOES_NOT_FIT)
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from longshot_jax.ablation import PARTS, ablation_table, chosen_parts, collect, fusion_table, run_ablation
+from longshot_jax.ablation import PARTS, chosen_parts, run_ablation
+from longshot_jax.ablation_figures import ablation_table, collect, fusion_table
 from longshot_jax.arms import train_command
 from longshot_jax.command_line import parse_arguments
 from longshot_jax.errors import UserError

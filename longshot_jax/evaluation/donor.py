@@ -87,13 +87,12 @@ def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: i
         )
     operations = [operations_of(problem) for problem in problems]
     expected = np.asarray([[layout.step(step)[0] for step in problem.steps] for problem in problems])
-    size = min(batch_size, len(problems))
     shape = model.graph, layout.opening, layout.tokens.end, model.answer_length, k
 
     read, follows, keeps, compared = np.zeros(k), np.zeros(k), np.zeros(k), np.zeros(k, int)
-    count = len(problems) // size * size
-    for start in range(0, count, size):
-        rows = range(start, start + size)
+    count = len(problems)
+    for rows in np.array_split(np.arange(count), -(-count // batch_size)):  # all of two questions or more
+        start, size = int(rows[0]), len(rows)
         prompts = layout.prompts([problems[row] for row in rows])
         nearest, tokens = jax.device_get(swapped_answers(*shape, model.weights, model.memory, *prompts))
         read += (nearest == expected[start : start + size]).sum(axis=0)

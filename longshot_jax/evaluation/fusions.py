@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from longshot_jax.data.answers import same_answer
-from longshot_jax.evaluation.batches import Batches, answer_texts
+from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
 from longshot_jax.thoughts.fusion import best, vote, weighted
 from longshot_jax.thoughts.rollout import Temperatures
 
@@ -38,7 +38,10 @@ def distinct(answers: Sequence[str]) -> int:
 
 
 def _standing(answer: str, answers: Sequence[str]) -> str | None:
-    # `same_answer` says which answers are one; the first of them stands for all. It never accepts an empty one.
+    # `same_answer` says which answers are one; the first of them stands for all. It never accepts an empty one, and what
+    # was cut off is none.
+    if answer.endswith(UNFINISHED):
+        return None
     return next((other for other in answers if same_answer(answer, other)), None)
 
 

@@ -89,18 +89,26 @@ def results_table(results: Mapping[str, Any]) -> str:
     )
 
 
+def check_same_questions(
+    count: int, fingerprint: str | None, other: Mapping[str, Any], other_path: str | Path
+) -> None:
+    """UserError where another model was not evaluated on these questions, as far as their number and file tell."""
+    theirs = other.get("config", {}).get("data_fingerprint")
+    if count != len(other["correct"]) or (fingerprint and theirs and fingerprint != theirs):
+        raise UserError(
+            f"{other_path} was evaluated on other questions ({len(other['correct'])}, here {count}): a paired interval "
+            "needs the same data file."
+        )
+
+
 def comparison(results: Mapping[str, Any], other: Mapping[str, Any], other_path: str | Path) -> str:
     """One line: the difference of two models' accuracies on the same questions, with its paired 95 % interval.
 
     Raises:
-      UserError: they were not evaluated on the same questions, as far as their number and file tell.
+      UserError: as `check_same_questions`.
     """
-    ours, theirs = (each.get("config", {}).get("data_fingerprint") for each in (results, other))
-    if len(results["correct"]) != len(other["correct"]) or (ours and theirs and ours != theirs):
-        raise UserError(
-            f"{other_path} was evaluated on other questions ({len(other['correct'])}, here "
-            f"{len(results['correct'])}): a paired interval needs the same data file."
-        )
+    fingerprint = results.get("config", {}).get("data_fingerprint")
+    check_same_questions(len(results["correct"]), fingerprint, other, other_path)
     found = paired_interval(np.asarray(results["correct"], bool), np.asarray(other["correct"], bool))
     return (
         f"difference to {other_path}: {100 * found.difference:+.1f} points, 95 % interval "

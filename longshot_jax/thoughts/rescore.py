@@ -183,7 +183,8 @@ def rescore(
             reasoner, rollout, prompt, memory, inputs, input_mask, together, constant_thoughts
         )
     else:
-        rule = StopRule(rollout.counts, rollout.counts, rollout.stop_temperature)
+        exists = True if rollout.exists is None else rollout.exists
+        rule = StopRule(rollout.counts, rollout.counts, rollout.stop_temperature, exists=exists)
         actions = jax.lax.stop_gradient(rollout.actions) if replay == "actions" else None
         recorded = rollout.noise, rollout.std, actions, together, rollout.node_values
         thoughts = think(reasoner, prompt, memory, rule, *recorded, action_gradient=action_gradient)

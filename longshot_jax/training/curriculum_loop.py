@@ -64,7 +64,12 @@ class CurriculumLoop:
         config = self.config
         self.stream = ProblemStream(session.train, config.batch_size, run.seed)
         self.limit = steps_per_stage(config, self.stream.steps_per_epoch)
-        self.evaluation = ShortEvaluation(session, max_curriculum_thoughts(config), steps_written=True)
+        self.evaluation = ShortEvaluation(
+            session,
+            max_curriculum_thoughts(config),
+            steps_written=True,
+            answer_length=session.run.data.answer_length,
+        )
         self.ranked = run.stages[-1] == "curriculum"
 
         self.programs = CurriculumPrograms(

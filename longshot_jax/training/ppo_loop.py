@@ -45,7 +45,10 @@ class PPOLoop:
         run, self.session, self.config = session.run, session, session.run.ppo
         config, layout = self.config, session.layout
         self.stream = ProblemStream(session.train, config.questions, run.seed + 1)
-        self.evaluation = ShortEvaluation(session, config.max_steps, steps_written=False)
+        length = config.answer_length or run.data.answer_length
+        self.evaluation = ShortEvaluation(
+            session, config.max_steps, steps_written=False, answer_length=length
+        )
         self.rule = rule_after(run, "ppo")
         self.annealed = (
             anneal(config.noise, config.noise_annealing, config.iterations),

@@ -177,7 +177,7 @@ class _Check:
         self.around = len(layout.tokens.encode_question("?")) + len(layout.instruction.encode()) + 8
         self.written = "curriculum" in run.stages
         self.sampled = "ppo" in run.stages
-        # Rollouts have their own length, and evaluations that of the data.
+        # Rollouts, and evaluations after them, may have a length of their own.
         own, data = run.ppo.answer_length, run.data.answer_length
         self.sampled_length, self.sampled_key = (own, "ppo") if 0 < own < data else (data, "data")
         self.forced = len(layout.opening) - len(layout.closing)
@@ -232,7 +232,7 @@ def _check_answer(run: RunConfig, layout: Layout, problem: Problem) -> None:
 def _shortest(run: RunConfig) -> int:
     """Steps that are replaced by thoughts in every stage, so that they are never written."""
     curriculum = run.curriculum
-    if curriculum.mode == "cot" or curriculum.uniform_prob:
+    if curriculum.mode == "cot" or curriculum.uniform_prob or curriculum.guidance.distillation:
         return 0
     first = min(curriculum.stages, default=0)
     return 1_000_000 if first > curriculum.max_latent_stage else first

@@ -17,7 +17,7 @@ class OptimizerConfig:
     Attributes:
       learning_rate: of the Llama, or of its adapters; navigator_learning_rate: of the navigator.
       schedule: after the warm-up; `cosine` and `linear` end at `final_learning_rate` with the stage's last step.
-      warmup_steps: linear, from 0.
+      warmup_steps: linear; the first update has one of so many parts of the rate.
       final_learning_rate: as a fraction of the peak.
       weight_decay, navigator_weight_decay: decoupled; norms and biases have none.
       b1, b2: decay of the moments.

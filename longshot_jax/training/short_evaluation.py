@@ -36,9 +36,10 @@ class ShortEvaluation:
       session: of the run.
       max_thoughts: T.
       steps_written: whether the model may write steps before the answer, as in the curriculum.
+      answer_length: A.
     """
 
-    def __init__(self, session: Session, max_thoughts: int, steps_written: bool):
+    def __init__(self, session: Session, max_thoughts: int, steps_written: bool, answer_length: int):
         settings, layout = session.run.evaluation, session.layout
         count = min(settings.questions, len(session.validation))
         places = [number * len(session.validation) // count for number in range(count)]
@@ -49,8 +50,8 @@ class ShortEvaluation:
         if steps_written:
             layout = _StepsWritten(**vars(layout))
         self._lens = Lens(session.blueprint.graph, layout.tokens)
-        length = session.run.data.answer_length
-        self._decoder = Decoder(session.blueprint.graph, layout, max_thoughts, length, mesh=session.mesh)
+        graph = session.blueprint.graph
+        self._decoder = Decoder(graph, layout, max_thoughts, answer_length, mesh=session.mesh)
 
     def __call__(
         self, weights: Weights, rule: ThoughtRule, memory: MemoryBank | None = None

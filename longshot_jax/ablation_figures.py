@@ -1,0 +1,153 @@
+"""The figures of an ablation: over seeds, with intervals, from the results that its arms have left, and as tables."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from longshot_jax.arms import OPERATIONS, Arm, finished_results
+
+QUESTIONS = 500  # of each number of operations
+
+
+@dataclass(frozen=True)
+class Part:
+    """One arm of the ablation.
+
+    Attributes:
+      arm: how it is trained.
+      base: the arm that it differs from by one thing; None for a start or a base.
+      tests: `chains`, or `distractors`: prompts of one length that do not tell the number of steps.
+    """
+
+    arm: Arm
+    base: str | None = None
+    tests: str = "chains"
+
+
+def collect(folder: Path, parts: Mapping[str, Part], seeds: int, iterations: int) -> dict[str, Any]:
+    """What is done so far.
+
+    Returns:
+      `{"arms": {name: {"title", "base", "seeds": [...], "accuracy": A, "by_steps": {"1": A, ...}, "thoughts": A,
+      "stop_correlation": A, "samples": {name: A}, "fusion": {kind: A}, "difference": A, "compute": {...}}}, "config":
+      {...}}`, where A is
+      `{"mean", "interval", "values"}` over seeds: a 95 % interval of Student's t. `accuracy` is greedy, on chains of
+      four operations; `difference` is that to the base, seed by seed; `stop_correlation` is Spearman's between a
+      question's thoughts and its number of operations; `compute` is of one seed, and of the arm's own training.
+    """
+    done = {
+        name: {
+            seed: results
+            for seed in range(seeds)
+            if (results := finished_results(folder / f"seed{seed}" / name / "results.json", seed)) is not None
+        }
+        for name in parts
+    }
+    arms = {}
+    for name, part in parts.items():
+        runs = done[name]
+        if not runs:
+            continue
+        entry: dict[str, Any] = {
+            "title": part.arm.title,
+            "base": part.base,
+            "seeds": list(runs),
+            "accuracy": _over_seeds([run["accuracy"] for run in runs.values()]),
+            "by_steps": {
+                steps: _over_seeds([run["by_steps"][steps]["accuracy"] for run in runs.values()])
+                for steps in map(str, OPERATIONS)
+            },
+            "thoughts": _over_seeds([run["mean_thoughts"] for run in runs.values()]),
+            "samples": {
+                name: _over_seeds([run[name] for run in runs.values()])
+                for name in ("sampled_accuracy", "any_accuracy", "distinct_answers")
+            },
+            "fusion": {
+                kind: _over_seeds([run["fusion"][kind] for run in runs.values()])
+                for kind in next(iter(runs.values())).get("fusion", {})
+            },
+            "compute": next(iter(runs.values()))["compute"],
+        }
+        correlations = [_stop_correlation(run) for run in runs.values()]
+        if None not in correlations:
+            entry["stop_correlation"] = _over_seeds([float(value or 0.0) for value in correlations])
+        base = done.get(part.base or "", {})
+        pairs = [(runs[seed]["accuracy"], base[seed]["accuracy"]) for seed in runs if seed in base]
+        if pairs:
+            entry["difference"] = _over_seeds([ours - theirs for ours, theirs in pairs])
+        arms[name] = entry
+    return {"arms": arms, "config": {"seeds": seeds, "iterations": iterations, "questions": QUESTIONS}}
+
+
+def ablation_table(content: Mapping[str, Any]) -> str:
+    """The arms as Markdown: accuracy in per cent on chains of four, difference to the base in points, thoughts.
+
+    The rank correlation is that of a question's thoughts with its number of operations, over all four lengths.
+    """
+    lines = [
+        "| arm | base | greedy, 4 op. | difference | thoughts | rank correlation | seeds | s |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for entry in content["arms"].values():
+        correlation = entry.get("stop_correlation")
+        lines.append(
+            f"| {entry['title']} | {entry['base'] or ''} | {_shown(entry['accuracy'])} | "
+            f"{_shown(entry.get('difference'), signed=True)} | {entry['thoughts']['mean']:.2f} | "
+            f"{'' if correlation is None else format(correlation['mean'], '.2f')} | "
+            f"{len(entry['seeds'])} | {entry['compute']['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def fusion_table(content: Mapping[str, Any]) -> str:
+    """What five samples are worth, for starts and bases: per cent on chains of four, means over seeds."""
+    kinds = ("vote", "weighted", "best", "attend", "attend_identical", "mean", "mean_one_path")
+    heads = ["arm", "greedy", "one sample", "different answers", "any right", *kinds]
+    lines = ["| " + " | ".join(head.replace("_", " ") for head in heads) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(heads) - 1))
+    for entry in content["arms"].values():
+        if entry["base"] is None:
+            samples, fusion = entry["samples"], entry["fusion"]
+            shares = [entry["accuracy"], samples["sampled_accuracy"], samples["any_accuracy"]]
+            shares += [fusion[kind] for kind in kinds if kind in fusion]
+            cells = [f"{100 * share['mean']:.1f}" for share in shares]
+            cells.insert(2, f"{samples['distinct_answers']['mean']:.2f}")
+            lines.append(f"| {' | '.join([entry['title'], *cells, *[''] * (len(heads) - 1 - len(cells))])} |")
+    return "\n".join(lines)
+
+
+def _shown(figure: Mapping[str, Any] | None, signed: bool = False) -> str:
+    if figure is None:
+        return ""
+    form = "{:+.1f}" if signed else "{:.1f}"
+    text = form.format(100 * figure["mean"])
+    if figure["interval"] is None:
+        return text
+    low, high = (form.format(100 * end) for end in figure["interval"])
+    return f"{text} [{low}, {high}]"
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean over seeds with the 95 % interval of Student's t, which one seed does not have."""
+    mean, interval = float(np.mean(values)), None
+    if len(values) > 1:
+        quantile = scipy.stats.t.ppf(0.975, len(values) - 1)
+        half = float(quantile * np.std(values, ddof=1) / math.sqrt(len(values)))
+        interval = [mean - half, mean + half]
+    return {"mean": mean, "interval": interval, "values": list(values)}
+
+
+def _stop_correlation(results: Mapping[str, Any]) -> float | None:
+    """Spearman's rank correlation of thoughts and operations over all questions; None where all thoughts are equal."""
+    groups = {int(steps): group["thoughts"] for steps, group in results["by_steps"].items()}
+    thoughts = np.concatenate([np.asarray(group) for group in groups.values()])
+    steps = np.concatenate([np.full(len(group), number) for number, group in groups.items()])
+    if np.ptp(thoughts) == 0:
+        return None
+    found: Any = scipy.stats.spearmanr(thoughts, steps)
+    return float(found.statistic)
