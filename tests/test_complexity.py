@@ -27,7 +27,7 @@ pytestmark = pytest.mark.law
 QUESTIONS, MOST, STEPS, ANSWER, OPENING = 4, 4, 3, 3, (7,)
 
 
-def sample(reasoner, bank, forced=None, trajectories=MOST, adaptive=True):
+def sample(reasoner, bank, forced=None, trajectories=MOST, adaptive=True, together=False):
     prompt, mask = ragged_prompts([3, 6, 1, 4], 6)
     return jax.jit(
         lambda reasoner: sample_rollout(
@@ -45,6 +45,7 @@ def sample(reasoner, bank, forced=None, trajectories=MOST, adaptive=True):
             end_token=END,
             scaling="summed",
             adaptive=adaptive,
+            together=together,
         ),
         compiler_options=QUICK,
     )(reasoner)
@@ -56,9 +57,10 @@ def reading():
     return small_reasoner("navigator", memory_top=2, reads="all", max_trajectories=MOST), small_bank()
 
 
-def test_ratio_is_one_and_trajectories_beyond_the_number_are_masked(reading):
+@pytest.mark.parametrize("together", [False, True])
+def test_ratio_is_one_and_trajectories_beyond_the_number_are_masked(reading, together):
     reasoner, bank = reading
-    rollout, recorded = sample(reasoner, bank)
+    rollout, recorded = sample(reasoner, bank, together=together)
     assert len(np.unique(rollout.number)) > 1 and bool(rollout.number_free.all())
     np.testing.assert_array_equal(rollout.exists, np.arange(MOST) < np.asarray(rollout.number)[:, None])
     gone = ~np.asarray(rollout.exists)
@@ -67,7 +69,7 @@ def test_ratio_is_one_and_trajectories_beyond_the_number_are_masked(reading):
     assert np.all(np.asarray(recorded.number.log_prob) < 0) and np.all(recorded.number.entropy > 0)
     replay = jax.jit(
         lambda reasoner: [
-            rescore(reasoner, rollout, bank, OPENING, way, "summed")
+            rescore(reasoner, rollout, bank, OPENING, way, "summed", together)
             for way in ("parallel", "actions", "noise")
         ],
         compiler_options=QUICK,

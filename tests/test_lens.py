@@ -120,6 +120,7 @@ def test_a_donors_thought_is_put_in_and_thinking_goes_on_from_it(model):
     pretrained = model.model
     chains = ChainProblems(5, 6, (2,), "test")
     problems = [chains[index] for index in range(6)]
+    assert measure_donors(pretrained, problems, batch_size=4).questions == 6, "two batches of three"
     found = measure_donors(pretrained, problems, batch_size=6)
     assert found.operations == 2 and found.questions == 6 and all(0 <= share <= 1 for share in found.lens)
 
