@@ -114,7 +114,12 @@ def test_every_number_of_the_contract_is_there(results):
 
 
 def test_equal_numbers_are_one_answer():
-    assert distinct(["4", "4.0", "5"]) == 2 and distinct(["4", "", ""]) == 2 and distinct(["4", f"4{UNFINISHED}"]) == 2 and distinct(["4"]) == 1
+    assert (
+        distinct(["4", "4.0", "5"]) == 2
+        and distinct(["4", "", ""]) == 2
+        and distinct(["4", f"4{UNFINISHED}"]) == 2
+        and distinct(["4"]) == 1
+    )
 
 
 def test_answers_that_were_cut_off_win_no_vote():
