@@ -72,7 +72,7 @@ def test_any_single_changed_element_changes_the_fingerprint():
 
 
 SAVE_TWICE = """
-    import os, signal, sys
+    import os, signal, sys, time
     import jax, jax.numpy as jnp
     from longshot_jax.training.checkpoint import Checkpoints
     def state(seed):
@@ -90,6 +90,10 @@ def test_kill_in_the_middle_of_a_save_leaves_the_previous_one(tmp_path):
         + """
     checkpoints.save(2, state(2), {"step": 2})
     print("saving", flush=True)
+    # As soon as the background writer has begun: on a busy machine that can take a while.
+    until = time.monotonic() + 60
+    while not any(name.startswith("2") for name in os.listdir(checkpoints.folder)) and time.monotonic() < until:
+        time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGKILL)
         """,
         tmp_path,
