@@ -2,8 +2,8 @@
 
 For each seed the starts are trained once: `start`, the unfinished curriculum of `configs/tiny.py`, and the same with
 the navigator's bottleneck, with distractor statements, and in text. Every other arm is PPO from one of them for the
-same number of iterations, or the curriculum continued, and differs from the arm named as its base by one thing. Arms that are the same for all
-parts (the vote, the other fusions and their controls) are measured on every arm and shown for the bases.
+same number of iterations, or the curriculum continued, and differs from the arm named as its base by one thing. What is
+the same for all parts (the vote, the other fusions and their controls) is measured on every arm and shown for the bases.
 """
 
 import json

@@ -35,8 +35,7 @@ def collect(folder: Path, parts: Mapping[str, Part], seeds: int, iterations: int
     Returns:
       `{"arms": {name: {"title", "base", "seeds": [...], "accuracy": A, "by_steps": {"1": A, ...}, "thoughts": A,
       "stop_correlation": A, "samples": {name: A}, "fusion": {kind: A}, "difference": A, "compute": {...}}}, "config":
-      {...}}`, where A is
-      `{"mean", "interval", "values"}` over seeds: a 95 % interval of Student's t. `accuracy` is greedy, on chains of
+      {...}}`, where A is `{"mean", "interval", "values"}` over seeds: a 95 % interval of Student's t. `accuracy` is greedy, on chains of
       four operations; `difference` is that to the base, seed by seed; `stop_correlation` is Spearman's between a
       question's thoughts and its number of operations; `compute` is of one seed, and of the arm's own training.
     """

@@ -91,7 +91,8 @@ def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: i
 
     read, follows, keeps, compared = np.zeros(k), np.zeros(k), np.zeros(k), np.zeros(k, int)
     count = len(problems)
-    for rows in np.array_split(np.arange(count), -(-count // batch_size)):  # all of two questions or more
+    batches = min(-(-count // batch_size), count // 2)  # each of two questions or more
+    for rows in np.array_split(np.arange(count), batches):
         start, size = int(rows[0]), len(rows)
         prompts = layout.prompts([problems[row] for row in rows])
         nearest, tokens = jax.device_get(swapped_answers(*shape, model.weights, model.memory, *prompts))

@@ -26,10 +26,8 @@ from longshot_jax.thoughts.memory import MemoryBank, nearest_entries
 from longshot_jax.thoughts.navigator import Reasoner
 from longshot_jax.thoughts.think import encode, think_given
 
-_CELL = (
-    6,
-    48,
-)  # height and width in pixels: 64 questions and seven decisions make a picture that fits a card
+# Height and width in pixels: 64 questions and seven decisions make a picture that fits a card.
+_CELL = (6, 48)
 
 
 @struct.dataclass
