@@ -96,6 +96,7 @@ def test_defaults_and_json_come_back_the_same():
         ({"ppo": {"early_stop_kl": -1.0}}, r"config\.ppo\.early_stop_kl is -1\.0: it must be at least 0"),
         ({"ppo": {"kl_target": 0.1, "kl_coefficient": 0.0}}, r"0 stays 0"),
         ({"ppo": {"kl_in": "reward", "kl_coefficient": 0.0}}, r"kl_in 'reward' charges nothing"),
+        ({"ppo": {"kl_estimator": "k1"}}, r"kl_estimator 'k1' has no gradient in the loss"),
         ({"ppo": {"noise": (0.2, -0.1)}}, r"config\.ppo\.noise is \(0\.2, -0\.1\): each must be at least 0"),
         ({"ppo": {"token_temperature": (1.0, 0.0)}}, r"config\.ppo\.token_temperature is \(1\.0, 0\.0\): each must be above 0"),
         ({"ppo": {"stop_temperature": (1.5, 0.5), "stop_annealing": "constant"}}, r"its annealing is 'constant'"),
