@@ -36,10 +36,11 @@ def double_precision():
         yield
 
 
-def tiny_reasoner(feedback, normalised):
+def tiny_reasoner(feedback, normalised, reads="nothing"):
     return small_reasoner(
         feedback,
         normalised,
+        reads=reads,
         seed=7,
         reasoning_dim=2,
         dtype=jnp.float64,

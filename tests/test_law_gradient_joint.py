@@ -1,0 +1,312 @@
+"""Law 4 for trajectories that are not independent: they read one another, or think as one, and share their reward.
+
+As in `test_law_gradient`, nothing is sampled: stops and tokens of two trajectories are enumerated together, and the
+noise of both is integrated by Gauss-Hermite quadrature. The critic's values that a graph holds are data, not actions:
+both gradients hold them fixed.
+"""
+
+import itertools
+from dataclasses import dataclass
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import QUICK, from_scratch
+from flax import nnx
+from test_law_gradient import (
+    COST,
+    OPENING,
+    PROMPT,
+    STOP_TEMPERATURE,
+    TOKEN_TEMPERATURE,
+    VOCABULARY,
+    distance,
+    tiny_reasoner,
+)
+
+from longshot_jax.thoughts.past import Past
+from longshot_jax.thoughts.rescore import Rollout, rescore
+from longshot_jax.thoughts.think import StopRule, encode, think
+from longshot_jax.training import policy_loss
+from longshot_jax.training.rewards import shared_rewards
+from longshot_jax.training.settings import PPOConfig
+
+pytestmark = pytest.mark.law
+
+PAIR, SIZE = 2, 2  # trajectories, and numbers in an action
+PAIRS_OF_TOKENS = list(itertools.product(range(VOCABULARY), repeat=PAIR))  # each writes one
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How two trajectories depend on each other.
+
+    Attributes:
+      together: they are fed their mean and stop by majority; otherwise each reads the other's earlier actions.
+      steps: T. A second thought is the first that can read.
+      first_decision: thoughts before the first decision, so that there are not too many outcomes.
+      nodes: of the quadrature, per dimension; the fewer, the smaller the noise has to be.
+      std: of the noise.
+    """
+
+    together: bool
+    steps: int
+    first_decision: int
+    nodes: int
+    std: float
+
+
+READING = Kind(together=False, steps=2, first_decision=1, nodes=3, std=0.03125)
+TOGETHER = Kind(together=True, steps=1, first_decision=0, nodes=4, std=0.0625)
+
+
+@dataclass
+class Outcomes:
+    """Everything that two trajectories of a question may do, one row each.
+
+    Attributes:
+      votes: of each row's path, see `paths_of`; counts: [rows, N].
+      noise: [rows, N, T, 2], zero where nothing is thought; weights: [rows], of the nodes.
+      tokens: [rows, N, 1].
+      worth: [rows, N], reward of each trajectory's answer.
+      paths: for each path its votes, its counts, and its rows.
+    """
+
+    votes: np.ndarray
+    counts: np.ndarray
+    noise: np.ndarray
+    weights: np.ndarray
+    tokens: np.ndarray
+    worth: np.ndarray
+    paths: list[tuple[np.ndarray, np.ndarray, slice]]
+
+
+def paths_of(kind: Kind) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Every sequence of free votes [N, T + 1], and the numbers of thoughts [N] that it leads to."""
+    found = {}
+    for bits in itertools.product((False, True), repeat=PAIR * kind.steps):
+        votes = np.zeros((PAIR, kind.steps + 1), bool)
+        votes[:, :-1] = np.reshape(bits, (PAIR, kind.steps))
+        going, counts = np.ones(PAIR, bool), np.zeros(PAIR, int)
+        for step in range(kind.steps):
+            votes[:, step] &= going & (step >= kind.first_decision)
+            ends = votes[:, step] if not kind.together else np.full(PAIR, 2 * votes[:, step].sum() > PAIR)
+            going = going & ~ends
+            counts += going
+        votes[:, -1] = going
+        found[votes.tobytes(), counts.tobytes()] = votes, counts
+    return list(found.values())
+
+
+@cache
+def all_outcomes(kind: Kind) -> Outcomes:
+    nodes, weights = np.polynomial.hermite_e.hermegauss(kind.nodes)
+    weights = weights / weights.sum()
+    worth = np.random.default_rng(3).normal(size=(kind.steps + 1, VOCABULARY))
+    columns, paths, start = [], [], 0
+    for votes, counts in paths_of(kind):
+        thought = np.arange(kind.steps) < counts[:, None]
+        grid = np.array(list(itertools.product(range(kind.nodes), repeat=SIZE * counts.sum())), int)
+        noise = np.zeros((len(grid), PAIR, kind.steps, SIZE))
+        noise[:, thought] = nodes[grid].reshape(len(grid), counts.sum(), SIZE)
+        for tokens in PAIRS_OF_TOKENS:
+            columns.append((votes, counts, noise, weights[grid].prod(axis=1), tokens, worth[counts, tokens]))
+        rows = len(grid) * len(PAIRS_OF_TOKENS)
+        paths.append((votes, counts, slice(start, start + rows)))
+        start += rows
+
+    def column(index, repeated):
+        parts = [
+            np.broadcast_to(row[index], (len(row[2]), *np.shape(row[index]))) if repeated else row[index]
+            for row in columns
+        ]
+        return np.concatenate(parts)
+
+    repeated = [column(index, True) for index in (0, 1, 4, 5)]
+    tokens = repeated[2][..., None]
+    return Outcomes(repeated[0], repeated[1], column(2, False), column(3, False), tokens, repeated[3], paths)
+
+
+def joint_probability(reasoner, kind, votes, counts, noise, tokens):
+    """Probability of these votes and tokens of both trajectories, given their noise: from scratch, one question."""
+    llama, navigator = reasoner.llama, reasoner.navigator
+    table = llama.embedding[...]
+    inputs, log_prob = [table[jnp.asarray(PROMPT)] for _ in range(PAIR)], 0.0
+    hidden = [None] * PAIR
+    actions, values = jnp.zeros((PAIR, kind.steps, SIZE)), jnp.zeros((PAIR, kind.steps))
+    taken = np.arange(kind.steps) < counts[:, None]
+    for step in range(kind.steps):
+        going = [row for row in range(PAIR) if counts[row] >= step]
+        for row in going:
+            hidden[row] = from_scratch(reasoner, inputs[row], jnp)[-1]
+            logit = (
+                hidden[row] @ navigator.stop_weight[...] + navigator.stop_bias[...][0]
+            ) / STOP_TEMPERATURE
+            if step >= kind.first_decision:
+                log_prob += jax.nn.log_sigmoid(logit if votes[row, step] else -logit)
+        past = None
+        if navigator.config.reads_past:
+            seen = jnp.asarray(taken & (np.arange(kind.steps) < step))
+            past = Past(actions[None], values[None], seen[None])
+        means = navigator.action_mean(jnp.stack(hidden)[None, :, None], None, past, jnp.asarray([step]))
+        thinking = [row for row in range(PAIR) if counts[row] > step]
+        new = {row: means[0, row, 0] + kind.std * noise[row, step] for row in thinking}
+        for row in thinking:
+            actions = actions.at[row, step].set(new[row])
+            values = values.at[row, step].set(jax.lax.stop_gradient(navigator.value(hidden[row])))
+            fed = sum(new.values()) / len(new) if kind.together else new[row]
+            thought = navigator.to_embedding(fed, hidden[row])
+            inputs[row] = jnp.concatenate([inputs[row], thought[None]])
+    for row in range(PAIR):
+        ended = jnp.concatenate([inputs[row], table[jnp.asarray(OPENING)]])
+        logits = llama.head[...] @ from_scratch(reasoner, ended, jnp)[-1] / TOKEN_TEMPERATURE
+        log_prob += jax.nn.log_softmax(logits)[tokens[row, 0]]
+    return jnp.exp(log_prob)
+
+
+def expected_reward(kind, graph, weights):
+    """The true expected mean reward of the two, and the probability of every outcome (times its quadrature weight)."""
+    outcomes, reasoner = all_outcomes(kind), nnx.merge(graph, weights)
+    probabilities = []
+    for votes, counts, rows in outcomes.paths:
+        given = outcomes.noise[rows], outcomes.tokens[rows]
+        probability = jax.vmap(partial(joint_probability, reasoner, kind, votes, counts))(*given)
+        probabilities.append(probability * outcomes.weights[rows])
+    probability = jnp.concatenate(probabilities)
+    return jnp.sum(probability * np.mean(outcomes.worth - COST * outcomes.counts, axis=1)), probability
+
+
+def reasoner_of(kind, feedback):
+    return tiny_reasoner(feedback, False, reads="nothing" if kind.together else "all")
+
+
+@cache
+def true_gradient(kind, feedback):
+    graph, weights = nnx.split(reasoner_of(kind, feedback))
+    of_reward = jax.grad(partial(expected_reward, kind, graph), has_aux=True)
+    gradient, probability = jax.jit(of_reward, compiler_options=QUICK)(weights)
+    return gradient, np.asarray(probability)
+
+
+def recorded_rollout(reasoner, kind):
+    """Every outcome as a question with two trajectories."""
+    outcomes = all_outcomes(kind)
+    counts, noise, tokens = (jnp.asarray(x) for x in (outcomes.counts, outcomes.noise, outcomes.tokens))
+    prompt = jnp.broadcast_to(jnp.array(PROMPT), (len(outcomes.counts), len(PROMPT)))
+    mask = jnp.ones(prompt.shape, bool)
+    encoded = encode(reasoner, prompt, mask)
+    rule = StopRule(counts, counts, STOP_TEMPERATURE)
+    thoughts = think(reasoner, encoded, None, rule, noise, jnp.float32(kind.std), together=kind.together)
+    decisions = jnp.arange(kind.steps + 1)
+    free = (decisions >= kind.first_decision) & (decisions < kind.steps) & (decisions <= counts[..., None])
+    return Rollout(
+        prompt=prompt,
+        prompt_mask=mask,
+        actions=thoughts.actions,
+        noise=noise,
+        embeddings=thoughts.embeddings,
+        taken=thoughts.taken,
+        stops=jnp.asarray(outcomes.votes),
+        free=free,
+        counts=counts,
+        tokens=tokens,
+        token_mask=jnp.ones(tokens.shape, bool),
+        ended=jnp.ones(counts.shape, bool),
+        std=jnp.float32(kind.std),
+        stop_temperature=jnp.float32(STOP_TEMPERATURE),
+        token_temperature=jnp.float32(TOKEN_TEMPERATURE),
+        node_values=thoughts.node_values,
+    )
+
+
+def ppo_gradient(kind, feedback, gradient, shared=True):
+    """Gradient of the PPO loss with each outcome weighted by its probability, and the probabilities it assigns."""
+    outcomes, (_, probability) = all_outcomes(kind), true_gradient(kind, feedback)
+    config = PPOConfig(
+        gradient=gradient,
+        baseline="critic",
+        together=kind.together,
+        shared_reward=shared,
+        whiten=False,
+        trace=1.0,
+        value_coefficient=0.0,
+        entropy_coefficient=0.0,
+        kl_coefficient=0.0,
+    )
+    graph, weights = nnx.split(reasoner_of(kind, feedback))
+    costs = np.zeros((len(outcomes.counts), PAIR, kind.steps + 1))
+    costs[..., :-1] = np.where(np.arange(kind.steps) < outcomes.counts[..., None], -COST, 0.0)
+    rewards = outcomes.worth, costs
+    if shared:
+        rewards = shared_rewards(*rewards, np.ones(outcomes.counts.shape, bool))
+
+    def collect(weights):
+        reasoner = nnx.merge(graph, weights)
+        rollout = recorded_rollout(reasoner, kind)
+        replay = policy_loss.replay_of(config, feedback)
+        recorded = rescore(reasoner, rollout, None, OPENING, replay, "summed", kind.together)
+        given = (jnp.asarray(x, jnp.float64) for x in rewards)
+        advantages, returns = policy_loss.estimate_advantages(rollout, recorded, *given, config)
+        # The true gradient is that of the mean reward of the two: each action's, where it earns that mean, and half
+        # of each action's where it earns its own trajectory's reward.
+        advantages = advantages * probability[:, None, None] / (1 if shared else PAIR)
+        return policy_loss.Experience(rollout, recorded, None, advantages, returns)
+
+    def loss(weights, experience):
+        reasoner = nnx.merge(graph, weights)
+        sums = policy_loss.policy_sums(reasoner, experience, None, config, OPENING)
+        return policy_loss.policy_loss(sums, *(jnp.float32(x) for x in (1, 1, 0)), config)
+
+    experience = jax.jit(collect, compiler_options=QUICK)(weights)
+    of_loss = jax.jit(jax.grad(loss), compiler_options=QUICK)(weights, experience)
+    log_prob = jnp.sum(experience.recorded.thoughts.stop, (1, 2)) + jnp.sum(
+        experience.recorded.tokens.log_probs, (1, 2)
+    )
+    return jax.tree.map(jnp.negative, of_loss), np.exp(log_prob) * outcomes.weights
+
+
+SLOW = [
+    ("together", TOGETHER, "navigator", "score"),
+    ("together", TOGETHER, "navigator", "pathwise"),
+    ("reading", READING, "hidden", "score"),
+    ("reading", READING, "navigator", "pathwise"),
+]
+TOLERANCE = 1e-4
+
+
+def check_gradient(kind, feedback, gradient):
+    true, probability = true_gradient(kind, feedback)
+    assert abs(probability.sum() - 1) < 1e-6
+    found, assigned = ppo_gradient(kind, feedback, gradient)
+    np.testing.assert_allclose(assigned, probability, rtol=1e-4, atol=1e-12)
+    assert distance(found, true) < TOLERANCE
+
+
+@pytest.mark.parametrize("gradient", ["score", "pathwise"])
+def test_gradient_of_two_that_think_as_one(gradient):
+    check_gradient(TOGETHER, "hidden", gradient)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind", "feedback", "gradient"), SLOW)
+def test_gradient_of_two_that_share_their_reward(name, kind, feedback, gradient):
+    check_gradient(kind, feedback, gradient)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kind", "difference"), [("together", TOGETHER, 1e-2), ("reading", READING, 3e-4)]
+)
+def test_gradient_of_own_rewards_is_another(name, kind, difference):
+    """One's thought moves the other's reward, and is not credited with that (a little, at so little noise)."""
+    true, _ = true_gradient(kind, "hidden")
+    found, _ = ppo_gradient(kind, "hidden", "score", shared=False)
+    assert distance(found, true) > difference
