@@ -1,9 +1,11 @@
 """What each part of the method is worth: every part on and off, over several seeds, from the same starts.
 
 For each seed the starts are trained once: `start`, the unfinished curriculum of `configs/tiny.py`, and the same with
-the navigator's bottleneck, with distractor statements, and in text. Every other arm is PPO from one of them for the
-same number of iterations, or the curriculum continued, and differs from the arm named as its base by one thing. What is
-the same for all parts (the vote, the other fusions and their controls) is measured on every arm and shown for the bases.
+the navigator's bottleneck and in text. Every other arm is PPO from one of them for the same number of iterations, or
+the curriculum continued, and differs from the arm named as its base by one thing. What is the same for all parts (the
+vote, the other fusions and their controls) is measured on every arm and shown for the bases.
+
+With distractors the task is harder: all prompts are equally long, and only the asked name tells how many steps there are.
 """
 
 import json
@@ -50,11 +52,11 @@ _ADAPTIVE = {
     "ppo.rewards.trajectory_cost": "0.02",
     "ppo.rewards.vote_correct": "1.0",
 }
-_DISTRACTORS = {"data.distractors": "2", "data.prompt_length": "36"}
+_PROMPT_LENGTH, _STATEMENT_LENGTH = 26, 5  # of configs/tiny.py, and of one more statement
 
 
-def _start(title: str, overrides: Mapping[str, str] | None = None, tests: str = "chains") -> Part:
-    return Part(Arm(title, None, _CURRICULUM | dict(overrides or {})), tests=tests)
+def _start(title: str, overrides: Mapping[str, str] | None = None) -> Part:
+    return Part(Arm(title, None, _CURRICULUM | dict(overrides or {})))
 
 
 def _ppo(
@@ -62,9 +64,8 @@ def _ppo(
     overrides: Mapping[str, str] | None = None,
     base: str | None = "pathwise",
     start: str = "start",
-    tests: str = "chains",
 ) -> Part:
-    return Part(Arm(title, start, _PPO | dict(overrides or {})), base, tests)
+    return Part(Arm(title, start, _PPO | dict(overrides or {})), base)
 
 
 def _supervised(
@@ -77,7 +78,6 @@ def _supervised(
 PARTS: Mapping[str, Part] = {
     "start": _start("curriculum, unfinished: the start"),
     "start_navigator": _start("the same through the navigator's bottleneck, R = 32", _BOTTLENECK),
-    "start_distractors": _start("the same with distractors", _DISTRACTORS, "distractors"),
     "start_text": _start(
         "text CoT, unfinished",
         {"curriculum.mode": "cot", "curriculum.stages": "(0,)", "curriculum.last_stage_loss": "0.12"},
@@ -132,17 +132,6 @@ PARTS: Mapping[str, Part] = {
         "navigator",
         start="start_navigator",
     ),
-    # Where the prompt does not tell the number of steps.
-    "distractors": _ppo(
-        "PPO with distractors, own stops", _DISTRACTORS, None, "start_distractors", "distractors"
-    ),
-    "distractors_fixed": _ppo(
-        "with distractors, always six thoughts",
-        _DISTRACTORS | {"ppo.min_steps": "6"},
-        "distractors",
-        "start_distractors",
-        "distractors",
-    ),
     # The curriculum goes on with labels, a hundred updates a stage, and is guided.
     "supervised": _supervised("curriculum continued, unguided: the base", base=None),
     "targets": _supervised(
@@ -181,7 +170,13 @@ def chosen_parts(names: Sequence[str]) -> dict[str, Part]:
 
 
 def run_ablation(
-    folder: Path, output: Path, names: Sequence[str], seeds: int, iterations: int, jobs: int
+    folder: Path,
+    output: Path,
+    names: Sequence[str],
+    seeds: int,
+    iterations: int,
+    jobs: int,
+    distractors: int = 0,
 ) -> dict[str, Any]:
     """Trains and evaluates the arms that are not done yet, writes `output` after every one, and returns its content.
 
@@ -192,15 +187,17 @@ def run_ablation(
       seeds: runs of each arm, with seeds 0, 1, ...
       iterations: of PPO in every arm.
       jobs: runs side by side, each with one thread.
+      distractors: statements that lead nowhere, beside the longest chains; 0 for the demonstration's task.
 
     Raises:
-      UserError: an unknown arm, a folder that cannot be written, results of another length of training, or a failed run.
+      UserError: an unknown arm, a folder that cannot be written, results of other settings, or a failed run.
     """
     parts = chosen_parts(names)
-    write_tests(folder / "chains", QUESTIONS)
-    write_tests(folder / "distractors", QUESTIONS, distractors=2)
-    _check_iterations(folder, iterations)
-    arms = {name: _with_iterations(part.arm, iterations) for name, part in parts.items()}
+    tests = folder / "tests"
+    write_tests(tests, QUESTIONS, distractors)
+    settings = {"iterations": iterations, "distractors": distractors}
+    _check_settings(folder, settings)
+    arms = {name: _with_settings(part.arm, iterations, distractors) for name, part in parts.items()}
     work: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
     trained = {(seed, name): threading.Event() for seed in range(seeds) for name in parts}
     for seed in range(seeds):  # starts come before what starts from them
@@ -221,23 +218,18 @@ def run_ablation(
             place = folder / f"seed{seed}"
             if finished_results(place / name / "results.json", seed) is None:
                 log = place / f"{name}.log"
-                tests = ["--tests", str(folder / parts[name].tests)]
-                evaluate = [
-                    sys.executable,
-                    str(_ROOT / "scripts" / "ablate.py"),
-                    "--evaluate",
-                    str(place / name),
-                ]
-                for command in (train_command(arms, name, place, seed), [*evaluate, *tests]):
+                script = str(_ROOT / "scripts" / "ablate.py")
+                evaluate = [sys.executable, script, "--evaluate", str(place / name), "--tests", str(tests)]
+                for command in (train_command(arms, name, place, seed), evaluate):
                     if not run_logged(command, log):
                         raise UserError(f"arm {name} failed with seed {seed}: its output is in {log}.")
             trained[seed, name].set()
             with lock:
-                write_results(output, collect(folder, parts, seeds, iterations))
+                write_results(output, collect(folder, parts, seeds, settings))
                 print(f"seed {seed}, {name}: done", flush=True)
 
     in_lanes([[work_off]] * jobs)
-    return collect(folder, parts, seeds, iterations)
+    return collect(folder, parts, seeds, settings)
 
 
 def evaluate_part(run: Path, tests: Path) -> None:
@@ -246,18 +238,20 @@ def evaluate_part(run: Path, tests: Path) -> None:
     write_results(run / "results.json", entry)
 
 
-def _with_iterations(arm: Arm, iterations: int) -> Arm:
-    if arm.starts_from is None:
-        return arm
-    every = {"evaluation.every_iterations": str(max(iterations // 4, 1))}
-    return Arm(arm.title, arm.starts_from, {**arm.overrides, "ppo.iterations": str(iterations), **every})
+def _with_settings(arm: Arm, iterations: int, distractors: int) -> Arm:
+    common = {}
+    if distractors:
+        length = _PROMPT_LENGTH + _STATEMENT_LENGTH * distractors
+        common = {"data.distractors": str(distractors), "data.prompt_length": str(length)}
+    if arm.starts_from is not None:
+        common["ppo.iterations"] = str(iterations)
+        common["evaluation.every_iterations"] = str(max(iterations // 4, 1))
+    return Arm(arm.title, arm.starts_from, {**arm.overrides, **common})
 
 
-def _check_iterations(folder: Path, iterations: int) -> None:
-    """Arms that were trained for another number of iterations cannot stand in the same table."""
-    note = folder / "iterations.json"
-    if note.exists() and json.loads(note.read_text()) != iterations:
-        raise UserError(
-            f"{folder} holds arms of {json.loads(note.read_text())} iterations, not {iterations}: choose another --workdir."
-        )
-    note.write_text(json.dumps(iterations))
+def _check_settings(folder: Path, settings: Mapping[str, int]) -> None:
+    """Arms that were trained for another number of iterations, or on another task, cannot stand in the same table."""
+    note = folder / "settings.json"
+    if note.exists() and (found := json.loads(note.read_text())) != settings:
+        raise UserError(f"{folder} holds arms of {found}, not of {settings}: choose another --workdir.")
+    note.write_text(json.dumps(settings))

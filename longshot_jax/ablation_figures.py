@@ -20,17 +20,17 @@ class Part:
 
     Attributes:
       arm: how it is trained.
-      base: the arm that it differs from by one thing; None for a start or a base.
-      tests: `chains`, or `distractors`: prompts of one length that do not tell the number of steps.
+      base: the arm that it differs from by one thing; None for a start or a first base.
     """
 
     arm: Arm
     base: str | None = None
-    tests: str = "chains"
 
 
-def collect(folder: Path, parts: Mapping[str, Part], seeds: int, iterations: int) -> dict[str, Any]:
-    """What is done so far.
+def collect(
+    folder: Path, parts: Mapping[str, Part], seeds: int, settings: Mapping[str, int]
+) -> dict[str, Any]:
+    """What is done so far, with the `settings` that all arms have in common.
 
     Returns:
       `{"arms": {name: {"title", "base", "seeds": [...], "accuracy": A, "by_steps": {"1": A, ...}, "thoughts": A,
@@ -80,7 +80,7 @@ def collect(folder: Path, parts: Mapping[str, Part], seeds: int, iterations: int
         if pairs:
             entry["difference"] = _over_seeds([ours - theirs for ours, theirs in pairs])
         arms[name] = entry
-    return {"arms": arms, "config": {"seeds": seeds, "iterations": iterations, "questions": QUESTIONS}}
+    return {"arms": arms, "config": {"seeds": seeds, "questions": QUESTIONS, **settings}}
 
 
 def ablation_table(content: Mapping[str, Any]) -> str:
@@ -109,8 +109,9 @@ def fusion_table(content: Mapping[str, Any]) -> str:
     heads = ["arm", "greedy", "one sample", "different answers", "any right", *kinds]
     lines = ["| " + " | ".join(head.replace("_", " ") for head in heads) + " |"]
     lines.append("| --- |" + " ---: |" * (len(heads) - 1))
-    for entry in content["arms"].values():
-        if entry["base"] is None:
+    bases = {entry["base"] for entry in content["arms"].values()}
+    for name, entry in content["arms"].items():
+        if entry["base"] is None or name in bases:
             samples, fusion = entry["samples"], entry["fusion"]
             shares = [entry["accuracy"], samples["sampled_accuracy"], samples["any_accuracy"]]
             shares += [fusion[kind] for kind in kinds if kind in fusion]

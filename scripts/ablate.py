@@ -1,6 +1,7 @@
 """What each part of the method is worth, on the generated chains, over several seeds.
 
 python scripts/ablate.py --output ablations.json [--arms pathwise,score_summed] [--seeds 5] [--workdir runs/ablations]
+python scripts/ablate.py --distractors 2 --output harder.json --workdir runs/ablations_harder --arms fixed_count
 """
 
 import argparse
@@ -21,6 +22,9 @@ def main() -> None:
     parser.add_argument("--arms", default="", help="names, separated by commas; default: all")
     parser.add_argument("--seeds", type=whole_number(1), default=5, help="runs of each arm")
     parser.add_argument("--iterations", type=whole_number(1), default=100, help="of PPO in every arm")
+    parser.add_argument(
+        "--distractors", type=whole_number(0), default=0, help="statements that lead nowhere: the harder task"
+    )
     parser.add_argument("--jobs", type=whole_number(1), default=os.cpu_count() or 1, help="runs side by side")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablations"), help="where the runs go")
     parser.add_argument("--evaluate", type=Path, help="only evaluate this trained arm")
@@ -36,7 +40,9 @@ def main() -> None:
         raise UserError("--output is missing: name the JSON file to write.")
     check_writable(str(flags.output))
     names = [name for name in flags.arms.split(",") if name]
-    content = run_ablation(flags.workdir, flags.output, names, flags.seeds, flags.iterations, flags.jobs)
+    content = run_ablation(
+        flags.workdir, flags.output, names, flags.seeds, flags.iterations, flags.jobs, flags.distractors
+    )
     print(f"\n{ablation_table(content)}\n\n{fusion_table(content)}\n\n{flags.output} has every figure.")
 
 

@@ -66,7 +66,7 @@ def test_figures_over_seeds(tmp_path):
     for seed, (base, ours) in enumerate([(0.5, 0.6), (0.6, 0.9), (0.7, 0.6)]):
         put(tmp_path, "pathwise", seed, base, stops)
         put(tmp_path, "critic", seed, ours, fixed)
-    content = collect(tmp_path, chosen_parts(["critic"]), seeds=4, iterations=10)
+    content = collect(tmp_path, chosen_parts(["critic"]), seeds=4, settings={"iterations": 10})
     assert set(content["arms"]) == {"pathwise", "critic"}  # the start is not done
     base, ours = content["arms"]["pathwise"], content["arms"]["critic"]
     assert base["seeds"] == [0, 1, 2] and "difference" not in base and "stop_correlation" not in ours
@@ -85,6 +85,6 @@ def test_figures_over_seeds(tmp_path):
 
 
 def test_another_length_of_training_needs_another_folder(tmp_path):
-    (tmp_path / "iterations.json").write_text("7")
-    with pytest.raises(UserError, match="holds arms of 7 iterations, not 8"):
+    (tmp_path / "settings.json").write_text('{"iterations": 7, "distractors": 0}')
+    with pytest.raises(UserError, match=r"holds arms of .*'iterations': 7.*, not of .*8"):
         run_ablation(tmp_path, tmp_path / "out.json", ["pathwise"], seeds=1, iterations=8, jobs=1)

@@ -140,7 +140,7 @@ def joint_probability(reasoner, kind, votes, counts, noise, tokens):
     llama, navigator = reasoner.llama, reasoner.navigator
     table = llama.embedding[...]
     inputs, log_prob = [table[jnp.asarray(PROMPT)] for _ in range(PAIR)], 0.0
-    hidden = [None] * PAIR
+    hidden = [jnp.zeros(SIZE)] * PAIR
     actions, values = jnp.zeros((PAIR, kind.steps, SIZE)), jnp.zeros((PAIR, kind.steps))
     taken = np.arange(kind.steps) < counts[:, None]
     for step in range(kind.steps):
@@ -242,19 +242,19 @@ def ppo_gradient(kind, feedback, gradient, shared=True):
         kl_coefficient=0.0,
     )
     graph, weights = nnx.split(reasoner_of(kind, feedback))
-    costs = np.zeros((len(outcomes.counts), PAIR, kind.steps + 1))
+    worth, costs = outcomes.worth, np.zeros((len(outcomes.counts), PAIR, kind.steps + 1))
     costs[..., :-1] = np.where(np.arange(kind.steps) < outcomes.counts[..., None], -COST, 0.0)
-    rewards = outcomes.worth, costs
     if shared:
-        rewards = shared_rewards(*rewards, np.ones(outcomes.counts.shape, bool))
+        worth, costs = shared_rewards(worth, costs, np.ones(outcomes.counts.shape, bool))
 
     def collect(weights):
         reasoner = nnx.merge(graph, weights)
         rollout = recorded_rollout(reasoner, kind)
         replay = policy_loss.replay_of(config, feedback)
         recorded = rescore(reasoner, rollout, None, OPENING, replay, "summed", kind.together)
-        given = (jnp.asarray(x, jnp.float64) for x in rewards)
-        advantages, returns = policy_loss.estimate_advantages(rollout, recorded, *given, config)
+        advantages, returns = policy_loss.estimate_advantages(
+            rollout, recorded, jnp.asarray(worth), jnp.asarray(costs), config
+        )
         # The true gradient is that of the mean reward of the two: each action's, where it earns that mean, and half
         # of each action's where it earns its own trajectory's reward.
         advantages = advantages * probability[:, None, None] / (1 if shared else PAIR)
@@ -263,7 +263,7 @@ def ppo_gradient(kind, feedback, gradient, shared=True):
     def loss(weights, experience):
         reasoner = nnx.merge(graph, weights)
         sums = policy_loss.policy_sums(reasoner, experience, None, config, OPENING)
-        return policy_loss.policy_loss(sums, *(jnp.float32(x) for x in (1, 1, 0)), config)
+        return policy_loss.policy_loss(sums, jnp.float32(1), jnp.float32(1), jnp.float32(0), config)
 
     experience = jax.jit(collect, compiler_options=QUICK)(weights)
     of_loss = jax.jit(jax.grad(loss), compiler_options=QUICK)(weights, experience)

@@ -11,8 +11,9 @@ k = 1 there are only 120 functions: 20 of them, two with each answer, are test, 
 repeats them under other names; for k = 4 there are 207,360. What a test chain shares with training is its parts,
 never the whole.
 
-Distractors are statements about further variables, computed from the chain or from one another, that the asked
-variable does not depend on. They make prompts of equal length for every number of steps.
+Distractors are statements after the chain about further variables, computed from the chain or from one another, that
+the asked variable does not depend on. They make prompts of equal length for every number of steps: only the asked
+name tells where the chain ends.
 """
 
 import functools
@@ -86,23 +87,16 @@ def chain_problem(seed: int, index: int, operations: int, split: Split, distract
         if split_of(start, chain) == split:
             break
     names = [NAMES[choice] for choice in rng.permutation(len(NAMES))]
-    # Which of the statements after the first belong to the chain: any of them, in order.
-    on_chain = np.zeros(operations + distractors, bool)
-    on_chain[rng.choice(len(on_chain), size=operations, replace=False)] = True
-
-    current, value, steps = names[0], start, []
-    statements = [f"{current}={start}"]
-    for position, chained in enumerate(on_chain.tolist(), start=1):
-        name = names[position]
-        if chained:
-            operation = chain[len(steps)]
-            statements.append(f"{name}={current}{operation}")
-            current, value = name, apply_operation(operation, value)
-            steps.append(str(value))
-        else:
-            source = names[int(rng.integers(position))]
-            statements.append(f"{name}={source}{OPERATIONS[int(rng.integers(len(OPERATIONS)))]}")
-    return Problem(" ".join([*statements, f"{current}?"]), tuple(steps), steps[-1])
+    value, steps = start, []
+    statements = [f"{names[0]}={start}"]
+    for position, operation in enumerate(chain, start=1):
+        statements.append(f"{names[position]}={names[position - 1]}{operation}")
+        value = apply_operation(operation, value)
+        steps.append(str(value))
+    for position in range(operations + 1, operations + distractors + 1):
+        source = names[int(rng.integers(position))]
+        statements.append(f"{names[position]}={source}{OPERATIONS[int(rng.integers(len(OPERATIONS)))]}")
+    return Problem(" ".join([*statements, f"{names[operations]}?"]), tuple(steps), steps[-1])
 
 
 class ChainProblems(Sequence[Problem]):
