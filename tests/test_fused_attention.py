@@ -22,7 +22,7 @@ def arrays(seed, *shapes):
 def own_segment(mask, seed=0):
     rows, length = mask.shape
     queries, keys, values = arrays(
-        seed, (rows, length, HEADS, SIZE), (rows, length, GROUPS, SIZE), (rows, length, GROUPS, SIZE)
+        seed, (rows, length, HEADS, SIZE), (rows, GROUPS, length, SIZE), (rows, GROUPS, length, SIZE)
     )
     visible = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None]
     return queries, Segment(keys, values, visible)
@@ -61,7 +61,7 @@ def test_a_shared_prompt_and_holes_become_a_mask(past):
     """Two rows for each of two prompts, odd lengths padded to even ones."""
     mask = jnp.array([[1, 0, 1], [1, 1, 1], [0, 0, 1], [1, 1, 0]], bool)
     queries, own = own_segment(mask)
-    keys, values = arrays(1, (2, past, GROUPS, SIZE), (2, past, GROUPS, SIZE))
+    keys, values = arrays(1, (2, GROUPS, past, SIZE), (2, GROUPS, past, SIZE))
     seen = jnp.arange(past) >= jnp.array([[0], [1]])
     agree(*both(queries, (Segment(keys, values, seen[:, None]), own), mask), mask)
 

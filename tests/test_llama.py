@@ -92,12 +92,12 @@ def test_golden_numbers_depend_on_position_and_order(golden):
 
 
 def test_bfloat16_stays_near_float32(golden):
-    """Activations in bfloat16 have 8 bits; over 3 layers logits of size up to 4.5 move by less than 0.15."""
+    """Activations in bfloat16 have 8 bits; over 3 layers logits of size up to 4.5 move by less than 0.2, and by 0.015 on average."""
     tokens, logits = golden
     result = run(golden_llama(compute_dtype=jnp.bfloat16), tokens)
     assert result.dtype == jnp.float32
     difference = np.abs(result - logits)
-    assert 1e-4 < difference.max() < 0.15
+    assert 1e-4 < difference.max() < 0.2
     assert difference.mean() < 0.015
 
 
@@ -106,7 +106,7 @@ def test_shapes_of_hidden_states_and_cache(llama):
     positions = jnp.broadcast_to(jnp.arange(5), (3, 5))
     hidden, cache = call(llama, llama.embed(tokens), positions, jnp.ones((3, 5), bool))
     assert hidden.shape == (3, 5, 16)
-    assert cache.keys.shape == cache.values.shape == (2, 3, 5, 2, 6)
+    assert cache.keys.shape == cache.values.shape == (2, 3, 2, 5, 6)
     assert llama.logits(hidden).shape == (3, 5, 19)
 
 
@@ -136,7 +136,7 @@ def test_masked_context_is_not_seen(llama):
     tokens = some_tokens(2, 6)
     positions = jnp.broadcast_to(jnp.arange(6), (2, 6))
     mask = jnp.ones((2, 6), bool)
-    noise = jax.random.normal(jax.random.key(1), (2, 2, 3, 2, 6))
+    noise = jax.random.normal(jax.random.key(1), (2, 2, 2, 3, 6))
     unseen = Context(KeyValues(noise, noise), jnp.zeros((2, 3), bool))
     alone, _ = call(llama, llama.embed(tokens), positions, mask)
     beside, _ = call(llama, llama.embed(tokens), positions, mask, (unseen,))

@@ -11,8 +11,8 @@ k = 1 there are only 120 functions: 20 of them, two with each answer, are test, 
 repeats them under other names; for k = 4 there are 207,360. What a test chain shares with training is its parts,
 never the whole.
 
-Distractors are statements after the chain about further variables, computed from the chain or from one another, that
-the asked variable does not depend on. They make prompts of equal length for every number of steps: only the asked
+Distractors are statements after the chain about further variables, computed from the others before them and never from
+the asked variable, which does not depend on them. They make prompts of equal length for every number of steps: only the asked
 name tells where the chain ends.
 """
 
@@ -94,8 +94,12 @@ def chain_problem(seed: int, index: int, operations: int, split: Split, distract
         value = apply_operation(operation, value)
         steps.append(str(value))
     for position in range(operations + 1, operations + distractors + 1):
-        source = names[int(rng.integers(position))]
-        statements.append(f"{names[position]}={source}{OPERATIONS[int(rng.integers(len(OPERATIONS)))]}")
+        others = [*names[:operations], *names[operations + 1 : position]]
+        source, operation = (
+            others[int(rng.integers(len(others)))],
+            OPERATIONS[int(rng.integers(len(OPERATIONS)))],
+        )
+        statements.append(f"{names[position]}={source}{operation}")
     return Problem(" ".join([*statements, f"{names[operations]}?"]), tuple(steps), steps[-1])
 
 

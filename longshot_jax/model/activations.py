@@ -70,8 +70,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def constrain_cache(x: jax.Array) -> jax.Array:
-    """Pins what trajectories add to a cache: keys or values [L, B, N, P, K, C]."""
-    return constrain(x, None, "batch", None, None, "kv_heads", None)
+    """Pins what trajectories add to a cache: keys or values [L, B, N, K, P, C]."""
+    return constrain(x, None, "batch", None, "kv_heads", None, None)
 
 
 def constrain_rows(tree: _R, axis: int = 0) -> _R:

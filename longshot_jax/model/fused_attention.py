@@ -70,8 +70,8 @@ def _causal(queries, own: Segment, implementation):
 
     mixed = jax.nn.dot_product_attention(
         sorted_rows(queries),
-        sorted_rows(own.keys),
-        sorted_rows(own.values),
+        sorted_rows(own.keys.swapaxes(1, 2)),
+        sorted_rows(own.values.swapaxes(1, 2)),
         is_causal=True,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
@@ -84,15 +84,15 @@ def _masked(queries, segments: tuple[Segment, ...], implementation):
     batch, length = queries.shape[:2]
 
     def of_rows(x):
-        """Shared keys once for each row that sees them."""
+        """What rows share, once for each row that sees it."""
         return jnp.repeat(x, batch // x.shape[0], axis=0)
 
     def mask_of(segment: Segment) -> Bool[Array, "B Q P"]:
         visible = of_rows(segment.visible)
         return jnp.broadcast_to(visible, (batch, length, visible.shape[-1]))
 
-    keys = jnp.concatenate([of_rows(segment.keys) for segment in segments], axis=1)
-    values = jnp.concatenate([of_rows(segment.values) for segment in segments], axis=1)
+    keys = jnp.concatenate([of_rows(segment.keys.swapaxes(1, 2)) for segment in segments], axis=1)
+    values = jnp.concatenate([of_rows(segment.values.swapaxes(1, 2)) for segment in segments], axis=1)
     mask = jnp.concatenate([mask_of(segment) for segment in segments], axis=-1)
     # With a mask the kernel's backward pass wants even lengths.
     odd, past_odd = length % 2, keys.shape[1] % 2

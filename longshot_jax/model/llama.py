@@ -82,10 +82,10 @@ class LlamaConfig:
 
 @struct.dataclass
 class KeyValues:
-    """Rotated keys and the values of some positions, for every layer; [L, B, N, P, K, C] for N trajectories."""
+    """Rotated keys and the values of some positions, for every layer; [L, B, N, K, P, C] for N trajectories."""
 
-    keys: Float[Array, "L B P K C"]
-    values: Float[Array, "L B P K C"]
+    keys: Float[Array, "L B K P C"]
+    values: Float[Array, "L B K P C"]
 
 
 @struct.dataclass
@@ -165,7 +165,7 @@ class Layers(nnx.Module):
         sine: Float[Array, "B Q half"],
         visible: Bool[Array, "B Q Q"],
         context: tuple[Segment, ...],
-    ) -> tuple[Float[Array, "B Q D"], tuple[Float[Array, "B Q K C"], Float[Array, "B Q K C"]]]:
+    ) -> tuple[Float[Array, "B Q D"], tuple[Float[Array, "B K Q C"], Float[Array, "B K Q C"]]]:
         """One layer: attention over the context and the own positions, then the feed-forward layer."""
         epsilon = self.config.rms_norm_eps
         with jax.named_scope("attention"):
@@ -174,7 +174,9 @@ class Layers(nnx.Module):
             keys = rotate(self.project("key", normed), cosine, sine)
             values = self.project("value", normed)
             queries = constrain(queries, "batch", None, "heads", None)
-            keys, values = (constrain(new, "batch", None, "kv_heads", None) for new in (keys, values))
+            keys, values = (
+                constrain(new.swapaxes(1, 2), "batch", "kv_heads", None, None) for new in (keys, values)
+            )
             segments = (*context, Segment(keys, values, visible))
             if self.attention == "plain":
                 mixed = attend(queries, segments)

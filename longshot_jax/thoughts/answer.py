@@ -102,7 +102,7 @@ def decode_answers(
     shape = thoughts.counts.shape
     config, llama = reasoner.llama.config, reasoner.llama
     capacity = len(opening) + length
-    cache_shape = (config.num_hidden_layers, *shape, capacity, config.num_key_value_heads, config.head_dim)
+    cache_shape = (config.num_hidden_layers, *shape, config.num_key_value_heads, capacity, config.head_dim)
     start = prompt.lengths[:, None] + thoughts.counts
 
     def append(tokens, slot, alive, cache, seen):
@@ -111,8 +111,8 @@ def decode_answers(
         embeddings = llama.embed(tokens)[:, :, None]
         hidden, new = extend(reasoner, embeddings, (start + slot)[..., None], alive[..., None], prompt, own)
         cache = KeyValues(
-            jax.lax.dynamic_update_slice_in_dim(cache.keys, new.keys, slot, axis=3),
-            jax.lax.dynamic_update_slice_in_dim(cache.values, new.values, slot, axis=3),
+            jax.lax.dynamic_update_slice_in_dim(cache.keys, new.keys, slot, axis=4),
+            jax.lax.dynamic_update_slice_in_dim(cache.values, new.values, slot, axis=4),
         )
         return hidden[:, :, 0], cache, jax.lax.dynamic_update_slice_in_dim(seen, alive[..., None], slot, 2)
 

@@ -29,11 +29,12 @@ def join_trajectories(thoughts: Thoughts) -> Thoughts:
     def of_longest(array: Array) -> Array:
         return jnp.take_along_axis(array, longest.reshape(-1, *(1,) * (array.ndim - 1)), axis=1)
 
-    def side_by_side(array: Array, axis: int) -> Array:
-        shape = (*array.shape[:axis], 1, array.shape[axis] * array.shape[axis + 1], *array.shape[axis + 2 :])
-        return array.reshape(shape)
+    def side_by_side(array: Array) -> Array:
+        """Of keys or values [L, B, N, K, T, C]: [L, B, 1, K, N · T, C]."""
+        depth, batch, many, groups, steps, size = array.shape
+        return array.swapaxes(2, 3).reshape(depth, batch, 1, groups, many * steps, size)
 
     one = jax.tree.map(of_longest, replace(thoughts, context=None))
     cache = thoughts.context.cache
-    keys_and_values = KeyValues(side_by_side(cache.keys, 2), side_by_side(cache.values, 2))
-    return replace(one, context=Context(keys_and_values, side_by_side(thoughts.context.mask, 1)))
+    keys_and_values = KeyValues(side_by_side(cache.keys), side_by_side(cache.values))
+    return replace(one, context=Context(keys_and_values, thoughts.context.mask.reshape(len(longest), 1, -1)))

@@ -25,7 +25,7 @@ class EncodedPrompt:
     """Questions after their one pass through the model; prompts are padded on the left.
 
     Attributes:
-      context: keys, values [L, B, S, K, C] and mask [B, S].
+      context: keys, values [L, B, K, S, C] and mask [B, S].
       lengths: Int [B], real tokens, which is also the rotary position of the first thought.
       hidden: Float [B, D], last hidden state of the last prompt token: h_0.
     """
@@ -70,7 +70,7 @@ class Thoughts:
       stop_logits: Float [B, N, T + 1], divided by the stop temperature.
       stops: Bool [B, N, T + 1], the decision at h_t (a vote, where trajectories decide together).
       free: Bool [B, N, T + 1], whether that decision was an action.
-      context: keys, values [L, B, N, T, K, C] of the thoughts and `taken` as their mask.
+      context: keys, values [L, B, N, K, T, C] of the thoughts and `taken` as their mask.
       counts: Int [B, N], number of thoughts taken.
       node_values: Float [B, N, T], the critic's value at the state that made each thought, as later thoughts read it
         with the action; None where no thought reads actions.
@@ -112,9 +112,9 @@ def extend(
 ) -> tuple[Float[Array, "B N Q D"], KeyValues]:
     """New positions of every trajectory, which see the shared prompt and their own past.
 
-    `own` holds what the trajectory itself added before: keys, values [L, B, N, P, K, C], masks [B, N, P].
+    `own` holds what the trajectory itself added before: keys, values [L, B, N, K, P, C], masks [B, N, P].
 
-    Returns last hidden states and the new keys and values [L, B, N, Q, K, C].
+    Returns last hidden states and the new keys and values [L, B, N, K, Q, C].
     """
     batch, trajectories = mask.shape[:2]
 
@@ -149,7 +149,7 @@ def feed_back(
     def put(array: Array, column: Array, axis: int) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(array, column, step, axis)
 
-    grown = KeyValues(put(cache.cache.keys, new.keys, 3), put(cache.cache.values, new.values, 3))
+    grown = KeyValues(put(cache.cache.keys, new.keys, 4), put(cache.cache.values, new.values, 4))
     return hidden[:, :, 0], Context(grown, put(cache.mask, goes_on[..., None], 2))
 
 
@@ -244,7 +244,7 @@ def think(
         return None if x is None else jnp.moveaxis(x, 2, 0)
 
     config, uniforms = llama.config, stop_rule.uniforms
-    cache_shape = (config.num_hidden_layers, *shape, steps, config.num_key_value_heads, config.head_dim)
+    cache_shape = (config.num_hidden_layers, *shape, config.num_key_value_heads, steps, config.head_dim)
     empty = constrain_cache(jnp.zeros(cache_shape, llama.compute_dtype))
     carry = (
         jnp.broadcast_to(prompt.hidden[:, None], (*shape, prompt.hidden.shape[-1])),
