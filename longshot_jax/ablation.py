@@ -19,6 +19,7 @@ from typing import Any
 from longshot_jax.ablation_figures import QUESTIONS, Part, collect
 from longshot_jax.arms import (
     Arm,
+    check_arms,
     evaluate_run,
     finished_results,
     in_lanes,
@@ -198,6 +199,8 @@ def run_ablation(
     settings = {"iterations": iterations, "distractors": distractors}
     _check_settings(folder, settings)
     arms = {name: _with_settings(part.arm, iterations, distractors) for name, part in parts.items()}
+    for seed in range(seeds):
+        check_arms(arms, folder / f"seed{seed}", seed)
     work: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
     trained = {(seed, name): threading.Event() for seed in range(seeds) for name in parts}
     for seed in range(seeds):  # starts come before what starts from them

@@ -33,11 +33,12 @@ def collect(
     """What is done so far, with the `settings` that all arms have in common.
 
     Returns:
-      `{"arms": {name: {"title", "base", "seeds": [...], "accuracy": A, "by_steps": {"1": A, ...}, "thoughts": A,
-      "stop_correlation": A, "samples": {name: A}, "fusion": {kind: A}, "difference": A, "compute": {...}}}, "config":
-      {...}}`, where A is `{"mean", "interval", "values"}` over seeds: a 95 % interval of Student's t. `accuracy` is greedy, on chains of
-      four operations; `difference` is that to the base, seed by seed; `stop_correlation` is Spearman's between a
-      question's thoughts and its number of operations; `compute` is of one seed, and of the arm's own training.
+      `{"arms": {name: {"title", "base", "seeds": [...], "accuracy": A, "mean_accuracy": A, "by_steps": {"1": A, ...},
+      "thoughts": A, "stop_correlation": A, "samples": {name: A}, "fusion": {kind: A}, "difference": A, "compute":
+      {...}}}, "config": {...}}`, where A is `{"mean", "interval", "values"}` over seeds: a 95 % interval of Student's t.
+      `accuracy` is greedy, on chains of four operations, `mean_accuracy` over all lengths alike; `difference` is that to
+      the base, seed by seed; `stop_correlation` is Spearman's between a question's thoughts and its number of
+      operations; `compute` is of one seed, and of the arm's own training.
     """
     done = {
         name: {
@@ -57,6 +58,12 @@ def collect(
             "base": part.base,
             "seeds": list(runs),
             "accuracy": _over_seeds([run["accuracy"] for run in runs.values()]),
+            "mean_accuracy": _over_seeds(
+                [
+                    float(np.mean([group["accuracy"] for group in run["by_steps"].values()]))
+                    for run in runs.values()
+                ]
+            ),
             "by_steps": {
                 steps: _over_seeds([run["by_steps"][steps]["accuracy"] for run in runs.values()])
                 for steps in map(str, OPERATIONS)
@@ -84,19 +91,20 @@ def collect(
 
 
 def ablation_table(content: Mapping[str, Any]) -> str:
-    """The arms as Markdown: accuracy in per cent on chains of four, difference to the base in points, thoughts.
+    """The arms as Markdown: accuracy in per cent on chains of four, difference to the base in points, mean accuracy, thoughts.
 
     The rank correlation is that of a question's thoughts with its number of operations, over all four lengths.
     """
     lines = [
-        "| arm | base | greedy, 4 op. | difference | thoughts | rank correlation | seeds | s |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| arm | base | greedy, 4 op. | difference | all lengths | thoughts | rank correlation | seeds | s |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for entry in content["arms"].values():
         correlation = entry.get("stop_correlation")
         lines.append(
             f"| {entry['title']} | {entry['base'] or ''} | {_shown(entry['accuracy'])} | "
-            f"{_shown(entry.get('difference'), signed=True)} | {entry['thoughts']['mean']:.2f} | "
+            f"{_shown(entry.get('difference'), signed=True)} | {100 * entry['mean_accuracy']['mean']:.1f} | "
+            f"{entry['thoughts']['mean']:.2f} | "
             f"{'' if correlation is None else format(correlation['mean'], '.2f')} | "
             f"{len(entry['seeds'])} | {entry['compute']['seconds']:.0f} |"
         )

@@ -11,15 +11,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from longshot_jax.command_line import parse_arguments
+from longshot_jax.config import parse_config
 from longshot_jax.data.chains import write_chains
 from longshot_jax.data.problems import load_problems
 from longshot_jax.errors import UserError
 from longshot_jax.training.checkpoint import Checkpoints
-from longshot_jax.training.workdir import read_config
+from longshot_jax.training.workdir import config_differences, read_config
 
 OPERATIONS = (1, 2, 3, 4)
 _TEST_SEED = 20_000  # the same test questions whatever the seed of training
@@ -50,6 +52,26 @@ def train_command(arms: Mapping[str, Arm], name: str, folder: Path, seed: int) -
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
     script, config = str(_ROOT / "scripts" / "train.py"), str(_ROOT / "configs" / "tiny.py")
     return [sys.executable, script, "--config", config, "--workdir", str(folder / name), *overrides]
+
+
+def check_arms(arms: Mapping[str, Arm], folder: Path, seed: int) -> None:
+    """Refuses to show what is in `folder` as the arms' results where it was trained with other settings.
+
+    Raises:
+      UserError: naming the first such arm and what differs.
+    """
+    for name in arms:
+        if not (folder / name / "config.json").exists():
+            continue
+        run, _ = parse_arguments(train_command(arms, name, folder, seed)[1:])
+        stored = parse_config(read_config(folder / name))
+        # Where a start lies says nothing of what it is, and the start is an arm itself.
+        differences = config_differences(asdict(stored), asdict(run), ("initialize_from",))
+        if differences:
+            raise UserError(
+                f"{folder / name} was trained with other settings: {', '.join(differences)}; remove it, or choose "
+                "another --workdir."
+            )
 
 
 def write_tests(folder: Path, questions: int, distractors: int = 0) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from longshot_jax.arms import (
     OPERATIONS,
     Arm,
+    check_arms,
     evaluate_run,
     finished_results,
     in_lanes,
@@ -95,9 +96,10 @@ def run_demonstration(folder: Path, seed: int) -> None:
     An arm whose results are there already is not run again, so an interrupted demonstration goes on.
 
     Raises:
-      UserError: the folder cannot be written, or an arm failed.
+      UserError: the folder cannot be written or holds arms of other settings, or an arm failed.
     """
     began = time.monotonic()
+    check_arms(ARMS, folder, seed)
     write_tests(folder, QUESTIONS)
     trained = {arm: threading.Event() for arm in ARMS}
 

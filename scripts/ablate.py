@@ -1,7 +1,7 @@
 """What each part of the method is worth, on the generated chains, over several seeds.
 
 python scripts/ablate.py --output ablations.json [--arms pathwise,score_summed] [--seeds 5] [--workdir runs/ablations]
-python scripts/ablate.py --distractors 2 --output harder.json --workdir runs/ablations_harder --arms fixed_count
+python scripts/ablate.py --distractors 1 --output harder.json --workdir runs/ablations_harder --arms fixed_count
 """
 
 import argparse

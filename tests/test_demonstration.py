@@ -1,9 +1,15 @@
 """The demonstration's arms are commands that train.py accepts, and its table has every arm and control."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
-from longshot_jax.arms import OPERATIONS, train_command
+import pytest
+
+from longshot_jax.arms import OPERATIONS, check_arms, train_command
+from longshot_jax.command_line import parse_arguments
 from longshot_jax.demonstration import ARMS, table
+from longshot_jax.errors import UserError
 
 
 def entry(accuracy, controls):
@@ -38,3 +44,16 @@ def test_table_has_a_row_for_each_arm_sample_vote_and_control():
     ppo = next(line for line in lines if line.startswith("| PPO "))
     assert "75.0 [10.0, 90.0]" in ppo and "1,000" in ppo and "64,000" in ppo and "2 2 2 2" in ppo
     assert sum("12.5" in line for line in lines) == 2
+
+
+def test_arms_of_other_settings_are_not_shown_as_these(tmp_path):
+    run, folder = parse_arguments(train_command(ARMS, "ppo", tmp_path, seed=1)[1:])
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(asdict(run)))
+    check_arms(ARMS, tmp_path, seed=1)
+    with pytest.raises(
+        UserError, match=r"ppo was trained with other settings: seed \(stored 1, now 2\); remove it"
+    ):
+        check_arms(ARMS, tmp_path, seed=2)
+    tmp_path.rename(moved := tmp_path.with_name("moved"))
+    check_arms(ARMS, moved, seed=1)

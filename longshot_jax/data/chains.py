@@ -11,9 +11,9 @@ k = 1 there are only 120 functions: 20 of them, two with each answer, are test, 
 repeats them under other names; for k = 4 there are 207,360. What a test chain shares with training is its parts,
 never the whole.
 
-Distractors are statements after the chain about further variables, computed from the others before them and never from
-the asked variable, which does not depend on them. They make prompts of equal length for every number of steps: only the asked
-name tells where the chain ends.
+Distractors are statements after the chain about further variables, computed from others before them but never from the
+asked variable. They make prompts of equal length for every number of steps: only the asked name tells where the chain
+ends.
 """
 
 import functools
