@@ -5,7 +5,7 @@ the navigator's bottleneck and in text. Every other arm is PPO from one of them 
 the curriculum continued, and differs from the arm named as its base by one thing. What is the same for all parts (the
 vote, the other fusions and their controls) is measured on every arm and shown for the bases.
 
-With distractors the task is harder: all prompts are equally long, and only the asked name tells how many steps there are.
+With distractors the task is harder: all prompts are equally long, and how many steps there are has to be read.
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import Any
 
 from longshot_jax.ablation_figures import QUESTIONS, Part, collect
 from longshot_jax.arms import (
+    OPERATIONS,
     Arm,
     check_arms,
     evaluate_run,
@@ -27,6 +28,7 @@ from longshot_jax.arms import (
     train_command,
     write_tests,
 )
+from longshot_jax.data.chains import NAMES
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.results import write_results
 
@@ -53,6 +55,7 @@ _ADAPTIVE = {
     "ppo.rewards.trajectory_cost": "0.02",
     "ppo.rewards.vote_correct": "1.0",
 }
+_SETTINGS = "settings.json"
 _PROMPT_LENGTH, _STATEMENT_LENGTH = 26, 5  # of configs/tiny.py, and of one more statement
 
 
@@ -194,13 +197,19 @@ def run_ablation(
       UserError: an unknown arm, a folder that cannot be written, results of other settings, or a failed run.
     """
     parts = chosen_parts(names)
-    tests = folder / "tests"
-    write_tests(tests, QUESTIONS, distractors)
+    most = len(NAMES) - 1 - OPERATIONS[-1]
+    if distractors > most:
+        raise UserError(
+            f"--distractors is {distractors}: beside {OPERATIONS[-1]} operations there are names for {most}."
+        )
     settings = {"iterations": iterations, "distractors": distractors}
-    _check_settings(folder, settings)
     arms = {name: _with_settings(part.arm, iterations, distractors) for name, part in parts.items()}
+    _check_settings(folder, settings)
     for seed in range(seeds):
         check_arms(arms, folder / f"seed{seed}", seed)
+    tests = folder / "tests"
+    write_tests(tests, QUESTIONS, distractors)
+    write_results(folder / _SETTINGS, settings)
     work: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
     trained = {(seed, name): threading.Event() for seed in range(seeds) for name in parts}
     for seed in range(seeds):  # starts come before what starts from them
@@ -254,7 +263,14 @@ def _with_settings(arm: Arm, iterations: int, distractors: int) -> Arm:
 
 def _check_settings(folder: Path, settings: Mapping[str, int]) -> None:
     """Arms that were trained for another number of iterations, or on another task, cannot stand in the same table."""
-    note = folder / "settings.json"
-    if note.exists() and (found := json.loads(note.read_text())) != settings:
+    note = folder / _SETTINGS
+    if not note.exists():
+        return
+    try:
+        found = json.loads(note.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{note} is not valid JSON ({error}): remove it, or choose another --workdir."
+        ) from None
+    if found != settings:
         raise UserError(f"{folder} holds arms of {found}, not of {settings}: choose another --workdir.")
-    note.write_text(json.dumps(settings))

@@ -55,23 +55,35 @@ def train_command(arms: Mapping[str, Arm], name: str, folder: Path, seed: int) -
 
 
 def check_arms(arms: Mapping[str, Arm], folder: Path, seed: int) -> None:
-    """Refuses to show what is in `folder` as the arms' results where it was trained with other settings.
+    """Refuses to show results in `folder` as the arms' where these were trained with other settings.
 
     Raises:
-      UserError: naming the first such arm and what differs.
+      UserError: naming the first such arm, what differs, and the arms that start from it.
     """
     for name in arms:
-        if not (folder / name / "config.json").exists():
+        if not (folder / name / "results.json").exists():
             continue
         run, _ = parse_arguments(train_command(arms, name, folder, seed)[1:])
-        stored = parse_config(read_config(folder / name))
+        try:
+            stored = parse_config(read_config(folder / name))
+        except UserError as error:
+            raise UserError(
+                f"{folder / name} was trained by another version ({error}) {_removal(arms, name)}"
+            ) from None
         # Where a start lies says nothing of what it is, and the start is an arm itself.
         differences = config_differences(asdict(stored), asdict(run), ("initialize_from",))
         if differences:
             raise UserError(
-                f"{folder / name} was trained with other settings: {', '.join(differences)}; remove it, or choose "
-                "another --workdir."
+                f"{folder / name} was trained with other settings ({', '.join(differences)}): {_removal(arms, name)}"
             )
+
+
+def _removal(arms: Mapping[str, Arm], name: str) -> str:
+    stale = [name]
+    for other in arms:  # a start comes before what starts from it
+        if arms[other].starts_from in stale:
+            stale.append(other)
+    return f"remove {', '.join(stale)} there, or choose another --workdir."
 
 
 def write_tests(folder: Path, questions: int, distractors: int = 0) -> None:

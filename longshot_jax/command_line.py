@@ -132,9 +132,11 @@ def _config_file(arguments: Sequence[str]) -> Path:
 def _check_options(arguments: Sequence[str], options: Sequence[str]) -> None:
     """Refuses options and settings that do not exist, each with the nearest that does."""
     settings = _dotted(default_config().to_dict())
+    is_value = False  # of the option before it
     for argument in arguments:
         name = argument.split("=")[0].lstrip("-")
-        if not argument.startswith("-") or name in options:
+        if is_value or not argument.startswith("-") or name in options:
+            is_value = not is_value and argument.startswith("-") and "=" not in argument
             continue
         if name.startswith("config."):
             _check_setting(name.removeprefix("config."), settings)

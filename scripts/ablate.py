@@ -40,6 +40,8 @@ def main() -> None:
         raise UserError("--output is missing: name the JSON file to write.")
     check_writable(str(flags.output))
     names = [name for name in flags.arms.split(",") if name]
+    if flags.arms and not names:
+        raise UserError(f"--arms is {flags.arms!r}: name arms, or leave it out for all.")
     content = run_ablation(
         flags.workdir, flags.output, names, flags.seeds, flags.iterations, flags.jobs, flags.distractors
     )

@@ -88,3 +88,9 @@ def test_another_length_of_training_needs_another_folder(tmp_path):
     (tmp_path / "settings.json").write_text('{"iterations": 7, "distractors": 0}')
     with pytest.raises(UserError, match=r"holds arms of .*'iterations': 7.*, not of .*8"):
         run_ablation(tmp_path, tmp_path / "out.json", ["pathwise"], seeds=1, iterations=8, jobs=1)
+    assert not (tmp_path / "tests").exists(), "a refused call leaves the folder alone"
+    with pytest.raises(UserError, match="--distractors is 10: beside 4 operations there are names for 9"):
+        run_ablation(tmp_path, tmp_path / "out.json", [], seeds=1, iterations=7, jobs=1, distractors=10)
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(UserError, match=r"settings.json is not valid JSON"):
+        run_ablation(tmp_path, tmp_path / "out.json", ["pathwise"], seeds=1, iterations=7, jobs=1)

@@ -127,7 +127,7 @@ def test_distractors_make_prompts_equally_long():
     problems = ChainProblems(0, 200, (1, 2, 3, 4), distractors=2)
     assert len({len(problem.question) for problem in problems}) == 1
     assert {len(problem.steps) for problem in problems} == {1, 2, 3, 4}
-    # The asked variable is at every place but the last two: one has to look.
+    # The asked variable is at every place but the last two: one has to read.
     places = Counter(
         [part[0] for part in problem.question.split(" ")].index(problem.question[-2]) for problem in problems
     )

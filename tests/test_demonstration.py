@@ -50,10 +50,16 @@ def test_arms_of_other_settings_are_not_shown_as_these(tmp_path):
     run, folder = parse_arguments(train_command(ARMS, "ppo", tmp_path, seed=1)[1:])
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(asdict(run)))
+    check_arms(ARMS, tmp_path, seed=2)  # nothing was finished: training says by itself whether it can go on
+    (folder / "results.json").write_text("{}")
     check_arms(ARMS, tmp_path, seed=1)
     with pytest.raises(
-        UserError, match=r"ppo was trained with other settings: seed \(stored 1, now 2\); remove it"
+        UserError, match=r"ppo was trained with other settings \(seed \(stored 1, now 2\)\): remove ppo"
     ):
         check_arms(ARMS, tmp_path, seed=2)
+    folder.rename(tmp_path / "cot")
+    with pytest.raises(UserError, match="remove cot, pause, coconut, continued, ppo there"):
+        check_arms(ARMS, tmp_path, seed=1)
+    (tmp_path / "cot").rename(folder)
     tmp_path.rename(moved := tmp_path.with_name("moved"))
     check_arms(ARMS, moved, seed=1)

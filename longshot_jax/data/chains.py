@@ -12,8 +12,8 @@ repeats them under other names; for k = 4 there are 207,360. What a test chain s
 never the whole.
 
 Distractors are statements after the chain about further variables, computed from others before them but never from the
-asked variable. They make prompts of equal length for every number of steps: only the asked name tells where the chain
-ends.
+asked variable. They make prompts of equal length for every number of steps: where the chain ends has to be read, off the
+asked name, or off the first statement that does not use the variable before it.
 """
 
 import functools

@@ -68,7 +68,10 @@ def attend(queries: Float[Array, "B Q H C"], segments: tuple[Segment, ...]) -> F
 
     every = [logits(segment) for segment in segments]
     largest = [
-        segment.by_query(jnp.max(jax.lax.stop_gradient(found), axis=-1, keepdims=True), grouped)
+        # A segment may have no position: the thoughts of a run that takes none.
+        segment.by_query(
+            jnp.max(jax.lax.stop_gradient(found), axis=-1, keepdims=True, initial=_MASKED), grouped
+        )
         for segment, found in zip(segments, every, strict=True)
     ]
     top = largest[0]
@@ -78,13 +81,7 @@ def attend(queries: Float[Array, "B Q H C"], segments: tuple[Segment, ...]) -> F
     for segment, found in zip(segments, every, strict=True):
         shares = jnp.exp(found - segment.by_owner(top))
         total += segment.by_query(jnp.sum(shares, axis=-1, keepdims=True), grouped)
-        mixed += segment.by_query(
-            jnp.einsum(
-                "okrp,okpc->okrc",
-                shares.astype(queries.dtype),
-                segment.values,
-                preferred_element_type=jnp.float32,
-            ),
-            grouped,
-        )
+        # In the dtype of the activations, so that its gradient is too.
+        product = jnp.einsum("okrp,okpc->okrc", shares.astype(queries.dtype), segment.values)
+        mixed += segment.by_query(product.astype(jnp.float32), grouped)
     return (mixed / total).astype(queries.dtype).reshape(queries.shape)
