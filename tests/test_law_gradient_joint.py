@@ -274,39 +274,44 @@ def ppo_gradient(kind, feedback, gradient, shared=True):
 
 
 SLOW = [
-    ("together", TOGETHER, "navigator", "score"),
-    ("together", TOGETHER, "navigator", "pathwise"),
-    ("reading", READING, "hidden", "score"),
-    ("reading", READING, "navigator", "pathwise"),
+    ("together", TOGETHER, "navigator", "score", 1e-4),
+    ("together", TOGETHER, "navigator", "pathwise", 1e-4),
+    ("reading", READING, "hidden", "score", 8e-6),
+    ("reading", READING, "navigator", "pathwise", 1e-4),
 ]
-TOLERANCE = 1e-4
 
 
-def check_gradient(kind, feedback, gradient):
+def check_gradient(kind, feedback, gradient, tolerance):
     true, probability = true_gradient(kind, feedback)
     assert abs(probability.sum() - 1) < 1e-6
     found, assigned = ppo_gradient(kind, feedback, gradient)
     np.testing.assert_allclose(assigned, probability, rtol=1e-4, atol=1e-12)
-    assert distance(found, true) < TOLERANCE
+    assert distance(found, true) < tolerance
 
 
 @pytest.mark.parametrize("gradient", ["score", "pathwise"])
 def test_gradient_of_two_that_think_as_one(gradient):
-    check_gradient(TOGETHER, "hidden", gradient)
+    check_gradient(TOGETHER, "hidden", gradient, 1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kind", "feedback", "gradient"), SLOW)
-def test_gradient_of_two_that_share_their_reward(name, kind, feedback, gradient):
-    check_gradient(kind, feedback, gradient)
+@pytest.mark.parametrize(("name", "kind", "feedback", "gradient", "tolerance"), SLOW)
+def test_gradient_of_two_that_share_their_reward(name, kind, feedback, gradient, tolerance):
+    check_gradient(kind, feedback, gradient, tolerance)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "kind", "difference"), [("together", TOGETHER, 1e-2), ("reading", READING, 3e-4)]
-)
-def test_gradient_of_own_rewards_is_another(name, kind, difference):
-    """One's thought moves the other's reward, and is not credited with that (a little, at so little noise)."""
+def own_rewards_differ_by(kind):
     true, _ = true_gradient(kind, "hidden")
     found, _ = ppo_gradient(kind, "hidden", "score", shared=False)
-    assert distance(found, true) > difference
+    return distance(found, true)
+
+
+def test_gradient_of_own_rewards_is_another():
+    """One's thought moves the other's reward, and is not credited with that."""
+    assert own_rewards_differ_by(TOGETHER) > 1e-2
+
+
+@pytest.mark.slow
+def test_gradient_of_own_rewards_is_another_where_they_read():
+    """By little, at so little noise: fifty times what the law tolerates there."""
+    assert own_rewards_differ_by(READING) > 4e-4

@@ -156,6 +156,7 @@ def test_published_shapes_and_local_folders(tmp_path):
         (["--accelerator", "h200", "--devices", "3"], "1 = 1 devices, but --devices is 3: take --devices 1 or config.mesh.fsdp 3"),
         (["--accelerator", "h200", "--config.mesh.fsdp=64", "--devices", "1"], "but there are 1: data 1 x fsdp 1"),
         (["--accelerator", "h200", "--devices", "many"], "--devices is 'many'"),
+        (["--accelerator", "h200", "--devices", "-1"], "--devices is '-1': it must be a positive number"),
         ([], "no accelerator was given"),
         (["--accelerators", "h200"], "did you mean --accelerator?"),
         (["--accelerator", "h200", "--config.stages=()"], "config.stages is empty"),
