@@ -9,7 +9,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longshot_jax.thoughts.graph import BANK, GraphMemory, Nodes, action_nodes, bank_nodes, join_nodes
+from longshot_jax.thoughts.graph import BANK, GraphMemory, Nodes, all_nodes, bank_nodes, join_nodes, own_nodes
 from longshot_jax.thoughts.memory import MemoryBank, nearest_entries, read_bank
 from longshot_jax.thoughts.past import Past
 
@@ -137,18 +137,25 @@ def past_of(seed=0, batch=2, trajectories=3, slots=3, size=5):
     )
 
 
-@pytest.mark.parametrize("everyone", [False, True])
-def test_nodes_are_the_actions_of_earlier_steps(everyone):
+def test_own_nodes_are_those_of_all_that_are_ones_own():
     past, steps = past_of(), jnp.arange(3)
-    nodes = action_nodes(past.actions.reshape(2, 9, 5), past, steps, everyone)
+    own, everyone = (nodes(past.actions.reshape(2, 9, 5), past, steps) for nodes in (own_nodes, all_nodes))
+    for n in range(3):
+        of_one = jax.tree.map(lambda x, n=n: x[:, n, :, 3 * n : 3 * n + 3], everyone)
+        jax.tree.map(lambda x, y, n=n: np.testing.assert_array_equal(x[:, n], y), own, of_one)
+
+
+def test_nodes_are_the_actions_of_earlier_steps():
+    past, steps = past_of(), jnp.arange(3)
+    nodes = all_nodes(past.actions.reshape(2, 9, 5), past, steps)
     for b, n, q, m, s in np.ndindex(2, 3, 3, 3, 3):
         here = (b, n, q, 3 * m + s)
-        assert bool(nodes.visible[here]) == (bool(past.taken[b, m, s]) and s < q and (everyone or m == n))
+        assert bool(nodes.visible[here]) == (bool(past.taken[b, m, s]) and s < q)
         if nodes.visible[here]:
             assert float(nodes.ages[here]) == q - s and int(nodes.kinds[here]) == int(m != n)
             assert float(nodes.values[here]) == float(past.values[b, m, s])
             np.testing.assert_array_equal(nodes.positions[here], past.actions[b, m, s])
-    one = action_nodes(past.actions.reshape(2, 9, 5), past, steps[1:2], everyone)
+    one = all_nodes(past.actions.reshape(2, 9, 5), past, steps[1:2])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:, :, 0], b[:, :, 1]), one, nodes)
 
 
@@ -162,7 +169,7 @@ def test_bank_nodes_are_those_that_are_read():
     np.testing.assert_array_equal(nodes.visible, found)
     assert np.all(nodes.kinds == BANK) and bool(np.any(found))
     past = past_of()
-    joined = join_nodes(action_nodes(past.actions.reshape(2, 9, 5), past, jnp.arange(2), True), nodes)
+    joined = join_nodes(all_nodes(past.actions.reshape(2, 9, 5), past, jnp.arange(2)), nodes)
     assert joined.visible.shape == (2, 3, 2, 11) and joined.positions.shape == (2, 3, 2, 11, 5)
 
 

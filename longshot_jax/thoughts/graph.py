@@ -46,20 +46,31 @@ class Nodes:
     visible: Bool[Array, "*batch G"]
 
 
-def action_nodes(
-    positions: Float[Array, "B P R"], past: Past, steps: Int[Array, " Q"], all_trajectories: bool
-) -> Nodes:
-    """The actions before each of Q steps, [B, N, Q, P]; `positions` are those of the actions."""
+def own_nodes(positions: Float[Array, "B P R"], past: Past, steps: Int[Array, " Q"]) -> Nodes:
+    """A trajectory's own actions before each of Q steps, [B, N, Q, T]; `positions` are those of all actions."""
+    batch, trajectories, slots = past.taken.shape
+    shape = (batch, trajectories, steps.shape[0], slots)
+    ages = steps[:, None] - jnp.arange(slots)
+    positions = positions.reshape(batch, trajectories, 1, slots, -1)
+    return Nodes(
+        positions=jnp.broadcast_to(positions, (*shape, positions.shape[-1])),
+        values=jnp.broadcast_to(past.values[:, :, None], shape),
+        ages=jnp.broadcast_to(ages.astype(jnp.float32), shape),
+        kinds=jnp.full(shape, OWN),
+        visible=past.taken[:, :, None] & (ages > 0),
+    )
+
+
+def all_nodes(positions: Float[Array, "B P R"], past: Past, steps: Int[Array, " Q"]) -> Nodes:
+    """All trajectories' actions before each of Q steps, as each trajectory sees them: [B, N, Q, P]."""
     batch, trajectories, slots = past.taken.shape
     shape = (batch, trajectories, steps.shape[0], trajectories * slots)
-    visible = past.visible(steps) & (past.own | all_trajectories)
-    values = past.values.reshape(batch, 1, 1, -1)
     return Nodes(
         positions=jnp.broadcast_to(positions[:, None, None], (*shape, positions.shape[-1])),
-        values=jnp.broadcast_to(values, shape),
+        values=jnp.broadcast_to(past.values.reshape(batch, 1, 1, -1), shape),
         ages=jnp.broadcast_to(past.ages(steps).astype(jnp.float32), shape),
         kinds=jnp.broadcast_to(jnp.where(past.own, OWN, OTHER), shape),
-        visible=jnp.broadcast_to(visible, shape),
+        visible=jnp.broadcast_to(past.visible(steps), shape),
     )
 
 

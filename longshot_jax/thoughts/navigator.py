@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from longshot_jax.model.llama import Llama, rms_norm
 from longshot_jax.model.weights import constant, normal, weight, zeros
 from longshot_jax.thoughts.cross import CrossAttention
-from longshot_jax.thoughts.graph import GraphMemory, action_nodes, bank_nodes, join_nodes
+from longshot_jax.thoughts.graph import GraphMemory, all_nodes, bank_nodes, join_nodes, own_nodes
 from longshot_jax.thoughts.memory import MemoryBank, fuse, read_bank
 from longshot_jax.thoughts.past import Past
 
@@ -164,7 +164,8 @@ class Navigator(nnx.Module):
         if not config.in_reasoning_space:
             positions = positions.astype(jnp.float32) @ self.state_in[...]
         if config.graph != "off":
-            nodes = action_nodes(positions, past, steps, config.graph == "all")
+            nodes_of = all_nodes if config.graph == "all" else own_nodes
+            nodes = nodes_of(positions, past, steps)
             if memory is not None and config.graph_neighbours:
                 nodes = join_nodes(nodes, bank_nodes(memory, asking, config.graph_neighbours))
             state = state + self.graph(asking, nodes)
