@@ -136,7 +136,9 @@ def _shown(figure: Mapping[str, Any] | None, signed: bool = False) -> str:
     text = form.format(100 * figure["mean"])
     if figure["interval"] is None:
         return text
-    low, high = (form.format(100 * end) for end in figure["interval"])
+    # The interval of a share is cut to shares; that of a difference may end anywhere.
+    ends = figure["interval"] if signed else np.clip(figure["interval"], 0, 1)
+    low, high = (form.format(100 * end) for end in ends)
     return f"{text} [{low}, {high}]"
 
 
