@@ -38,7 +38,7 @@ def collect(
       {...}}}, "config": {...}}`, where A is `{"mean", "interval", "values"}` over seeds: a 95 % interval of Student's t.
       `accuracy` is greedy, on chains of four operations, `mean_accuracy` over all lengths alike; `difference` is that to
       the base, seed by seed; `stop_correlation` is Spearman's between a question's thoughts and its number of
-      operations; `compute` is of one seed, and of the arm's own training.
+      operations; `compute` is the median over seeds, of the arm's own training.
     """
     done = {
         name: {
@@ -77,7 +77,10 @@ def collect(
                 kind: _over_seeds([run["fusion"][kind] for run in runs.values()])
                 for kind in next(iter(runs.values())).get("fusion", {})
             },
-            "compute": next(iter(runs.values()))["compute"],
+            "compute": {
+                name: float(np.median([run["compute"][name] for run in runs.values()]))
+                for name in next(iter(runs.values()))["compute"]
+            },
         }
         correlations = [_stop_correlation(run) for run in runs.values()]
         if None not in correlations:
