@@ -7,7 +7,7 @@ What it should reach: not measured yet. (The ancestor of this project states 70.
 computes accuracy from answers decoded without any thought, so that figure is no evidence for latent reasoning.)
 
 Cost: computed, not measured. Weights, gradients, two moments and the reference policy in float32 are 160 GB, 20.1 GB on each
-of eight devices; a plan needs 32.3 GB on each of the 72 that an H100 80 GB allows (a tenth stays free), so 8 x A100 40 GB
+of eight devices; a plan needs 27.5 GB on each of the 72 that an H100 80 GB allows (a tenth stays free), so 8 x A100 40 GB
 hold it too. By the roofline an iteration takes at least 1.8 s on 8 x H100, communication left out; `python scripts/plan.py
 --config configs/multi.py --devices 8 --accelerator h100-80g` shows it.
 

@@ -6,9 +6,9 @@ matrix of the backbone (42 million numbers), by PPO on rewards alone.
 
 What it should reach: not measured yet.
 
-Cost: computed, not measured. A plan needs 28.2 of the 36 GB that one A100 40 GB allows (a tenth stays free): 16.1 GB of
-weights, 4.6 GB of keys and values of 64 prompts, 7.4 GB of activations during a rollout. By the roofline an iteration
-takes at least 12 s there, so the run at least 0.8 hours; `python scripts/plan.py --config configs/single.py --devices 1
+Cost: computed, not measured. A plan needs 29.5 of the 36 GB that one A100 40 GB allows (a tenth stays free): 16.2 GB of
+weights, 4.6 GB of keys and values of 64 prompts, 8.1 GB of activations during a rollout. By the roofline an iteration
+takes at least 25 s there, so the run at least 1.6 hours; `python scripts/plan.py --config configs/single.py --devices 1
 --accelerator a100-40g` shows it.
 
 Values are those that LongShot published for one trajectory. Departures, each with its reason:
