@@ -4,7 +4,8 @@ What it is for: the whole method in minutes on a laptop, and the starting point 
 
 What it reaches: the curriculum is left unfinished on purpose: it stops where the first two of up to four steps are
 thoughts and has seen more in one chain of four of fifty, so that these are right 50 to 80 % of the time. PPO takes it
-to 95 % and above and learns when to stop, from rewards alone: as many thoughts as operations, which no reward mentions. The figures of each arm are in README.md and docs/results.md.
+to 95 % and above and learns when to stop, from rewards alone: as many thoughts as operations, which no reward mentions.
+The figures of each arm are in README.md and docs/results.md.
 
 Cost: about four minutes on two CPU cores.
 
