@@ -3,6 +3,7 @@
 #   make demo       environment, then the whole method on the embedded task
 #   make test       environment, then the fast tests
 #   make test-slow  also PyTorch, as the oracle of the parity tests, then the slow tests
+#   make test-versions  model, tokenizer and checkpoint tests with the oldest and the newest versions that are allowed
 #   make lint       ruff and pyright
 #   make venv       the environment alone
 #   make clean      remove what tools left behind; .venv and runs/ stay
@@ -27,7 +28,12 @@ TEST := .venv/.installed-test
 LINT := .venv/.installed-lint
 PARITY := .venv/.installed-parity
 
-.PHONY: venv test test-slow lint demo clean
+# Environments with other versions: the oldest of every need on this Python, the newest on Python 3.12.
+PYTHON312 ?= python3.12
+VERSIONED := $(sort $(wildcard tests/test_huggingface_*.py tests/test_checkpoint*.py) tests/test_llama.py \
+  tests/test_attention.py tests/test_tokenizer.py tests/test_convert.py tests/test_jaxlib.py tests/test_before_0_1.py)
+
+.PHONY: venv test test-slow test-versions lint demo clean
 
 venv: $(RUN)
 
@@ -36,6 +42,11 @@ test: $(TEST)
 
 test-slow: $(PARITY)
 	$(PY) -m pytest -n auto --dist loadfile -m slow
+
+test-versions: .venv-lowest/.installed .venv-newest/.installed
+	for made in lowest newest; do \
+	  .venv-$$made/bin/python -m pytest -n auto --dist loadfile $(VERSIONED) || exit 1; \
+	done
 
 lint: $(LINT)
 	$(PY) -m ruff check .
@@ -47,7 +58,7 @@ demo: $(RUN)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path "*venv*" -prune -exec rm -rf {} +
 
 # A .venv that works is kept, whoever made it; a half-made or too old one is made anew.
 $(MADE):
@@ -76,4 +87,17 @@ $(LINT): $(RUN)
 $(PARITY): $(TEST)
 	@echo "Installing PyTorch, which only the parity tests use ..."
 	@$(PIP_INSTALL) -e '.[parity]'
+	@touch $@
+
+.venv-lowest/.installed: $(MADE) $(NEEDS)
+	@echo "Installing the oldest versions that are allowed into .venv-lowest ..."
+	@$(PY) -m venv --clear .venv-lowest
+	@.venv-lowest/bin/python -m pip install -qq --disable-pip-version-check uv
+	@.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e '.[test]'
+	@touch $@
+
+.venv-newest/.installed: $(NEEDS)
+	@echo "Installing the newest versions that are allowed into .venv-newest ..."
+	@$(PYTHON312) -m venv --clear .venv-newest
+	@.venv-newest/bin/python -m pip install -qq --disable-pip-version-check -e '.[test]'
 	@touch $@

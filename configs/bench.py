@@ -36,5 +36,5 @@ def get_config():
     ppo.epochs = 1
     ppo.minibatches = 1
     ppo.kl_coefficient = 0.0  # the update alone, without a reference to score
-    ppo.max_steps = 6
+    ppo.max_thoughts = 6
     return config

@@ -23,7 +23,7 @@ from longshot_jax.config import default_config
 def get_config():
     """The settings; see the module's docstring."""
     config = default_config()
-    config.stages = ("curriculum",)
+    config.phases = ("curriculum",)
 
     config.model.source = "meta-llama/Llama-3.2-1B"  # or any local directory
     config.model.compute_dtype = "bfloat16"

@@ -25,7 +25,7 @@ from longshot_jax.config import default_config
 def get_config():
     """The settings; see the module's docstring."""
     config = default_config()
-    config.stages = ("curriculum",)
+    config.phases = ("curriculum",)
 
     config.model.hidden_size = 384
     config.model.intermediate_size = 1024

@@ -30,16 +30,13 @@ Values are those that LongShot published for several trajectories. Departures, e
         --config.data.train=gsm8k/train.jsonl --config.data.test=gsm8k/test.jsonl --config.mesh.fsdp=4
 """
 
-from dataclasses import asdict
-
 from longshot_jax.config import default_config
-from longshot_jax.training.rewards import RewardWeights
 
 
 def get_config():
     """The settings; see the module's docstring."""
     config = default_config()
-    config.stages = ("ppo",)
+    config.phases = ("ppo",)
     config.markers = "answer"  # no marker before the thoughts, which the model has never seen
     config.mesh.fsdp = 8
 
@@ -50,9 +47,7 @@ def get_config():
     config.data.train = "openai/gsm8k:main:train"  # or any local file
     config.data.test = "openai/gsm8k:main:test"
     config.data.tokenizer = "model"
-    config.data.instruction = (
-        "Answer with the number alone."  # otherwise it explains, and no answer is ever right
-    )
+    config.data.instruction = "Answer with the number alone."  # otherwise it explains, and no answer is ever right
     config.data.prompt_length = 512
     config.data.length_bucket = 128
     config.data.answer_length = 32
@@ -73,19 +68,21 @@ def get_config():
     ppo.minibatches = 4  # of 16 questions: the published batch
     ppo.baseline = "critic"  # the memory bank needs values
     ppo.clip = 0.2
-    ppo.discount = 0.99
-    ppo.trace = 0.95
+    ppo.gamma = 0.99
+    ppo.gae_lambda = 0.95
     ppo.value_coefficient = 0.5
     ppo.entropy_coefficient = 0.01
-    ppo.noise = (0.2, 0.2)  # relative to the rms of noise-free thoughts
+    ppo.thought_std = (0.2, 0.2)  # relative to the rms of noise-free thoughts
     ppo.stop_temperature = (1.5, 0.5)
     ppo.token_temperature = (1.0, 0.5)
-    ppo.min_steps = 2
-    ppo.max_steps = 6
-    ppo.target_steps = (3, 4, 5)
+    ppo.min_thoughts = 2
+    ppo.max_thoughts = 6
+    ppo.target_thoughts = (3, 4, 5)
     ppo.target_iterations = 58
     ppo.memory_slots = 500
-    ppo.rewards.update(asdict(RewardWeights.multi()))
+    ppo.rewards.wrong = -1.0  # the published values
+    ppo.rewards.success_per_thought = 0.01
+    ppo.rewards.success_per_trajectory = 0.01
 
     optimizer = ppo.optimizer
     optimizer.learning_rate = 1e-5  # 5e-6 at batch 4, growing with the root of the batch

@@ -57,8 +57,8 @@ def get_config():
     ppo.answer_length = 12  # a number
     ppo.gradient = "score"
     ppo.log_prob_scaling = "scaled"
-    ppo.min_steps = 1
-    ppo.max_steps = 4
+    ppo.min_thoughts = 1
+    ppo.max_thoughts = 4
     ppo.optimizer.learning_rate = 3e-5
     ppo.optimizer.navigator_learning_rate = 3e-4
 

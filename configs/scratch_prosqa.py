@@ -56,8 +56,8 @@ def get_config():
     ppo.answer_length = 24  # one sentence
     ppo.gradient = "score"
     ppo.log_prob_scaling = "scaled"
-    ppo.min_steps = 1
-    ppo.max_steps = 6
+    ppo.min_thoughts = 1
+    ppo.max_thoughts = 6
     ppo.optimizer.learning_rate = 3e-5
     ppo.optimizer.navigator_learning_rate = 3e-4
 

@@ -34,16 +34,13 @@ The navigator alone is `--config.ppo.trainable=navigator`; `--config.model.weigh
         --config.data.train=gsm8k/train.jsonl --config.data.test=gsm8k/test.jsonl
 """
 
-from dataclasses import asdict
-
 from longshot_jax.config import default_config
-from longshot_jax.training.rewards import RewardWeights
 
 
 def get_config():
     """The settings; see the module's docstring."""
     config = default_config()
-    config.stages = ("ppo",)
+    config.phases = ("ppo",)
     config.markers = "answer"  # no marker before the thoughts, which the model has never seen
 
     config.model.source = "meta-llama/Meta-Llama-3-8B-Instruct"  # or any local directory
@@ -56,9 +53,7 @@ def get_config():
     config.data.train = "openai/gsm8k:main:train"  # or any local file
     config.data.test = "openai/gsm8k:main:test"
     config.data.tokenizer = "model"
-    config.data.instruction = (
-        "Answer with the number alone."  # otherwise it explains, and no answer is ever right
-    )
+    config.data.instruction = "Answer with the number alone."  # otherwise it explains, and no answer is ever right
     config.data.prompt_length = 512
     config.data.length_bucket = 128
     config.data.answer_length = 32
@@ -80,24 +75,31 @@ def get_config():
     ppo.micro_batches = 8  # of 4 questions: the published batch
     ppo.baseline = "critic"
     ppo.clip = 0.2
-    ppo.discount = 0.99
-    ppo.trace = 0.95
+    ppo.gamma = 0.99
+    ppo.gae_lambda = 0.95
     ppo.value_coefficient = 0.5
     ppo.entropy_coefficient = 0.01
-    ppo.noise = (0.2, 0.2)  # relative to the rms of noise-free thoughts
+    ppo.thought_std = (0.2, 0.2)  # relative to the rms of noise-free thoughts
     ppo.stop_temperature = (1.5, 0.5)
     ppo.token_temperature = (1.0, 0.5)
-    ppo.min_steps = 2
-    ppo.max_steps = 6
-    ppo.target_steps = (3, 4, 5)
+    ppo.min_thoughts = 2
+    ppo.max_thoughts = 6
+    ppo.target_thoughts = (3, 4, 5)
     ppo.target_iterations = 58
     ppo.memory_slots = 500
-    ppo.rewards.update(asdict(RewardWeights.single()))
+    rewards = ppo.rewards  # the published values
+    rewards.wrong = -0.3
+    rewards.no_thought = -1.5
+    rewards.on_target = 0.5
+    rewards.near_target = 0.2
+    rewards.target_thoughts = 4
+    rewards.excess_thought = -0.3
+    rewards.excess_above = 6
+    rewards.natural_stop = 0.3
+    rewards.natural_stop_range = (2, 5)
 
     optimizer = ppo.optimizer
-    optimizer.learning_rate = (
-        1.4e-4  # of the adapters: ten times the published 5e-6 at batch 4, grown likewise
-    )
+    optimizer.learning_rate = 1.4e-4  # of the adapters: ten times the published 5e-6 at batch 4, grown likewise
     optimizer.navigator_learning_rate = 2.8e-5  # 1e-5 at batch 4, growing with the root of the batch
     optimizer.schedule = "cosine"
     optimizer.warmup_steps = 50

@@ -59,14 +59,14 @@ def get_config():
     ppo.minibatches = 2
     # Of the three gradients through a thought the strongest where a reward is all there is.
     ppo.gradient = "pathwise"
-    ppo.noise = (0.2, 0.2)
+    ppo.thought_std = (0.2, 0.2)
     ppo.baseline = "leave_one_out"
     ppo.whiten = False
-    ppo.trace = 1.0
+    ppo.gae_lambda = 1.0
     ppo.entropy_coefficient = 0.0
     ppo.kl_coefficient = 0.0  # the task is the whole world of this model: there is nothing to stay close to
-    ppo.min_steps = 0
-    ppo.max_steps = 6
+    ppo.min_thoughts = 0
+    ppo.max_thoughts = 6
     ppo.rewards.correct = 1.0
     ppo.rewards.thought_cost = 0.02
     ppo.optimizer.learning_rate = 3e-4

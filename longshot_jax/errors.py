@@ -1,33 +1,40 @@
-"""The one exception that means: the user can mend this."""
+"""Errors of commands and their exit codes."""
 
 import sys
 from collections.abc import Callable
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: a config key, a file, a checkpoint, a device count.
+    """An error that the user can fix, such as a wrong config key, file, checkpoint or device count.
 
-    The message is one sentence that names the file, line or key and says what to do. Commands print it to
-    standard error and exit with code 2; nothing that was already written is touched.
+    The message is one sentence that names the file, line or key and gives advice.
     """
 
 
 class Preempted(Exception):
-    """The run was told to end and has saved its state; the same command goes on."""
+    """The run was preempted and has saved its state; the same command continues it."""
+
+
+def first_line(error: BaseException, limit: int = 160) -> str:
+    """First line of an error's text, without its full stop and cut to `limit`; the class name if it has no text."""
+    lines = str(error).strip().splitlines()
+    return (lines[0][:limit].rstrip(". ") if lines else "") or type(error).__name__
 
 
 def run_command(main: Callable[[], object]) -> None:
-    """Runs a command's `main` and ends the process: 0 done, 2 for a UserError, 130 when interrupted, 143 when told to
-    end and ready to go on (what a scheduler takes for "start it again")."""
+    """Runs a command's `main` and exits.
+
+    Exit codes: 0 done; 2 UserError; 130 interrupted; 143 preempted with the state saved (schedulers then restart it).
+    """
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Preempted as told:
-        print(f"stopped: {told}; start the same command again to go on", file=sys.stderr)
+        print(f"stopped: {told}; start the same command again to continue", file=sys.stderr)
         sys.exit(143)
     except KeyboardInterrupt:
-        print("interrupted: start the same command again to go on", file=sys.stderr)
+        print("interrupted: start the same command again to continue", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)

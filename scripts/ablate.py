@@ -8,11 +8,11 @@ import argparse
 import os
 from pathlib import Path
 
-from longshot_jax.ablation import evaluate_part, run_ablation
-from longshot_jax.ablation_figures import ablation_table, fusion_table
+from longshot_jax.cli import whole_number
 from longshot_jax.errors import UserError, run_command
-from longshot_jax.evaluation.results import check_writable
-from longshot_jax.flag_values import whole_number
+from longshot_jax.experiments.ablation import evaluate_part, run_ablation
+from longshot_jax.experiments.ablation_tables import ablation_table, fusion_table
+from longshot_jax.files import check_writable
 
 
 def main() -> None:

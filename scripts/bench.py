@@ -17,32 +17,41 @@ null where it is not installed or the device is no CPU.
 import sys
 from pathlib import Path
 
-from longshot_jax.command_line import parse_bench
-from longshot_jax.errors import run_command
-from longshot_jax.evaluation.results import check_writable, write_results
-from longshot_jax.host_memory import keep_freed_memory
+from longshot_jax.cli import command_parser, keep_freed_memory, parse_command, whole_number
+from longshot_jax.errors import UserError, run_command
+from longshot_jax.evaluation.results import write_results
+from longshot_jax.files import check_writable
 
 
 def main() -> None:
     """Parses, measures, prints, writes."""
-    if {"-h", "--help", "-help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
-    asked = parse_bench(sys.argv)
-    for path in filter(None, (asked.output, asked.figure)):
-        check_writable(path)
+    parser = command_parser(__doc__)
+    parser.add_argument("--output")
+    parser.add_argument("--figure")
+    parser.add_argument("--only")
+    parser.add_argument("--repetitions", type=whole_number(1), default=7)
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
+    run, _, options = parse_command(parser)
     keep_freed_memory()
     from longshot_jax.benchmarks.measurements import Bench
-    from longshot_jax.benchmarks.report import figure, measure, table
-    from longshot_jax.planning.shapes import planned_llama
+    from longshot_jax.benchmarks.report import SECTIONS, figure, measure, table
+    from longshot_jax.planning.shapes import planned_backbone
 
-    bench = Bench(asked.run, planned_llama(asked.run), asked.repetitions, clock=asked.clock)
-    results = measure(bench, asked.only, note=lambda text: print(text, file=sys.stderr, flush=True))
+    sections = options.only.split(",") if options.only else SECTIONS
+    for section in sections:
+        if section not in SECTIONS:
+            raise UserError(f"--only names {section!r}: it may name {', '.join(SECTIONS)}.")
+    if options.figure and "curves" not in sections:
+        raise UserError("--figure draws the section curves: add it to --only.")
+    for path in filter(None, (options.output, options.figure)):
+        check_writable(path)
+    bench = Bench(run, planned_backbone(run), options.repetitions, clock=options.clock)
+    results = measure(bench, sections, note=lambda text: print(text, file=sys.stderr, flush=True))
     print(table(results))
-    if asked.output:
-        write_results(asked.output, results)
-    if asked.figure:
-        Path(asked.figure).write_text(figure(results), encoding="utf-8")
+    if options.output:
+        write_results(options.output, results)
+    if options.figure:
+        Path(options.figure).write_text(figure(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ python scripts/convert.py to-hf CKPT DIR      a run folder becomes a directory t
 
 import argparse
 
-from longshot_jax.conversion import from_hf
+from longshot_jax.checkpoints.convert import from_hf, to_hf
 from longshot_jax.errors import run_command
-from longshot_jax.export import to_hf
 
 
 def main() -> None:
@@ -21,9 +20,7 @@ def main() -> None:
     exporting = commands.add_parser("to-hf", help="make a Hugging Face Llama directory from a run folder")
     exporting.add_argument("checkpoint", metavar="CKPT", help="run folder")
     exporting.add_argument("directory", metavar="DIR", help="directory to make")
-    exporting.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the tensors written"
-    )
+    exporting.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the tensors written")
     flags = parser.parse_args()
     if flags.command == "from-hf":
         from_hf(flags.directory, flags.out)

@@ -8,21 +8,14 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from longshot_jax.checkpoints.run_folder import read_config
+from longshot_jax.cli import keep_freed_memory, whole_number
 from longshot_jax.config import parse_config
 from longshot_jax.data.problems import Problem, load_problems
+from longshot_jax.data.sources import test_problems
 from longshot_jax.errors import UserError, run_command
-from longshot_jax.evaluation.results import (
-    check_same_questions,
-    check_writable,
-    comparison,
-    read_results,
-    results_table,
-    write_results,
-)
-from longshot_jax.flag_values import whole_number
-from longshot_jax.host_memory import keep_freed_memory
-from longshot_jax.training.problem_sources import test_problems
-from longshot_jax.training.workdir import read_config
+from longshot_jax.evaluation.results import check_same_questions, comparison, read_results, results_table, write_results
+from longshot_jax.files import check_writable
 
 
 def tests_of_run(checkpoint: str) -> tuple[str, Sequence[Problem]]:
@@ -38,13 +31,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Accuracy with its interval, vote and controls.")
     parser.add_argument("--checkpoint", required=True, help="run folder or Hugging Face Llama directory")
     parser.add_argument(
-        "--data",
-        help="problems: .json, .jsonl, .txt or name:config:split; default: the run's config.data.test",
+        "--data", help="problems: .json, .jsonl, .txt or name:config:split; default: the run's config.data.test"
     )
     parser.add_argument("--output", required=True, help="results.json to write")
-    parser.add_argument(
-        "--num_trajectories", type=whole_number(), default=5, help="N of samples and vote; 0: none"
-    )
+    parser.add_argument("--num_trajectories", type=whole_number(), default=5, help="N of samples and vote; 0: none")
     parser.add_argument("--seed", type=whole_number(), default=0, help="of samples")
     parser.add_argument(
         "--thoughts",
@@ -80,11 +70,7 @@ def main() -> None:
         batch_size=flags.batch_size,
         seed=flags.seed,
     )
-    results["config"] |= {
-        "checkpoint": str(flags.checkpoint),
-        "data": data,
-        "data_fingerprint": fingerprint,
-    }
+    results["config"] |= {"checkpoint": str(flags.checkpoint), "data": data, "data_fingerprint": fingerprint}
     write_results(flags.output, results)
     print(results_table(results))
     if other is not None:

@@ -5,8 +5,8 @@ python scripts/generate.py --checkpoint runs/x --question "b=3 d=b+4 d?" [--num_
 
 import argparse
 
+from longshot_jax.cli import whole_number
 from longshot_jax.errors import UserError, run_command
-from longshot_jax.flag_values import whole_number
 
 
 def main() -> None:
@@ -27,12 +27,8 @@ def main() -> None:
         metavar="vote|weighted|best|attend|mean",
         help="how several trajectories make one answer",
     )
-    parser.add_argument(
-        "--thoughts", type=whole_number(), default=None, help="exactly so many; default: as trained"
-    )
-    parser.add_argument(
-        "--answer_length", type=whole_number(1), default=None, help="most tokens; default: as trained"
-    )
+    parser.add_argument("--thoughts", type=whole_number(), default=None, help="exactly so many; default: as trained")
+    parser.add_argument("--answer_length", type=whole_number(1), default=None, help="most tokens; default: as trained")
     parser.add_argument("--seed", type=whole_number(), default=0, help="of samples")
     flags = parser.parse_args()
     if not flags.question.strip():

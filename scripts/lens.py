@@ -5,27 +5,23 @@ python scripts/lens.py --checkpoint runs/demo/ppo [--questions 500]
 
 import argparse
 
+from longshot_jax.cli import whole_number
 from longshot_jax.errors import UserError, run_command
-from longshot_jax.flag_values import whole_number
 
 
 def main() -> None:
     """Prints one line for each number of operations and each thought."""
     parser = argparse.ArgumentParser(description="Do thoughts carry the intermediate results of chains?")
     parser.add_argument("--checkpoint", required=True, help="run folder trained on the generated chains")
-    parser.add_argument(
-        "--questions", type=whole_number(1), default=500, help="held-out chains of each length"
-    )
-    parser.add_argument(
-        "--operations", type=whole_number(1), nargs="+", default=[1, 2, 3, 4], help="lengths of chains"
-    )
+    parser.add_argument("--questions", type=whole_number(1), default=500, help="held-out chains of each length")
+    parser.add_argument("--operations", type=whole_number(1), nargs="+", default=[1, 2, 3, 4], help="lengths of chains")
     parser.add_argument("--seed", type=whole_number(), default=20_000, help="of the chains")
     flags = parser.parse_args()
     if flags.questions < 2:
         raise UserError(f"--questions is {flags.questions}: a donor is another question, so give 2 or more.")
+    from longshot_jax.checkpoints.pretrained import load_pretrained
     from longshot_jax.data.chains import ChainProblems  # these take seconds, so after reading the flags
-    from longshot_jax.evaluation.donor import measure_donors
-    from longshot_jax.pretrained import load_pretrained
+    from longshot_jax.evaluation.patching import measure_donors
 
     model = load_pretrained(flags.checkpoint)
     print("operations  thought  nearest token is its result  answer follows donor  keeps its own  pairs")

@@ -12,7 +12,7 @@ Exit code 0 if the run fits with a tenth of the memory to spare, 1 if it does no
     fits          whether every function leaves a tenth of each device's memory free
     devices       their number            accelerator   their kind            mesh   devices along each axis
     parameters    of the whole model      peak, budget  bytes on one device: needed at most, and allowed
-    stages        for `curriculum` and `ppo`, where the run has them:
+    phases        for `curriculum` and `ppo`, where the run has them:
       batch_key, batch, largest_batch     the setting of the batch's size, its value, and the largest that fits
       programs    for `rollout`, `update` and `curriculum_update`:
         memory    bytes on one device: weights, optimizer, reference, memory_bank, gradients, caches, batch,
@@ -20,43 +20,43 @@ Exit code 0 if the run fits with a tenth of the memory to spare, 1 if it does no
         flops     of matrix products in one call, on all devices together
         seconds   roofline time of one call on each accelerator, without communication
 
-What the figures rest on is said in longshot_jax/planning/plan.py.
+longshot_jax/planning/plan.py says what the figures rest on.
 """
 
 import sys
 
 import jax
 
-from longshot_jax.command_line import parse_plan
-from longshot_jax.errors import run_command
-from longshot_jax.evaluation.results import check_writable, write_results
+from longshot_jax.cli import command_parser, parse_command, whole_number
+from longshot_jax.errors import UserError, run_command
+from longshot_jax.evaluation.results import write_results
+from longshot_jax.files import check_writable
 
 DOES_NOT_FIT = 1
 
 
 def main() -> None:
-    """Parses, plans, prints; ends with code 1 where the plan does not fit."""
-    if {"-h", "--help", "-help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
-    asked = parse_plan(sys.argv)
-    if asked.output:
-        check_writable(asked.output)
+    """Parses, plans, prints; exits with code 1 where the plan does not fit."""
+    parser = command_parser(__doc__)
+    parser.add_argument("--devices", type=whole_number(1))
+    parser.add_argument("--accelerator")
+    parser.add_argument("--output")
+    run, _, options = parse_command(parser)
+    if options.accelerator is None:
+        raise UserError("no accelerator was given: add --accelerator h100-80g, or another one.")
+    devices = options.devices or run.mesh.data * run.mesh.fsdp * run.mesh.tensor
+    if options.output:
+        check_writable(options.output)
     # Before anything starts JAX: afterwards the number of devices is fixed.
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", asked.devices)
+    jax.config.update("jax_num_cpu_devices", devices)
     from longshot_jax.planning.plan import as_json, make_plan
     from longshot_jax.planning.report import report
 
-    plan = make_plan(
-        asked.run,
-        asked.devices,
-        asked.accelerator,
-        note=lambda text: print(text, file=sys.stderr, flush=True),
-    )
+    plan = make_plan(run, devices, options.accelerator, note=lambda text: print(text, file=sys.stderr, flush=True))
     print(report(plan))
-    if asked.output:
-        write_results(asked.output, as_json(plan))
+    if options.output:
+        write_results(options.output, as_json(plan))
     if not plan.fits:
         sys.exit(DOES_NOT_FIT)
 

@@ -1,32 +1,30 @@
-"""Train: the stages of a config file, one after the other.
+"""Train: the phases of a config file, one after the other.
 
     python scripts/train.py --config configs/multi.py [--config.key=value ...] [--workdir runs/x]
 
-The run folder is runs/<name of the config file> unless --workdir says otherwise. Started again with the same
-command, an interrupted run goes on from its newest checkpoint. Told to end (SIGTERM), it saves and ends with code 143.
-On many hosts the same command runs once for each process: see docs/performance.md. Every setting is described in longshot_jax/config.py.
+The run folder is runs/<name of the config file> unless --workdir says otherwise. Started again with the same command, an
+interrupted run continues from its newest checkpoint. Told to end (SIGTERM), it saves and exits with code 143. On many hosts
+the same command runs once for each process: see docs/performance.md. `--help` lists every setting, `--help ppo` one group.
 """
 
-import sys
 from pathlib import Path
 
-from longshot_jax.command_line import keep_compilations, parse_arguments
+from longshot_jax.cli import cache_compilations, command_parser, keep_freed_memory, parse_command
+from longshot_jax.distributed import join_processes
 from longshot_jax.errors import run_command
-from longshot_jax.host_memory import keep_freed_memory
-from longshot_jax.processes import join_processes
-from longshot_jax.training.loop import train
 
 
 def main() -> None:
     """Parses, checks and trains."""
-    if {"-h", "--help", "-help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
-    run, workdir = parse_arguments(sys.argv)
+    parser = command_parser(__doc__)
+    parser.add_argument("--workdir", type=Path)
+    run, file, options = parse_command(parser)
     keep_freed_memory()
     join_processes()
-    keep_compilations(Path.home() / ".cache" / "longshot_jax")
-    train(run, workdir)
+    cache_compilations(Path.home() / ".cache" / "longshot_jax")
+    from longshot_jax.train import train  # takes seconds, so after the checks above
+
+    train(run, options.workdir or Path("runs") / file.stem)
 
 
 if __name__ == "__main__":

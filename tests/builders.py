@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from longshot_jax.config.model import LoraConfig
+from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.model.llama import Llama, LlamaConfig
-from longshot_jax.model.lora import LoraConfig
-from longshot_jax.thoughts.memory import MemoryBank, empty_bank, write_bank
-from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
-from longshot_jax.thoughts.past import Past
+from longshot_jax.thoughts.reads.history import History
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank, empty_bank, write_bank
+from longshot_jax.thoughts.reasoner import Reasoner
 
 VOCABULARY, END = 13, 2
 SMALL = {
@@ -59,7 +60,7 @@ def small_reasoner(
     abstract = nnx.eval_shape(
         lambda: Reasoner(Llama(config, nnx.Rngs(0), compute_dtype=dtype, lora=lora), kind, nnx.Rngs(0))
     )
-    graph, weights = nnx.split(abstract)
+    graphdef, params = nnx.split(abstract)
     generator = np.random.default_rng(seed)
 
     def fill(path, leaf):
@@ -67,31 +68,29 @@ def small_reasoner(
         values = generator.normal(size=leaf.shape) * (0.2 if "norm" in name or "bias" in name else 0.5)
         return jnp.asarray(values + ("norm" in name or "scale" in name), dtype)
 
-    return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, weights))
+    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(fill, params))
 
 
 def shaken(reasoner: Reasoner, seed: int, size: float) -> Reasoner:
     """A copy with normal noise of standard deviation `size` on every weight."""
-    graph, weights = nnx.split(reasoner)
+    graphdef, params = nnx.split(reasoner)
     generator = np.random.default_rng(seed)
     return nnx.merge(
-        graph,
-        jax.tree.map(lambda x: x + jnp.asarray(size * generator.normal(size=x.shape), x.dtype), weights),
+        graphdef,
+        jax.tree.map(lambda x: x + jnp.asarray(size * generator.normal(size=x.shape), x.dtype), params),
     )
 
 
 def small_bank(dim: int = 5, entries: int = 6, seed: int = 5) -> MemoryBank:
     """A bank with free slots, whose entries have positive values."""
     positions = jax.random.normal(jax.random.key(seed), (entries, dim))
-    return write_bank(
-        empty_bank(entries + 3, dim), positions, jnp.linspace(0.5, 1.5, entries), jnp.ones(entries, bool)
-    )
+    return write_bank(empty_bank(entries + 3, dim), positions, jnp.linspace(0.5, 1.5, entries), jnp.ones(entries, bool))
 
 
 def ragged_prompts(lengths: list[int], width: int, seed: int = 0) -> tuple[jax.Array, jax.Array]:
-    """Left-padded random prompts; the padding holds random tokens too, which nobody may notice.
+    """Left-padded random prompts; the padding holds random tokens too, which must change nothing.
 
-    A row's real tokens depend on the seed and its own length alone.
+    A row's real tokens depend only on the seed and its own length.
     """
     tokens = np.random.default_rng([seed, 99]).integers(0, VOCABULARY, (len(lengths), width))
     for row, length in enumerate(lengths):
@@ -107,15 +106,13 @@ def question_keys(count: int, seed: int = 0) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(count))
 
 
-def from_scratch(
-    reasoner: Reasoner, embeddings: Any, xp: Any = np, positions: Any = None, sees: Any = None
-) -> Any:
+def from_scratch(reasoner: Reasoner, embeddings: Any, xp: Any = np, positions: Any = None, sees: Any = None) -> Any:
     """Last hidden states [Q, D] of input embeddings [Q, D]: one row, no padding, no cache, nothing of the package.
 
     Runs on NumPy, or with `xp=jnp` under transformations, in the precision of the embeddings. By default positions
-    count up and everyone sees everything before it; `sees` [Q, Q] is who looks at whom.
+    count up and each sees every earlier one; `sees` [Q, Q] says which position sees which.
     """
-    config, layers = reasoner.llama.config, reasoner.llama.layers
+    config, layers = reasoner.backbone.config, reasoner.backbone.layers
     length, size = embeddings.shape[0], config.head_dim
     sees = np.tril(np.ones((length, length), bool)) if sees is None else sees
     angles = (np.arange(length) if positions is None else positions)[:, None] * config.rope_theta ** (
@@ -134,9 +131,7 @@ def from_scratch(
     def weights(name, layer):
         matrix = xp.asarray(getattr(layers, name)[...])[layer]
         if layers.lora is not None and name in layers.lora.config.targets:
-            into, out = (
-                xp.asarray(getattr(layers.lora, f"{name}_{way}")[...])[layer] for way in ("in", "out")
-            )
+            into, out = (xp.asarray(getattr(layers.lora, f"{name}_{way}")[...])[layer] for way in ("in", "out"))
             matrix = matrix + layers.lora.config.alpha / layers.lora.config.rank * xp.tensordot(into, out, 1)
         return matrix
 
@@ -158,7 +153,7 @@ def from_scratch(
         gate = normed @ weights("gate", layer)
         gate = gate / (1 + xp.exp(-gate))
         x = x + (gate * (normed @ weights("up", layer))) @ weights("down", layer)
-    return norm(x, xp.asarray(reasoner.llama.final_norm[...]))
+    return norm(x, xp.asarray(reasoner.backbone.final_norm[...]))
 
 
 @dataclass
@@ -172,20 +167,20 @@ class OracleTrajectory:
     log_probs: list[float]
 
 
-def _past_of(navigator: Any, found: list[OracleTrajectory], shape: tuple[int, ...]) -> Past | None:
+def _history_of(navigator: Any, found: list[OracleTrajectory], shape: tuple[int, ...]) -> History | None:
     """The actions of all trajectories so far, where thoughts read them."""
-    if not navigator.config.reads_past:
+    if not navigator.config.reads_history:
         return None
-    actions, values, taken = (
+    actions, values, thought_mask = (
         np.zeros(shape, np.float32),
         np.zeros(shape[:2], np.float32),
         np.zeros(shape[:2], bool),
     )
     for row, trajectory in enumerate(found):
         for step, action in enumerate(trajectory.actions):
-            actions[row, step], taken[row, step] = action, True
+            actions[row, step], thought_mask[row, step] = action, True
             values[row, step] = navigator.value(jnp.asarray(trajectory.hidden[step]))
-    return Past(*(jnp.asarray(x)[None] for x in (actions, values, taken)))
+    return History(*(jnp.asarray(x)[None] for x in (actions, values, thought_mask)))
 
 
 def oracle_trajectories(
@@ -194,19 +189,19 @@ def oracle_trajectories(
     memory: MemoryBank | None,
     bounds: list[tuple[int, int]],
     noise: np.ndarray,
-    std: float,
+    thought_std: float,
     opening: tuple[int, ...],
     answer_length: int,
-    together: bool,
+    ensemble: bool,
 ) -> list[OracleTrajectory]:
     """Thinks and decodes greedily, one question, recomputing every prefix from scratch at every step.
 
     `bounds` are (fewest, most) thoughts and `noise` [N, T, X] of each trajectory. The trajectories advance side by
-    side, because together they are fed their mean and stop by majority.
+    side, because an ensemble is fed its mean and stops by majority.
     """
-    navigator, llama = reasoner.navigator, reasoner.llama
-    table = np.asarray(llama.embedding[...])
-    head = table if llama.config.tie_word_embeddings else np.asarray(llama.head[...])
+    navigator, backbone = reasoner.navigator, reasoner.backbone
+    table = np.asarray(backbone.embedding[...])
+    head = table if backbone.config.tie_word_embeddings else np.asarray(backbone.head[...])
     prefix = table[tokens]
     rows = [prefix for _ in bounds]
     found = [OracleTrajectory([], [], [], [], []) for _ in bounds]
@@ -222,24 +217,24 @@ def oracle_trajectories(
             votes[row] = step >= fewest and (step >= most or logit > 0)
         if step == noise.shape[1]:
             break
-        if together:
+        if ensemble:
             going = [] if 2 * sum(votes.values()) > len(going) else going
         else:
             going = [row for row in going if not votes[row]]
-        past, hidden = (
-            _past_of(navigator, found, noise.shape),
-            np.zeros((len(bounds), llama.config.hidden_size)),
+        history, hidden = (
+            _history_of(navigator, found, noise.shape),
+            np.zeros((len(bounds), backbone.config.hidden_size)),
         )
         for row in going:
             hidden[row] = found[row].hidden[-1]
         means = navigator.action_mean(
-            jnp.asarray(hidden, table.dtype)[None, :, None], memory, past, jnp.asarray([step])
+            jnp.asarray(hidden, table.dtype)[None, :, None], memory, history, jnp.asarray([step])
         )[0, :, 0]
-        actions = {row: means[row] + std * noise[row, step] for row in going}
+        actions = {row: means[row] + thought_std * noise[row, step] for row in going}
         shared = sum(actions.values()) / max(len(going), 1)
         for row in going:
             found[row].actions.append(np.asarray(actions[row]))
-            fed = shared if together else actions[row]
+            fed = shared if ensemble else actions[row]
             thought = navigator.to_embedding(fed, jnp.asarray(found[row].hidden[-1]))
             rows[row] = np.concatenate([rows[row], np.asarray(thought)[None]])
     for row, trajectory in enumerate(found):

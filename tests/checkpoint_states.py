@@ -32,9 +32,7 @@ def make_state(seed: int = 0, width: int = 8) -> RunState:
         "mask": jnp.array([True, False, True]),
         "small": jnp.array([-3, 4], jnp.int8),
     }
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)).init(
-        {"w": params["layers"][0]}
-    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)).init({"w": params["layers"][0]})
     return RunState(
         params=params,
         model=nnx.state(nnx.Linear(width, 4, rngs=nnx.Rngs(seed))),

@@ -22,14 +22,12 @@ def shared_data() -> Path:
     named = os.environ.get("LONGSHOT_DATA")
     folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(
-            "no data folder: set LONGSHOT_DATA to a folder with gsm8k/, gsm8k_aug/, prosqa/, prontoqa/"
-        )
+        pytest.skip("no data folder: set LONGSHOT_DATA to a folder with gsm8k/, gsm8k_aug/, prosqa/, prontoqa/")
     return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_programs():
-    """A process may hold only so many memory maps, and each compiled program has hundreds."""
+    """A process may hold a limited number of memory maps, and each compiled program has hundreds."""
     yield
     jax.clear_caches()

@@ -27,12 +27,7 @@ CONFIG = {
     "tie_word_embeddings": False,
 }
 
-SCALING = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
+SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 
 FIRST_QUERY = "model.layers.0.self_attn.q_proj.weight"
 

@@ -1,42 +1,45 @@
 """Run folders as training leaves them, with random weights."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
+from longshot_jax.checkpoints.checkpoint import Checkpoints, _digest
+from longshot_jax.checkpoints.run_folder import write_config
 from longshot_jax.config import RunConfig
-from longshot_jax.conversion import llama_to_json
-from longshot_jax.data.tokens import Tokens
+from longshot_jax.config.ppo import PPOConfig
+from longshot_jax.config.thoughts import NavigatorConfig
+from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.model.llama import Llama, LlamaConfig
-from longshot_jax.thoughts.memory import empty_bank
-from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
-from longshot_jax.training.checkpoint import Checkpoints
-from longshot_jax.training.optimizer import is_trainable
-from longshot_jax.training.settings import PPOConfig
-from longshot_jax.training.workdir import write_config
+from longshot_jax.thoughts.reads.memory_bank import empty_bank
+from longshot_jax.thoughts.reasoner import Reasoner, is_trainable
 
 PPO = RunConfig(
-    stages=("ppo",),
+    phases=("ppo",),
     markers="answer",
     thoughts=NavigatorConfig("navigator", reasoning_dim=4, memory_top=1, stop_bias=0.0),
-    ppo=PPOConfig(max_steps=3, min_steps=1, trainable="navigator", memory_slots=2, noise=(0.5, 0.1)),
+    ppo=PPOConfig(max_thoughts=3, min_thoughts=1, trainable="navigator", memory_slots=2, thought_std=(0.5, 0.1)),
 )
-CURRICULUM = RunConfig(stages=("curriculum",), markers="answer")
+CURRICULUM = RunConfig(phases=("curriculum",), markers="answer")
 
 
-def save_run(folder: Path, run: RunConfig, stage: str, metric: float | None = 0.5, seed: int = 0) -> Reasoner:
+def save_run(folder: Path, run: RunConfig, phase: str, metric: float | None = 0.5, seed: int = 0) -> Reasoner:
     """A run folder as training leaves it, with random weights; optimizer and the like are left out."""
-    tokens = Tokens.for_chains()
+    tokens = Tokenizer.for_chains()
     shape = LlamaConfig(tokens.vocabulary_size, 16, 24, 1, 2, 2, 8, tie_word_embeddings=True)
-    llama = Llama(shape, nnx.Rngs(seed), weight_dtype=jnp.dtype(run.model.weight_dtype), lora=run.lora)
-    reasoner = Reasoner(llama, run.thoughts, nnx.Rngs(seed))
+    backbone = Llama(shape, nnx.Rngs(seed), weight_dtype=jnp.dtype(run.model.weight_dtype), lora=run.lora)
+    reasoner = Reasoner(backbone, run.thoughts, nnx.Rngs(seed))
     if run.lora is not None:
         for name in run.lora.targets:  # they start at zero
-            factor = getattr(llama.layers.lora, f"{name}_out")
+            factor = getattr(backbone.layers.lora, f"{name}_out")
             factor[...] = jnp.sin(jnp.arange(factor.size, dtype=jnp.float32)).reshape(factor.shape)
-    trainable = run.trainable(stage)
+    trainable = run.trainable(phase)
     _, trained, frozen = nnx.split(reasoner, is_trainable(trainable), ...)
     space = run.thoughts.reasoning_dim
     state = {
@@ -46,16 +49,25 @@ def save_run(folder: Path, run: RunConfig, stage: str, metric: float | None = 0.
         "thought_rms": jnp.asarray(2.0),
         "optimizer": jnp.ones(3),
     }
-    path = "trainable.llama" if trainable == "all" else "frozen.llama"
-    host = {
+    metadata = {
         "config": asdict(run),
-        "llama": llama_to_json(shape),
-        "llama_path": path,
-        "stage": stage,
+        "backbone": asdict(shape),
+        "backbone_path": "trainable.backbone" if trainable == "all" else "frozen.backbone",
+        "phase": phase,
         "step": 7,
     }
     with Checkpoints(folder, 1, 1) as checkpoints:
-        checkpoints.save(7, state, host, metric)
+        checkpoints.save(7, state, metadata, metric)
     tokens.save(folder / "tokenizer")
     write_config(folder, asdict(run))
     return reasoner
+
+
+@contextmanager
+def edit_metadata(folder: Path, step: int) -> Iterator[dict[str, Any]]:
+    """The metadata of a checkpoint, to be changed; afterwards it is stored as if it had been saved so."""
+    file = folder / "checkpoints" / str(step) / "metadata" / "metadata"
+    content = json.loads(file.read_text())
+    yield content["metadata"]
+    del content["fingerprint"]
+    file.write_text(json.dumps({**content, "fingerprint": _digest(content)}))

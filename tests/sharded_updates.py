@@ -11,18 +11,20 @@ import numpy as np
 import optax
 from flax import nnx
 
-from longshot_jax.config import MeshConfig
-from longshot_jax.model.activations import on_mesh
+from longshot_jax.config.model import MeshConfig
+from longshot_jax.config.optimizer import OptimizerConfig
+from longshot_jax.config.ppo import PPOConfig
+from longshot_jax.config.thoughts import NavigatorConfig
+from longshot_jax.curriculum.batch import CurriculumBatch
+from longshot_jax.curriculum.update import curriculum_update
 from longshot_jax.model.llama import Llama, LlamaConfig
-from longshot_jax.model.sharding import fetch, make_mesh, place_batch, replicated, shardings
-from longshot_jax.thoughts.memory import empty_bank, write_bank
-from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
-from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
-from longshot_jax.training.curriculum import CurriculumBatch
-from longshot_jax.training.curriculum_update import curriculum_update
+from longshot_jax.model.sharding import fetch, make_mesh, on_mesh, place_batch, replicated, shardings
+from longshot_jax.ppo.update import policy_update
+from longshot_jax.thoughts.reads.memory_bank import empty_bank, write_bank
+from longshot_jax.thoughts.reasoner import Reasoner
+from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, sample_rollout
+from longshot_jax.thoughts.stopping import Lengths
 from longshot_jax.training.optimizer import make_optimizer
-from longshot_jax.training.policy_update import policy_update
-from longshot_jax.training.settings import OptimizerConfig, PPOConfig
 from longshot_jax.training.state import start_state
 
 MESHES = [
@@ -39,15 +41,15 @@ PPO = PPOConfig(
     epochs=1,
     minibatches=2,
     micro_batches=1,
-    max_steps=T,
+    max_thoughts=T,
     kl_coefficient=0.0,
 )
 
 
 def make():
-    llama = LlamaConfig(20, 16, 32, 1, 4, 2, 4, tie_word_embeddings=True)
+    backbone = LlamaConfig(20, 16, 32, 1, 4, 2, 4, tie_word_embeddings=True)
     return Reasoner(
-        Llama(llama, nnx.Rngs(0)), NavigatorConfig("navigator", reasoning_dim=4, memory_top=2), nnx.Rngs(1)
+        Llama(backbone, nnx.Rngs(0)), NavigatorConfig("navigator", reasoning_dim=4, memory_top=2), nnx.Rngs(1)
     )
 
 
@@ -83,12 +85,7 @@ def rolled_out(reasoner, given):
             Lengths(zeros, zeros + T),
             Temperatures(jnp.asarray(0.5), jnp.ones(()), jnp.ones(())),
             jax.random.split(jax.random.key(1), ROWS),
-            num_trajectories=N,
-            max_thoughts=T,
-            answer_length=A,
-            opening=(3,),
-            end_token=2,
-            scaling="summed",
+            RolloutShape(N, T, A, opening=(3,), end_token=2, scaling="summed"),
         )
     )()
 
@@ -96,36 +93,34 @@ def rolled_out(reasoner, given):
 def measure(mesh):
     """Loss and change of the weights (and the bank) of one update of each kind on a mesh; how its state is cut."""
     key = jax.random.key(0)
-    graph, weights = nnx.split(make())
+    graphdef, params = nnx.split(make())
     given, descent = batch(), optax.sgd(1.0)
     rollout, recorded = jax.device_get(rolled_out(make(), given))
     rng = np.random.default_rng(1)
     rewards = rng.normal(size=(ROWS, N)).astype(np.float32), np.zeros((ROWS, N, T + 1), np.float32)
-    weights = jax.device_get(weights)
+    params = jax.device_get(params)
 
-    def start(weights, key):
-        return start_state(weights, nnx.State({}), descent, key, memory=bank())
+    def start(params, key):
+        return start_state(params, nnx.State({}), descent, key, memory=bank())
 
     def run(update, *data):
-        places = shardings(jax.eval_shape(start, weights, key), mesh)
-        state = jax.jit(start, out_shardings=places)(weights, key)
+        places = shardings(jax.eval_shape(start, params, key), mesh)
+        state = jax.jit(start, out_shardings=places)(params, key)
         step = jax.jit(on_mesh(mesh, update), donate_argnums=0, out_shardings=(places, replicated(mesh)))
         state, metrics = step(state, *place_batch(data, mesh))
-        change = jax.tree.map(
-            lambda new, old: np.asarray(new - old).ravel(), *map(fetch, (state.trainable, weights))
-        )
+        change = jax.tree.map(lambda new, old: np.asarray(new - old).ravel(), *map(fetch, (state.trainable, params)))
         remembered = fetch((state.memory.positions, state.memory.values))
         rows = [np.asarray(part).ravel() for part in remembered]
         return float(metrics["loss"]), np.concatenate([*jax.tree.leaves(change), *rows])
 
-    supervised = curriculum_update(graph, descent, max_thoughts=T, pause_token=None, micro_batches=2)
+    supervised = curriculum_update(graphdef, descent, max_thoughts=T, pause_token=None, micro_batches=2)
     curriculum = run(supervised, given)
-    policy = run(policy_update(graph, descent, PPO, (3,)), rollout, recorded, *rewards)
+    policy = run(policy_update(graphdef, descent, PPO, (3,)), rollout, recorded, *rewards)
     adam = make_optimizer(OptimizerConfig(), 1)
-    begun = jax.eval_shape(lambda key: start_state(weights, nnx.State({}), adam, key), key)
+    begun = jax.eval_shape(lambda key: start_state(params, nnx.State({}), adam, key), key)
     places = shardings(begun, mesh)
-    moments = places.optimizer[1].inner_states["backbone"].inner_state[0].mu["llama"]
-    same = jax.tree.leaves(moments) == jax.tree.leaves(places.trainable["llama"])
+    moments = places.optimizer[1].inner_states["backbone"].inner_state[0].mu["backbone"]
+    same = jax.tree.leaves(moments) == jax.tree.leaves(places.trainable["backbone"])
     bank_places = shardings(jax.eval_shape(bank), mesh)
     assert bank_places.positions.is_fully_replicated == (mesh.shape["fsdp"] == 1)
     cut = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(places.trainable))

@@ -7,47 +7,46 @@ import pytest
 from flax import nnx
 
 from longshot_jax.config import RunConfig
-from longshot_jax.data.answers import same_answer
+from longshot_jax.config.curriculum import CurriculumConfig, Mode
+from longshot_jax.config.ppo import PPOConfig
+from longshot_jax.config.run import Markers
+from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.data.chains import ChainProblems
-from longshot_jax.data.examples import Layout
+from longshot_jax.data.grading import same_answer
+from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
-from longshot_jax.data.tokens import Tokens
+from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
-from longshot_jax.evaluation.decoding import (
-    Decoder,
-    ThoughtRule,
-    full_batches,
-    make_temperatures,
-    rule_after,
-)
-from longshot_jax.evaluation.fusions import adaptive_vote, choose, distinct
+from longshot_jax.evaluation.decoder import Decoder, full_batches
+from longshot_jax.evaluation.fusion_accuracy import adaptive_vote, choose, distinct
 from longshot_jax.model.llama import Llama, LlamaConfig
-from longshot_jax.thoughts.navigator import NavigatorConfig, Reasoner
-from longshot_jax.training.settings import CurriculumConfig, PPOConfig
+from longshot_jax.thoughts.reasoner import Reasoner
+from longshot_jax.thoughts.rollout import make_temperatures
+from longshot_jax.thoughts.stopping import ThoughtRule, rule_after
 
-TOKENS = Tokens.for_chains()
+TOKENIZER = Tokenizer.for_chains()
 STEPS = ThoughtRule("steps", 3)
-NOISY = make_temperatures(std=0.3)
+NOISY = make_temperatures(thought_std=0.3)
 
 
 def build(seed=0, **navigator):
     def make(rngs):
-        shape = LlamaConfig(TOKENS.vocabulary_size, 16, 24, 1, 2, 2, 8, tie_word_embeddings=True)
+        shape = LlamaConfig(TOKENIZER.vocabulary_size, 16, 24, 1, 2, 2, 8, tie_word_embeddings=True)
         return Reasoner(Llama(shape, rngs), NavigatorConfig(stop_bias=0.0, **navigator), rngs)
 
-    graph = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(seed))))[0]
-    state = jax.jit(lambda: nnx.split(make(nnx.Rngs(seed)))[1])()
+    graphdef = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(seed))))[0]
+    params = jax.jit(lambda: nnx.split(make(nnx.Rngs(seed)))[1])()
     # Larger weights than at the start of training, so that answers differ between questions.
-    return graph, jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, state)
+    return graphdef, jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, params)
 
 
-GRAPH, STATE = build()
+GRAPHDEF, PARAMS = build()
 
 
-def decoder_of(mode="coconut", markers="answer"):
-    return Decoder(GRAPH, Layout(TOKENS, markers, mode, 30), 3 if mode in ("coconut", "pause") else 0, 3)
+def decoder_of(mode: Mode = "coconut", markers: Markers = "answer") -> Decoder:
+    return Decoder(GRAPHDEF, Layout(TOKENIZER, markers, mode, 30), 3 if mode in ("coconut", "pause") else 0, 3)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def decoder():
 def problems(decoder):
     """Chains whose gold answer is the text of the model's own, or, of every third, one that it does not give."""
     chains = list(ChainProblems(0, 11, (1, 2, 3), "test"))
-    greedy = evaluate(decoder, (STATE,), chains, STEPS, num_trajectories=0, controls=False, batch_size=4)
+    greedy = evaluate(decoder, (PARAMS,), chains, STEPS, num_trajectories=0, controls=False, batch_size=4)
     answers = greedy["answers"]
     gold = [answer.removesuffix(UNFINISHED) or "999" for answer in answers]
     gold[::3] = ["999"] * len(gold[::3])
@@ -68,7 +67,7 @@ def problems(decoder):
 
 @pytest.fixture(scope="module")
 def results(decoder, problems):
-    return evaluate(decoder, (STATE,), problems, STEPS, temperatures=NOISY, batch_size=4, num_trajectories=3)
+    return evaluate(decoder, (PARAMS,), problems, STEPS, temperatures=NOISY, batch_size=4, num_trajectories=3)
 
 
 def test_counts_are_exact_and_padding_rows_are_not_counted(results, problems):
@@ -95,9 +94,7 @@ def test_by_steps(results, problems):
 
 @pytest.mark.law
 def test_nothing_depends_on_the_batch_size(results, decoder, problems):
-    other = evaluate(
-        decoder, (STATE,), problems, STEPS, temperatures=NOISY, batch_size=11, num_trajectories=3
-    )
+    other = evaluate(decoder, (PARAMS,), problems, STEPS, temperatures=NOISY, batch_size=11, num_trajectories=3)
     assert other == results
 
 
@@ -131,9 +128,9 @@ def test_own_thoughts_given_back_give_the_same_answers(decoder, problems):
     prompts = decoder.layout.prompts(problems[:4])
     bounds = STEPS.bounds(problems[:4])
     greedy = decoder.decode(
-        (STATE,), prompts, bounds, NOISY, indices=np.arange(4, dtype=np.int32), key=jax.random.key(0)
+        (PARAMS,), prompts, bounds, NOISY, indices=np.arange(4, dtype=np.int32), key=jax.random.key(0)
     )
-    again = decoder.decode_given((STATE,), prompts, greedy.thoughts, greedy.counts)
+    again = decoder.decode_given((PARAMS,), prompts, greedy.thoughts, greedy.num_thoughts)
     np.testing.assert_array_equal(again.tokens, greedy.tokens)
     np.testing.assert_allclose(again.values, greedy.values, atol=1e-5)
 
@@ -141,20 +138,10 @@ def test_own_thoughts_given_back_give_the_same_answers(decoder, problems):
 def test_samples_without_noise_at_low_temperature_are_greedy(decoder, problems):
     cold = make_temperatures(token=1e-4)
     result = evaluate(
-        decoder,
-        (STATE,),
-        problems,
-        STEPS,
-        temperatures=cold,
-        num_trajectories=3,
-        batch_size=4,
-        controls=False,
+        decoder, (PARAMS,), problems, STEPS, temperatures=cold, num_trajectories=3, batch_size=4, controls=False
     )
     fusion = result["fusion"]
-    for accuracy in (
-        result["sampled_accuracy"],
-        *(fusion[kind] for kind in ("vote", "mean", "mean_one_path")),
-    ):
+    for accuracy in (result["sampled_accuracy"], *(fusion[kind] for kind in ("vote", "mean", "mean_one_path"))):
         assert accuracy == pytest.approx(result["accuracy"])
     assert fusion["attend"] == fusion["attend_identical"]
     assert result["any_accuracy"] == result["accuracy"] and result["distinct_answers"] == 1
@@ -164,7 +151,7 @@ def test_samples_are_those_of_seed_and_question(decoder, problems):
     def sample(seed, rows):
         chosen = [problems[row] for row in rows]
         return decoder.decode(
-            (STATE,),
+            (PARAMS,),
             decoder.layout.prompts(chosen),
             STEPS.bounds(chosen),
             NOISY,
@@ -184,7 +171,7 @@ def test_without_thoughts_there_are_no_controls(mode, problems):
     rule = rule_after(RunConfig(curriculum=CurriculumConfig(mode=mode)), "curriculum")
     samples = 2 if mode == "cot" else 0
     result = evaluate(
-        decoder_of(mode, "coconut"), (STATE,), problems[:3], rule, num_trajectories=samples, batch_size=4
+        decoder_of(mode, "coconut"), (PARAMS,), problems[:3], rule, num_trajectories=samples, batch_size=4
     )
     assert result["controls"] == {} and result["mean_thoughts"] == 0
     assert "mean_accuracy" not in result and ("vote_accuracy" in result) == (mode == "cot")
@@ -193,43 +180,43 @@ def test_without_thoughts_there_are_no_controls(mode, problems):
 def test_pause_thinks_the_latent_token(problems):
     """Its batch mean and another question's thoughts are the constant itself, so they change nothing."""
     decoder = decoder_of("pause")
-    result = evaluate(decoder, (STATE,), problems, STEPS, num_trajectories=0, batch_size=4)
+    result = evaluate(decoder, (PARAMS,), problems, STEPS, num_trajectories=0, batch_size=4)
     assert result["mean_thoughts"] == pytest.approx(21 / 11)
     assert result["controls"]["mean"] == result["controls"]["swap"] == result["accuracy"]
     rows = np.arange(4, dtype=np.int32)
     decoded = decoder.decode(
-        (STATE,),
+        (PARAMS,),
         decoder.layout.prompts(problems[:4]),
         STEPS.bounds(problems[:4]),
         make_temperatures(),
         indices=rows,
         key=jax.random.key(0),
     )
-    table = nnx.merge(GRAPH, STATE).llama.embedding[...]
-    np.testing.assert_array_equal(decoded.thoughts[0, 0, 0], table[TOKENS.latent])
+    table = nnx.merge(GRAPHDEF, PARAMS).backbone.embedding[...]
+    np.testing.assert_array_equal(decoded.thoughts[0, 0, 0], table[TOKENIZER.latent])
 
 
 def test_a_second_evaluation_compiles_nothing(decoder, problems, results):
     before = decoder._decode._cache_size(), decoder._decode_given._cache_size()
     assert before[0] > 0
-    ones = make_temperatures(std=0.1, token=0.7)
+    ones = make_temperatures(thought_std=0.1, token=0.7)
     rule = ThoughtRule("own", 3, 1)
-    evaluate(decoder, (STATE,), problems[:7], rule, temperatures=ones, batch_size=4, num_trajectories=3)
+    evaluate(decoder, (PARAMS,), problems[:7], rule, temperatures=ones, batch_size=4, num_trajectories=3)
     assert (decoder._decode._cache_size(), decoder._decode_given._cache_size()) == before
 
 
 def test_a_model_that_chooses_its_number_of_trajectories(problems):
     """The vote is over those that exist, and the others are empty."""
-    graph, state = build(max_trajectories=3)
-    decoder = Decoder(graph, Layout(TOKENS, "answer", "coconut", 30), 3, 3, max_trajectories=3)
+    graphdef, params = build(max_trajectories=3)
+    decoder = Decoder(graphdef, Layout(TOKENIZER, "answer", "coconut", 30), 3, 3, max_trajectories=3)
     accuracies = []
     for bias in ([0.0, 0.0], [9.0, -9.0], [-9.0, 9.0]):
-        state["navigator"]["number_bias"][...] = jnp.array(bias)
-        batches = Batches(decoder, (state,), problems, STEPS, None, 4, 0)
+        params["navigator"]["count_bias"][...] = jnp.array(bias)
+        batches = Batches(decoder, (params,), problems, STEPS, None, 4, 0)
         accuracy, number = adaptive_vote(batches, NOISY)
         samples = batches.run(NOISY, 3, adaptive=True)
-        assert number == samples.exists.sum(1).mean() and samples.exists[:, :2].all()
-        assert not samples.counts[~samples.exists].any()
+        assert number == samples.active.sum(1).mean() and samples.active[:, :2].all()
+        assert not samples.num_thoughts[~samples.active].any()
         accuracies.append((accuracy, number))
     assert 2 < accuracies[0][1] < 3 and [number for _, number in accuracies[1:]] == [2, 3]
     # All three exist in the last round, so their answers are those of any three samples.
@@ -244,13 +231,7 @@ def test_a_model_that_chooses_its_number_of_trajectories(problems):
 
 def test_own_stopping_keeps_to_its_bounds(decoder, problems):
     result = evaluate(
-        decoder,
-        (STATE,),
-        problems,
-        ThoughtRule("own", 2, 1),
-        batch_size=4,
-        num_trajectories=0,
-        controls=False,
+        decoder, (PARAMS,), problems, ThoughtRule("own", 2, 1), batch_size=4, num_trajectories=0, controls=False
     )
     assert 1 <= result["mean_thoughts"] <= 2
 
@@ -259,12 +240,12 @@ def test_rules_of_runs():
     assert rule_after(RunConfig(), "curriculum") == ThoughtRule("steps", 4)
     padded = RunConfig(curriculum=CurriculumConfig(pad_latent_to_max=True, c_thought=2, max_latent_stage=3))
     assert rule_after(padded, "curriculum") == ThoughtRule("fixed", 6, per_step=2)
-    assert rule_after(RunConfig(ppo=PPOConfig(min_steps=2)), "ppo") == ThoughtRule("own", 6, 2)
+    assert rule_after(RunConfig(ppo=PPOConfig(min_thoughts=2)), "ppo") == ThoughtRule("own", 6, 2)
 
 
 def test_steps_are_needed_where_they_set_the_number_of_thoughts(decoder):
-    with pytest.raises(UserError, match="comes without steps"):
-        evaluate(decoder, (STATE,), [Problem("a=1 a?", (), "1")], STEPS)
+    with pytest.raises(UserError, match="has no written steps"):
+        evaluate(decoder, (PARAMS,), [Problem("a=1 a?", (), "1")], STEPS)
     assert ThoughtRule("steps", 3, per_step=2).bounds([Problem("q", ("1", "2"), "2")])[1].tolist() == [3]
 
 

@@ -9,22 +9,22 @@ import pytest
 from checkpoint_states import abstract, bits, make_state
 from child_process import run_script
 
+from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.errors import UserError
-from longshot_jax.training.checkpoint import Checkpoints, KeepLastAndBest
 
 
 @pytest.mark.parametrize("make_template", [abstract, lambda state: jax.tree.map(jnp.zeros_like, state)])
 def test_state_comes_back_bit_for_bit(tmp_path, make_template):
     state = make_state()
-    host = {"stage": "ppo", "input": {"epoch": 2, "position": 17}, "note": None, "pair": (1, 2)}
+    metadata = {"phase": "ppo", "input": {"epoch": 2, "position": 17}, "note": None, "pair": (1, 2)}
     with Checkpoints(tmp_path, keep_last=2, keep_best=1) as checkpoints:
-        assert checkpoints.save(3, state, host, 0.5)
+        assert checkpoints.save(3, state, metadata, 0.5)
     template = make_template(make_state(seed=5)) if make_template is abstract else make_state(seed=5)
     with Checkpoints(tmp_path, keep_last=2, keep_best=1) as checkpoints:
-        restored, restored_host = checkpoints.restore(template, "latest")
+        restored, restored_metadata = checkpoints.restore(template, "latest")
     assert bits(restored) == bits(state)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
-    assert restored_host == {**host, "pair": [1, 2]}
+    assert restored_metadata == {**metadata, "pair": [1, 2]}
     assert bool((jax.random.bits(restored.key, (4,)) == jax.random.bits(state.key, (4,))).all())
     assert bool((jax.random.bits(restored.keys[1]) == jax.random.bits(state.keys[1])).all())
 
@@ -52,7 +52,7 @@ def test_part_of_the_state_is_restored_without_reading_the_rest(tmp_path):
     state = make_state()
     moments = jax.random.normal(jax.random.key(0), (1500, 1000))  # 6 MB that do not compress
     with Checkpoints(tmp_path, 1, 1) as checkpoints:
-        checkpoints.save(1, {"params": state.params, "moments": moments}, {"stage": "x"}, 0.1)
+        checkpoints.save(1, {"params": state.params, "moments": moments}, {"phase": "x"}, 0.1)
     with Checkpoints.reader(tmp_path) as checkpoints:
         if Path("/proc/self/io").exists():
             before = bytes_read()
@@ -60,12 +60,12 @@ def test_part_of_the_state_is_restored_without_reading_the_rest(tmp_path):
             between = bytes_read()
             checkpoints.restore({"params": state.params, "moments": moments})
             assert between - before < 1_000_000 < 4_000_000 < bytes_read() - between
-        params, host = checkpoints.restore_partial(abstract(state.params), "params")
+        params, metadata = checkpoints.restore_partial(abstract(state.params), "params")
         assert bits(params) == bits(state.params)
-        assert host == {"stage": "x"}
+        assert metadata == {"phase": "x"}
         one, _ = checkpoints.restore_partial(abstract(state.params["half"]), "params.half", "latest")
         assert bits(one) == bits(state.params["half"])
-        assert checkpoints.host(1) == {"stage": "x"}
+        assert checkpoints.metadata(1) == {"phase": "x"}
         with pytest.raises(UserError, match=r"has params\.half, which the model lacks"):
             checkpoints.restore_partial({k: v for k, v in state.params.items() if k != "half"}, "params")
 
@@ -76,7 +76,7 @@ def test_restores_onto_the_templates_shardings(tmp_path):
         import sys
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P, SingleDeviceSharding
-        from longshot_jax.training.checkpoint import Checkpoints
+        from longshot_jax.checkpoints.checkpoint import Checkpoints
 
         jax.config.update("jax_num_cpu_devices", 4)
         mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
@@ -115,31 +115,32 @@ def test_keeps_the_last_and_the_best(tmp_path):
         assert checkpoints.steps == [2, 5, 6, 7]
         assert (checkpoints.latest_step, checkpoints.best_step) == (7, 2)
         assert not checkpoints.save(5, {"w": jnp.zeros(3)}, {})
-    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == [
-        2,
-        5,
-        6,
-        7,
-    ]
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == [2, 5, 6, 7]
     with Checkpoints(tmp_path, keep_last=2, keep_best=2) as checkpoints:  # metrics are read back from disk
         assert checkpoints.best_step == 2
-        state, host = checkpoints.restore({"w": jnp.zeros(3)}, "best")
-        assert host == {"step": 2} and state["w"].tolist() == [2.0] * 3
+        state, metadata = checkpoints.restore({"w": jnp.zeros(3)}, "best")
+        assert metadata == {"step": 2} and state["w"].tolist() == [2.0] * 3
         assert checkpoints.restore({"w": jnp.zeros(3)}, 5)[0]["w"].tolist() == [5.0] * 3
         checkpoints.save(8, {"w": jnp.full((3,), 8.0)}, {}, 0.95)
         assert checkpoints.steps == [2, 7, 8]
 
 
-def test_keeping_without_any_metric_is_by_age_alone():
-    class Info:
-        def __init__(self, metrics: dict | None):
-            self.metrics = metrics
-
-    keep = KeepLastAndBest(last=1, best=2)
-    assert keep.should_preserve([Info({}), Info(None), Info({})], context=None) == [False, False, True]
-    ranked = [Info({"metric": 0.3}), Info({"metric": 0.3}), Info({"metric": 0.3}), Info({})]
-    assert keep.should_preserve(ranked, context=None) == [False, True, True, True]
-    assert KeepLastAndBest(1, 0).should_preserve(ranked, context=None) == [False, False, False, True]
+@pytest.mark.parametrize(
+    ("keep_last", "keep_best", "metrics", "kept", "best"),
+    [
+        (2, 1, [None, None, None, None], [3, 4], None),  # without any metric by age alone
+        (1, 2, [None, None, None, None], [3, 4], None),  # the newest fill the places of the best that are free
+        (1, 2, [0.5, None, None, None], [1, 4], 1),
+        (1, 2, [0.3, 0.3, 0.3, None], [2, 3, 4], 3),  # of equals the newest
+        (1, 0, [0.3, 0.3, 0.3, None], [4], None),
+    ],
+)
+def test_ties_and_missing_metrics(tmp_path, keep_last, keep_best, metrics, kept, best):
+    for step, metric in enumerate(metrics, 1):
+        with Checkpoints(tmp_path, keep_last, keep_best) as checkpoints:  # metrics are those on disk
+            checkpoints.save(step, {"w": jnp.zeros(3)}, {}, metric)
+            steps, best_step = checkpoints.steps, checkpoints.best_step
+    assert (steps, best_step) == (kept, best)
 
 
 def test_what_is_not_there_is_said_in_a_sentence(tmp_path):
@@ -149,7 +150,7 @@ def test_what_is_not_there_is_said_in_a_sentence(tmp_path):
         Checkpoints(tmp_path, 0, 0)
     with Checkpoints(tmp_path, 1, 1) as checkpoints:
         assert checkpoints.latest_step is None and checkpoints.best_step is None and checkpoints.steps == []
-        with pytest.raises(UserError, match="no whole checkpoint"):
+        with pytest.raises(UserError, match="no complete checkpoint"):
             checkpoints.restore({"w": jnp.zeros(1)})
         checkpoints.save(1, {"w": jnp.zeros(1)}, {})
         with pytest.raises(UserError, match="metric"):

@@ -1,5 +1,6 @@
 """Checkpoints are never harmed by a kill, a full disk or a damaged file: the one before stays and serves."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,9 +13,9 @@ import pytest
 from checkpoint_states import bits
 from child_process import run_script
 
+from longshot_jax.checkpoints.checkpoint import Checkpoints
+from longshot_jax.checkpoints.named_arrays import fingerprint_of
 from longshot_jax.errors import UserError
-from longshot_jax.training.checkpoint import Checkpoints
-from longshot_jax.training.fingerprint import fingerprint_of
 
 
 def data_file(folder: Path, step: int) -> Path:
@@ -29,23 +30,25 @@ def damage_flip(folder: Path, step: int) -> None:
     file.write_bytes(content)
 
 
-def damage_host(folder: Path, step: int) -> None:
-    os.truncate(folder / "checkpoints" / str(step) / "host" / "metadata", 40)
+def metadata_file(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / str(step) / "metadata" / "metadata"
+
+
+def damage_metadata(folder: Path, step: int) -> None:
+    os.truncate(metadata_file(folder, step), 40)
 
 
 @pytest.mark.parametrize(
     "damage",
     [
         damage_flip,
-        damage_host,
-        lambda folder, step: os.truncate(
-            data_file(folder, step), data_file(folder, step).stat().st_size // 2
-        ),
+        damage_metadata,
+        lambda folder, step: os.truncate(data_file(folder, step), data_file(folder, step).stat().st_size // 2),
         lambda folder, step: data_file(folder, step).unlink(),
         lambda folder, step: shutil.rmtree(folder / "checkpoints" / str(step) / "state"),
         lambda folder, step: os.truncate(folder / "checkpoints" / str(step) / "state" / "_METADATA", 20),
     ],
-    ids=["one bit", "host part cut", "data cut", "data removed", "state removed", "metadata cut"],
+    ids=["one bit", "metadata cut", "data cut", "data removed", "state removed", "index cut"],
 )
 def test_damaged_checkpoint_is_refused_and_the_earlier_one_serves(tmp_path, damage):
     first, second = ({"w": jax.random.uniform(jax.random.key(i), (64, 64))} for i in range(2))
@@ -58,6 +61,71 @@ def test_damaged_checkpoint_is_refused_and_the_earlier_one_serves(tmp_path, dama
             checkpoints.restore(first)
         assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
         assert bits(checkpoints.restore(first, 1)[0]) == bits(first)
+
+
+def change_rate(content: dict) -> None:
+    content["metadata"]["config"]["ppo"]["learning_rate"] = 1e-3
+
+
+def change_shape(content: dict) -> None:
+    content["arrays"]["w"]["shape"] = [5]
+
+
+def lose_version(content: dict) -> None:
+    del content["version"]
+
+
+def lose_fingerprint(content: dict) -> None:
+    del content["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_rate,
+        change_shape,
+        lambda content: content.update(version=0),
+        lambda content: content.update(version="1"),
+        lambda content: content["metadata"].update(extra=None),
+        lose_version,
+        lose_fingerprint,
+    ],
+    ids=["learning rate", "shape", "version before", "version as text", "more", "no version", "no fingerprint"],
+)
+def test_one_changed_value_in_the_metadata_is_refused(tmp_path, change):
+    """The file is valid JSON of the right form, and would be read by anything that trusted it."""
+    state, metadata = {"w": jnp.ones(4)}, {"step": 2, "config": {"ppo": {"learning_rate": 1e-4}}}
+    with Checkpoints(tmp_path, 2, 0) as checkpoints:
+        checkpoints.save(1, state, metadata)
+        checkpoints.save(2, state, metadata)
+    file = metadata_file(tmp_path, 2)
+    content = json.loads(file.read_text())
+    # The same content with its keys in another order and other spaces is the same metadata.
+    file.write_text(json.dumps(content, sort_keys=True, indent=2))
+    with Checkpoints.reader(tmp_path) as checkpoints:
+        assert checkpoints.metadata(2) == metadata
+    change(content)
+    file.write_text(json.dumps(content))
+    with Checkpoints.reader(tmp_path) as checkpoints:
+        for read in (lambda: checkpoints.metadata(2), lambda: checkpoints.restore(state, 2)):
+            with pytest.raises(UserError, match=r"^The checkpoint of step 2 in .* is damaged \(.*\): remove ") as raised:
+                read()
+            said = str(raised.value)
+            assert str(tmp_path / "checkpoints" / "2") in said and "\n" not in said
+        assert checkpoints.metadata(1) == metadata and bits(checkpoints.restore(state, 1)[0]) == bits(state)
+
+
+@pytest.mark.parametrize("change", [lambda content: content, lambda _: {"entries": []}], ids=["same form", "another"])
+def test_metadata_of_a_later_version_is_refused_in_a_sentence(tmp_path, change):
+    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+        checkpoints.save(3, {"w": jnp.ones(4)}, {})
+    file = metadata_file(tmp_path, 3)
+    file.write_text(json.dumps({**change(json.loads(file.read_text())), "version": 2}))
+    with Checkpoints.reader(tmp_path) as checkpoints:
+        for read in (checkpoints.metadata, lambda: checkpoints.restore({"w": jnp.ones(4)})):
+            with pytest.raises(UserError, match=r"step 3 in .* has version 2, .* reads versions up to 1: use ") as raised:
+                read()
+            assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_any_single_changed_element_changes_the_fingerprint():
@@ -74,7 +142,7 @@ def test_any_single_changed_element_changes_the_fingerprint():
 SAVE_TWICE = """
     import os, signal, sys, time
     import jax, jax.numpy as jnp
-    from longshot_jax.training.checkpoint import Checkpoints
+    from longshot_jax.checkpoints.checkpoint import Checkpoints
     def state(seed):
         return {"w": jax.random.uniform(jax.random.key(seed), (2048, 2048)), "key": jax.random.key(seed)}
     checkpoints = Checkpoints(sys.argv[1], keep_last=1, keep_best=0)
@@ -103,9 +171,9 @@ def test_kill_in_the_middle_of_a_save_leaves_the_previous_one(tmp_path):
     template = {"w": jnp.zeros((2048, 2048)), "key": jax.random.key(0)}
     with Checkpoints.reader(tmp_path) as checkpoints:
         assert checkpoints.steps == [1], f"the kill came too late or the half-written one counts: {leftovers}"
-        restored, host = checkpoints.restore(template)
+        restored, metadata = checkpoints.restore(template)
     assert leftovers, "the kill came before anything was written, so the test showed nothing"
-    assert host == {"step": 1}
+    assert metadata == {"step": 1}
     expected = {"w": jax.random.uniform(jax.random.key(1), (2048, 2048)), "key": jax.random.key(1)}
     assert bits(restored) == bits(expected)
     # Reading has cleaned nothing up: the folder might be that of a run which is at work.
@@ -134,8 +202,8 @@ def test_refused_write_in_the_background_ends_in_one_sentence(tmp_path):
         print("nothing raised")
     except UserError as error:
         print("SENTENCE", error)
-    restored, host = checkpoints.restore(state(3))
-    print("left", checkpoints.steps, host, bool((restored["w"] == state(1)["w"]).all()))
+    restored, metadata = checkpoints.restore(state(3))
+    print("left", checkpoints.steps, metadata, bool((restored["w"] == state(1)["w"]).all()))
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     checkpoints.save(3, state(3), {"step": 3})  # space is back: the same object goes on
     print("then", checkpoints.steps)
@@ -170,8 +238,8 @@ def test_full_disk(tmp_path):
     except UserError as error:
         print("SENTENCE", error)
     reopened = Checkpoints(sys.argv[1], keep_last=1, keep_best=0)
-    restored, host = reopened.restore(state(3))
-    print("left", reopened.steps, host, bool((restored["w"] == state(1)["w"]).all()))
+    restored, metadata = reopened.restore(state(3))
+    print("left", reopened.steps, metadata, bool((restored["w"] == state(1)["w"]).all()))
         """,
         tmp_path,
         prefix=(*inside, mount),
@@ -186,9 +254,7 @@ def test_error_at_once_and_later_are_the_same_sentence(tmp_path, monkeypatch):
         checkpoints.save(1, {"w": jnp.zeros(3)}, {})
         checkpoints.wait()
         with monkeypatch.context() as patch:
-            patch.setattr(
-                checkpoints._manager._checkpointer, "save", lambda *a, **k: (_ for _ in ()).throw(full)
-            )
+            patch.setattr(checkpoints._manager._checkpointer, "save", lambda *a, **k: (_ for _ in ()).throw(full))
             with pytest.raises(UserError, match=r"step 2 could .* disk is full\); .*step 1 is intact"):
                 checkpoints.save(2, {"w": jnp.zeros(3)}, {})
         with monkeypatch.context() as patch:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from longshot_jax.data.examples import pad_left, pad_right
+from longshot_jax.curriculum.batch import CurriculumBatch
+from longshot_jax.curriculum.loss import curriculum_sums
+from longshot_jax.data.layout import pad_left, pad_right
 from longshot_jax.longshot import LongShot
-from longshot_jax.model.huggingface_layout import tensors_of
-from longshot_jax.training.curriculum import CurriculumBatch, curriculum_sums
+from longshot_jax.model.huggingface.layout import tensors_of
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden_llama3"
 LATENT, PAD = 91, 89
@@ -25,7 +26,7 @@ def golden():
 @pytest.fixture(scope="module")
 def batch(golden) -> CurriculumBatch:
     """The golden rows as the curriculum sees them: question up to `<|start-latent|>`, thoughts, then the rest."""
-    prompts, rests, labels, counts = [], [], [], []
+    prompts, rests, labels, num_thoughts = [], [], [], []
     for ids, mask, label in zip(golden["c_ids"], golden["c_mask"], golden["c_labels"], strict=True):
         ids, label = ids[mask == 1], label[mask == 1]
         latent = np.flatnonzero(ids == LATENT)
@@ -33,32 +34,32 @@ def batch(golden) -> CurriculumBatch:
         prompts.append(ids[: latent[0]].tolist())
         rests.append(ids[latent[-1] + 1 :].tolist())
         labels.append((label[latent[-1] + 1 :] != -100).tolist())
-        counts.append(len(latent))
+        num_thoughts.append(len(latent))
     prompt, prompt_mask = pad_left(prompts, 24, PAD)
     tokens, token_mask = pad_right(rests, 16, PAD)
     loss_mask, _ = pad_right(labels, 16, 0)
-    counts = np.asarray(counts, np.int32)
-    rows = CurriculumBatch(prompt, prompt_mask, counts, tokens, token_mask, loss_mask.astype(bool))
+    num_thoughts = np.asarray(num_thoughts, np.int32)
+    rows = CurriculumBatch(prompt, prompt_mask, num_thoughts, tokens, token_mask, loss_mask.astype(bool))
     return jax.tree.map(jnp.asarray, rows)
 
 
 @pytest.mark.law
 def test_loss_and_gradient_norms_are_coconuts(golden, batch):
-    assert sorted(batch.thought_counts.tolist()) == [2, 3, 4]
+    assert sorted(batch.num_thoughts.tolist()) == [2, 3, 4]
     assert batch.loss_mask.sum() == (golden["c_labels"] != -100).sum()
     model = LongShot.from_pretrained(GOLDEN).model
 
     @jax.jit
     @jax.value_and_grad
-    def loss(weights):
+    def loss(params):
         # Five slots for at most four thoughts: the spare one must count for nothing.
-        sums = curriculum_sums(nnx.merge(model.graph, *weights), batch, max_thoughts=5)
+        sums = curriculum_sums(nnx.merge(model.graphdef, *params), batch, max_thoughts=5)
         return sums.loss_sum / sums.count
 
-    value, gradients = loss(model.weights)
+    value, gradients = loss(model.params)
     np.testing.assert_allclose(value, golden["c_loss"], rtol=1e-5)
     norms = {}
-    for tensor in tensors_of(gradients[0]["llama"]):
+    for tensor in tensors_of(gradients[0]["backbone"]):
         gradient = tensor.weight if tensor.layer is None else tensor.weight[tensor.layer]
         norms[tensor.name] = float(jnp.linalg.norm(gradient))
     assert set(norms) == set(golden["g_names"].tolist())
@@ -72,9 +73,9 @@ def test_the_bound_notices_whether_thoughts_are_thoughts(golden, batch):
     model = LongShot.from_pretrained(GOLDEN).model
 
     @jax.jit
-    def pauses(weights):
-        reasoner = nnx.merge(model.graph, *weights)
+    def pauses(params):
+        reasoner = nnx.merge(model.graphdef, *params)
         return curriculum_sums(reasoner, batch, max_thoughts=5, pause_token=LATENT)
 
-    sums = pauses(model.weights)
+    sums = pauses(model.params)
     assert abs(float(sums.loss_sum / sums.count) - float(golden["c_loss"])) > 1e-2

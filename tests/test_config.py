@@ -1,15 +1,22 @@
 """Settings: unknown keys, wrong types and impossible combinations are refused by name."""
 
 import json
+import math
+import typing
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from longshot_jax.config import RunConfig, default_config, parse_config
-from longshot_jax.config_bounds import BOUNDS, check_bounds, settings_of
+from longshot_jax.config.bounds import MAX_INT, Bound
+from longshot_jax.config.declarations import Setting, declared, declared_groups, flatten
+from longshot_jax.config.parse import RENAMED
 from longshot_jax.errors import UserError
+
+SETTINGS = declared(RunConfig)
 
 
 def changed(**overrides):
@@ -21,29 +28,29 @@ def changed(**overrides):
 
 def test_defaults_and_json_come_back_the_same():
     assert parse_config(default_config()) == RunConfig()
-    run = changed(ppo__noise=(0.3, 0.1), curriculum__stages=(1, 2), thoughts__feedback="navigator")
+    run = changed(ppo__thought_std=(0.3, 0.1), curriculum__stages=(1, 2), thoughts__feedback="navigator")
     assert parse_config(json.loads(json.dumps(asdict(run)))) == run
 
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"ppo": {"iteration": 1}}, r"config\.ppo\.iteration is no setting: did you mean config\.ppo\.iterations"),
-        ({"ppo": {"top_k": 5}}, r"config\.ppo\.top_k is no setting, because a rollout samples the whole distribution"),
+        ({"ppo": {"iteration": 1}}, r"config\.ppo\.iteration is not a setting: did you mean config\.ppo\.iterations"),
+        ({"ppo": {"top_k": 5}}, r"config\.ppo\.top_k is not a setting, because a rollout samples the whole distribution"),
         ({"ppo": 3}, r"config\.ppo must be a group"),
         ({"ppo": {"iterations": 1.5}}, r"config\.ppo\.iterations is 1\.5: it must be of type int"),
         ({"ppo": {"iterations": True}}, r"config\.ppo\.iterations is True"),
-        ({"ppo": {"noise": (0.1,)}}, r"config\.ppo\.noise .*must hold 2 values"),
-        ({"ppo": {"noise": 0.1}}, r"config\.ppo\.noise .*must be a tuple"),
+        ({"ppo": {"thought_std": (0.1,)}}, r"config\.ppo\.thought_std .*must hold 2 values"),
+        ({"ppo": {"thought_std": 0.1}}, r"config\.ppo\.thought_std .*must be a tuple"),
         ({"data": {"operations": ("one",)}}, r"config\.data\.operations is 'one'"),
         ({"markers": "none"}, r"config\.markers is 'none': it must be one of coconut, answer"),
-        ({"stages": ("sft",)}, r"config\.stages holds 'sft'"),
+        ({"phases": ("sft",)}, r"config\.phases is 'sft': it must be one of curriculum, ppo"),
         ({"ppo": {"questions": 30, "minibatches": 4}}, r"config\.ppo\.questions 30 is not a multiple"),
-        ({"ppo": {"min_steps": 7}}, r"min_steps 7 is more than max_steps 6"),
-        ({"ppo": {"target_iterations": 1}}, r"needs config\.ppo\.target_steps"),
-        ({"ppo": {"target_steps": (9,)}}, r"target_steps \(9,\) must not be above max_steps 6"),
+        ({"ppo": {"min_thoughts": 7}}, r"min_thoughts 7 is more than max_thoughts 6"),
+        ({"ppo": {"target_iterations": 1}}, r"target_iterations needs the numbers to draw from: set config\.ppo\.target_thoughts"),
+        ({"ppo": {"target_thoughts": (9,)}}, r"target_thoughts \(9,\) must not be above max_thoughts 6"),
         ({"ppo": {"baseline": "group", "num_trajectories": 1}}, r"compares trajectories of one question"),
-        ({"ppo": {"baseline": "group", "together": True}}, r"independent trajectories"),
+        ({"ppo": {"baseline": "group", "ensemble": True}}, r"independent trajectories"),
         (
             {"ppo": {"baseline": "leave_one_out"}, "thoughts": {"graph": "all"}},
             r"independent trajectories, and config\.thoughts\.graph 'all' lets them read one another",
@@ -52,42 +59,42 @@ def test_defaults_and_json_come_back_the_same():
             {"ppo": {"baseline": "group"}, "thoughts": {"cross_attention": True}},
             r"config\.thoughts\.cross_attention lets them read one another",
         ),
-        ({"ppo": {"dropout": 0.1}}, r"config\.ppo\.dropout is no setting, because .*take config\.curriculum\.dropout"),
+        ({"ppo": {"dropout": 0.1}}, r"config\.ppo\.dropout is not a setting, because .*take config\.curriculum\.dropout"),
         ({"curriculum": {"dropout": 1.0}}, r"config\.curriculum\.dropout is 1\.0: it must be from 0 to below 1"),
-        ({"stages": ("curriculum",), "curriculum": {"dropout": 0.1, "mode": "pause"}}, r"dropout is of thoughts, and mode 'pause' has none"),
-        ({"curriculum": {"dropout": 0.1, "guidance": {"jacobi": 2}}}, r"dropout is of thoughts made one after the other"),
-        ({"ppo": {"baseline": "group", "shared_reward": True}}, r"shared_reward makes their rewards one: take the critic"),
-        ({"thoughts": {"max_trajectories": 5}}, r"max_trajectories 5 is the most .*num_trajectories \(now 8\) to one number"),
+        ({"phases": ("curriculum",), "curriculum": {"dropout": 0.1, "mode": "pause"}}, r"dropout applies to thoughts, and mode 'pause' has none"),
+        ({"curriculum": {"dropout": 0.1, "guidance": {"jacobi": 2}}}, r"dropout applies to thoughts in sequence"),
+        ({"ppo": {"baseline": "group", "shared_reward": True}}, r"shared_reward gives them one reward: take the critic"),
+        ({"thoughts": {"max_trajectories": 5}}, r"max_trajectories 5 is the largest number .*num_trajectories \(now 8\) to the same number"),
         ({"ppo": {"baseline": "group"}, "thoughts": {"max_trajectories": 8}}, r"max_trajectories chooses their number"),
-        ({"ppo": {"target_trajectories": (2,), "target_iterations": 1}}, r"forces a number that is no choice"),
+        ({"ppo": {"target_trajectories": (2,), "target_iterations": 1}}, r"forces a number that the model does not choose"),
         (
             {"ppo": {"target_trajectories": (9,)}, "thoughts": {"max_trajectories": 8}},
             r"target_trajectories \(9,\) must lie between 2 and config\.thoughts\.max_trajectories 8",
         ),
         (
             {"ppo": {"loss_mean": "sequence"}, "thoughts": {"max_trajectories": 8}},
-            r"loss_mean 'sequence' has no place for",
+            r"loss_mean 'sequence' cannot weigh a question's number of trajectories",
         ),
         ({"ppo": {"kl_in": "reward", "shared_reward": True}}, r"kl_in 'reward' charges each trajectory for itself"),
         ({"ppo": {"rewards": {"vote_correct": 1.0}}}, r"set config\.ppo\.shared_reward"),
         (
             {"ppo": {"gradient": "pathwise", "rewards": {"diversity": 0.1}}},
-            r"diversity is earned by thoughts, and under gradient 'pathwise'",
+            r"diversity is earned by thoughts, which are not scored actions under gradient 'pathwise'",
         ),
         ({"ppo": {"coupling": "antithetic", "baseline": "group"}}, r"coupling 'antithetic' with gradient 'score' is biased"),
-        ({"ppo": {"coupling": "orthogonal", "together": True}}, r"as with config\.ppo\.together: take gradient 'pathwise'"),
+        ({"ppo": {"coupling": "orthogonal", "ensemble": True}}, r"as with config\.ppo\.ensemble: take gradient 'pathwise'"),
         ({"thoughts": {"graph": "own", "reasoning_dim": 6}}, r"reasoning_dim 6 is not a multiple of config\.thoughts\.heads 4"),
-        ({"ppo": {"noise": (0.0, 0.0)}}, r"config\.ppo\.gradient 'score' needs noise"),
+        ({"ppo": {"thought_std": (0.0, 0.0)}}, r"config\.ppo\.gradient 'score' needs noise"),
         ({"ppo": {"minibatches": 0}}, r"config\.ppo\.minibatches is 0: it must be at least 1"),
         ({"ppo": {"epochs": 0}}, r"config\.ppo\.epochs is 0"),
         ({"ppo": {"optimizer": {"clip_norm": 0.0}}}, r"config\.ppo\.optimizer\.clip_norm is 0\.0: it must be above 0"),
         ({"ppo": {"optimizer": {"learning_rate": float("nan")}}}, r"learning_rate is nan: it must be at least 0"),
-        ({"ppo": {"discount": 1.5}}, r"config\.ppo\.discount is 1\.5: it must be from 0 to 1"),
+        ({"ppo": {"gamma": 1.5}}, r"config\.ppo\.gamma is 1\.5: it must be from 0 to 1"),
         ({"ppo": {"rewards": {"correct": float("inf")}}}, r"correct is inf: it must be a finite number"),
         ({"curriculum": {"optimizer": {"b2": 1.0}}}, r"b2 is 1\.0: it must be from 0 to below 1"),
         ({"curriculum": {"stages": ()}}, r"config\.curriculum\.stages is empty"),
-        ({"stages": ()}, r"config\.stages is empty"),
-        ({"stages": ("ppo", "ppo")}, r"names a stage twice"),
+        ({"phases": ()}, r"config\.phases is empty"),
+        ({"phases": ("ppo", "ppo")}, r"names a phase twice"),
         ({"seed": -1}, r"config\.seed is -1: it must be from 0 to 4294967294"),
         ({"checkpoint": {"every": 0}}, r"config\.checkpoint\.every is 0: it must be at least 1"),
         ({"evaluation": {"questions": 0}}, r"config\.evaluation\.questions is 0"),
@@ -97,17 +104,17 @@ def test_defaults_and_json_come_back_the_same():
         ({"ppo": {"kl_target": 0.1, "kl_coefficient": 0.0}}, r"0 stays 0"),
         ({"ppo": {"kl_in": "reward", "kl_coefficient": 0.0}}, r"kl_in 'reward' charges nothing"),
         ({"ppo": {"kl_estimator": "k1"}}, r"kl_estimator 'k1' has no gradient in the loss"),
-        ({"ppo": {"noise": (0.2, -0.1)}}, r"config\.ppo\.noise is \(0\.2, -0\.1\): each must be at least 0"),
+        ({"ppo": {"thought_std": (0.2, -0.1)}}, r"config\.ppo\.thought_std is \(0\.2, -0\.1\): each must be at least 0"),
         ({"ppo": {"token_temperature": (1.0, 0.0)}}, r"config\.ppo\.token_temperature is \(1\.0, 0\.0\): each must be above 0"),
-        ({"ppo": {"stop_temperature": (1.5, 0.5), "stop_annealing": "constant"}}, r"its annealing is 'constant'"),
-        ({"ppo": {"gradient": "mixture", "noise": (0.2, 0.0)}}, r"'mixture' needs noise to the end"),
-        ({"curriculum": {"mode": "pause", "guidance": {"target": 1.0}}, "stages": ("curriculum",)}, r"'pause' has none of its own"),
-        ({"curriculum": {"guidance": {"jacobi": 2, "forcing": (1.0, 0.0)}}}, r"jacobi makes all thoughts at once"),
+        ({"ppo": {"stop_temperature": (1.5, 0.5), "stop_temperature_annealing": "constant"}}, r"config\.ppo\.stop_temperature .* stop_temperature_annealing is 'constant'"),
+        ({"ppo": {"gradient": "mixture", "thought_std": (0.2, 0.0)}}, r"'mixture' needs noise to the end"),
+        ({"curriculum": {"mode": "pause", "guidance": {"target": 1.0}}, "phases": ("curriculum",)}, r"guides thoughts, and config\.curriculum\.mode 'pause' has none"),
+        ({"curriculum": {"guidance": {"jacobi": 2, "forcing": (1.0, 0.0)}}}, r"jacobi computes all thoughts at once"),
         ({"thoughts": {"memory_top": 3}}, r"set config\.ppo\.memory_slots"),
         ({"ppo": {"memory_slots": 3}}, r"set config\.thoughts\.memory_top"),
         ({"curriculum": {"batch_size": 10, "micro_batch_size": 4}}, r"not a multiple of\s+config\.curriculum\.micro"),
         ({"data": {"prompt_length": 20, "length_bucket": 8}}, r"prompt_length 20 is not a multiple"),
-        ({"curriculum": {"mode": "pause"}}, r"mode 'pause' trains a model without thoughts of its own"),
+        ({"curriculum": {"mode": "pause"}}, r"mode 'pause' trains a model without thoughts"),
         ({"model": {"weight_dtype": "bfloat16"}}, r"weight_dtype 'bfloat16' would round away"),
         (
             {"thoughts": {"feedback": "navigator_residual"}, "ppo": {"gradient": "none", "trainable": "navigator"}},
@@ -120,27 +127,160 @@ def test_refusals_name_the_key(values, sentence):
         parse_config(values)
 
 
-def test_every_number_has_a_bound_that_its_default_keeps():
-    def is_number(value):
-        values = value if isinstance(value, tuple) else (value,)
-        return all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
+def is_number(kind: Any) -> bool:
+    """Whether a setting of this type is a number, or several."""
+    return kind in (int, float) or any(item in (int, float) for item in typing.get_args(kind))
 
-    numbers = dict(settings_of(RunConfig()))
-    assert {key for key, value in numbers.items() if is_number(value)} == set(BOUNDS)
-    check_bounds(RunConfig())
+
+NUMBERS = [setting for setting in SETTINGS.values() if is_number(setting.kind)]
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """The mapping that sets one setting by its dotted key."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+def read(settings: Any, key: str) -> Any:
+    """The value of a dotted key."""
+    for name in key.split("."):
+        settings = getattr(settings, name)
+    return settings
+
+
+def of_setting(setting: Setting, number: Any) -> Any:
+    """A number as the setting takes it: alone, or every item of its tuple."""
+    items = typing.get_args(setting.kind)
+    if not items:
+        return number
+    return (number,) * (1 if items[-1] is Ellipsis else len(items))
+
+
+def outside(setting: Setting) -> list[int | float]:
+    """The numbers of the setting's type that lie just outside its bound, and those that are never inside."""
+    bound, whole = setting.bound, int in (setting.kind, *typing.get_args(setting.kind))
+    assert bound is not None
+    numbers: list[int | float] = [MAX_INT + 1 if math.isinf(bound.high) else int(bound.high) + 1] if whole else []
+    if not whole:
+        numbers += [math.nan, math.inf, -math.inf, 10**400, -(10**400)]
+    if math.isfinite(bound.low):
+        below = bound.low - 1 if whole else math.nextafter(bound.low, -math.inf)
+        numbers.append(bound.low if bound.low_open else below)
+    if math.isfinite(bound.high) and not whole:
+        numbers.append(bound.high if bound.high_open else math.nextafter(bound.high, math.inf))
+    return numbers
+
+
+def inside(setting: Setting) -> list[int | float]:
+    """The outermost numbers of the setting's type inside its bound."""
+    bound, whole = setting.bound, int in (setting.kind, *typing.get_args(setting.kind))
+    assert bound is not None
+    low = bound.low if math.isfinite(bound.low) else -1e300
+    high = bound.high if math.isfinite(bound.high) else MAX_INT if whole else 1e300
+    numbers = [math.nextafter(low, math.inf) if bound.low_open else low]
+    numbers.append(math.nextafter(high, -math.inf) if bound.high_open else high)
+    return [int(number) if whole else float(number) for number in numbers]
+
+
+def test_every_number_has_a_bound_that_its_default_keeps():
+    assert {setting.key for setting in NUMBERS} == {key for key, each in SETTINGS.items() if each.bound is not None}
+    assert len(NUMBERS) > 90
+    for setting in NUMBERS:
+        default = setting.default if isinstance(setting.default, tuple) else (setting.default,)
+        assert isinstance(setting.bound, Bound) and all(number in setting.bound for number in default), setting.key
+
+
+@pytest.mark.parametrize("setting", NUMBERS, ids=lambda setting: setting.key)
+def test_a_number_outside_its_bound_is_refused_by_its_key(setting):
+    must = f"must be {setting.bound}."
+    for number in outside(setting):
+        with pytest.raises(UserError) as error:
+            parse_config(nested(setting.key, of_setting(setting, number)))
+        said = str(error.value)
+        assert said.startswith(f"config.{setting.key} is ") and len(said) < 250, said
+        assert said.endswith(must) or "must be a finite number." in said, said
+    for number in inside(setting):
+        value = of_setting(setting, number)
+        try:
+            assert read(parse_config(nested(setting.key, value)), setting.key) == value
+        except UserError as error:  # it may clash with the defaults of other settings
+            assert must not in str(error)
+
+
+@pytest.mark.parametrize(
+    "key", ["ppo.thought_std", "curriculum.guidance.forcing", "ppo.target_thoughts", "data.operations"]
+)
+def test_every_item_of_a_tuple_has_to_keep_the_bound(key):
+    setting = SETTINGS[key]
+    good = inside(setting)[0]
+    with pytest.raises(UserError, match=f"config.{key} is .*: each must be {setting.bound}"):
+        parse_config(nested(key, (good, outside(setting)[-1])))
+
+
+def test_every_setting_is_declared_once_with_its_meaning():
+    assert set(SETTINGS) == set(flatten(default_config().to_dict())) == set(flatten(RunConfig()))
+    assert len(SETTINGS) > 150
+    for key, setting in SETTINGS.items():
+        assert setting.key == key and setting.default == read(RunConfig(), key)
+        assert setting.meaning.strip().endswith(".") and len(setting.meaning) > 4, key
+        assert setting.allowed, key
+    groups = declared_groups(RunConfig)
+    assert set(groups) == {key.rpartition(".")[0] for key in SETTINGS} and all(groups.values())
+
+
+OTHER_VALUES = {
+    "phases": ("ppo",),
+    "ppo.gamma": 0.9,
+    "ppo.gae_lambda": 0.8,
+    "ppo.thought_std": (0.4, 0.3),
+    "ppo.thought_std_annealing": "cosine",
+    "ppo.stop_temperature_annealing": "cosine",
+    "ppo.token_temperature_annealing": "cosine",
+    "ppo.min_thoughts": 2,
+    "ppo.max_thoughts": 5,
+    "ppo.target_thoughts": (3, 4),
+    "ppo.ensemble": True,
+}
+
+
+def test_a_stored_config_of_old_keys_is_the_same_run():
+    assert set(OTHER_VALUES) == {new for new in RENAMED.values() if new}, "one value for each key that was renamed"
+    assert all(new is None or new in SETTINGS for new in RENAMED.values())
+    assert not set(RENAMED) & set(SETTINGS)
+    stored, current = asdict(RunConfig()), asdict(RunConfig())
+    for old, new in RENAMED.items():
+        for settings, key in ((stored, new), (stored, old), (current, new)):
+            if key is None:
+                continue
+            *groups, name = key.split(".")
+            place = settings
+            for group in groups:
+                place = place[group]
+            if settings is stored and key == new:
+                del place[name]
+            else:
+                place[name] = OTHER_VALUES[new] if new else 5
+    parsed = parse_config(json.loads(json.dumps(stored)))
+    assert parsed == parse_config(current) != RunConfig()
+    for key, value in OTHER_VALUES.items():
+        assert read(parsed, key) == value != SETTINGS[key].default
+
+
+def test_an_old_key_does_not_change_other_settings_of_that_name():
+    run = parse_config({"stages": ["curriculum"], "curriculum": {"stages": [0, 2]}})
+    assert run.phases == ("curriculum",) and run.curriculum.stages == (0, 2)
 
 
 @given(st.text("abcdefgh_", min_size=1, max_size=12))
 def test_any_unknown_key_is_refused(key):
     if key not in asdict(RunConfig()):
-        with pytest.raises(UserError, match=f"config.{key} is no setting"):
+        with pytest.raises(UserError, match=f"config.{key} is not a setting"):
             parse_config({key: 1})
 
 
 def test_thought_slots_cover_every_stage():
     assert changed(curriculum__c_thought=2, curriculum__max_latent_stage=3).max_thoughts == 6
-    assert changed(curriculum__mode="cot", stages=("curriculum",)).max_thoughts == 0
-    assert changed(stages=("ppo",), ppo__max_steps=3).max_thoughts == 3
-    assert (
-        changed(stages=("ppo",), ppo__trainable="navigator", model__weight_dtype="bfloat16").max_thoughts == 6
-    )
+    assert changed(curriculum__mode="cot", phases=("curriculum",)).max_thoughts == 0
+    assert changed(phases=("ppo",), ppo__max_thoughts=3).max_thoughts == 3
+    assert changed(phases=("ppo",), ppo__trainable="navigator", model__weight_dtype="bfloat16").max_thoughts == 6

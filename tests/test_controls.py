@@ -25,11 +25,11 @@ def test_zero(thoughts):
 
 def test_noise_has_the_norm_of_each_thought_and_nothing_else_of_it(thoughts):
     noise = replaced("noise", thoughts)
-    taken = np.arange(4) < COUNTS[:, None]
+    thought_mask = np.arange(4) < COUNTS[:, None]
     norms = np.linalg.norm(thoughts, axis=-1)
-    np.testing.assert_allclose(np.linalg.norm(noise, axis=-1)[taken], norms[taken], rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(noise, axis=-1)[thought_mask], norms[thought_mask], rtol=1e-5)
     cosine = np.sum(noise * thoughts, -1) / norms / np.maximum(np.linalg.norm(noise, axis=-1), 1e-9)
-    assert np.abs(cosine[taken]).max() < 0.99
+    assert np.abs(cosine[thought_mask]).max() < 0.99
     np.testing.assert_array_equal(noise, replaced("noise", thoughts))
     assert not np.array_equal(noise, replaced("noise", thoughts, seed=1))
 
@@ -42,11 +42,11 @@ def test_mean_is_over_the_questions_that_have_the_slot(thoughts):
 
 
 def test_what_lies_in_unused_slots_changes_no_replacement(thoughts):
-    taken = (np.arange(4) < COUNTS[:, None])[..., None]
-    dirty = np.where(taken, thoughts, 1e6).astype(np.float32)
+    thought_mask = (np.arange(4) < COUNTS[:, None])[..., None]
+    dirty = np.where(thought_mask, thoughts, 1e6).astype(np.float32)
     for kind in ("noise", "mean", "swap"):
-        clean_rows = np.where(taken, replaced(kind, thoughts), 0)
-        np.testing.assert_array_equal(np.where(taken, replaced(kind, dirty), 0), clean_rows)
+        clean_rows = np.where(thought_mask, replaced(kind, thoughts), 0)
+        np.testing.assert_array_equal(np.where(thought_mask, replaced(kind, dirty), 0), clean_rows)
 
 
 def test_swap_gives_the_thoughts_of_another_question_of_the_same_count(thoughts):

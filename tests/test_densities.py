@@ -9,7 +9,6 @@ import pytest
 
 from longshot_jax.thoughts.densities import (
     bernoulli_entropy,
-    bernoulli_kl,
     bernoulli_log_prob,
     categorical_entropy,
     categorical_log_prob,
@@ -75,16 +74,13 @@ def test_bernoulli_matches_probabilities():
     np.testing.assert_allclose(bernoulli_log_prob(x, jnp.zeros(33, bool)), np.log(1 - p), rtol=1e-5)
     entropy = -p * np.log(p) - (1 - p) * np.log(1 - p)
     np.testing.assert_allclose(bernoulli_entropy(x), entropy, rtol=1e-5)
-    q = 1 / (1 + np.exp(-logit[::-1] / 3))
-    kl = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    np.testing.assert_allclose(bernoulli_kl(x, x[::-1] / 3), kl, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("logit", [0.0, 30.0, -30.0, 1e3, -1e3, 1e30, -1e30])
 def test_bernoulli_is_finite_with_finite_gradients_at_extremes(logit):
     def everything(x):
         yes, no = (bernoulli_log_prob(x, jnp.array(decision)) for decision in (True, False))
-        return jnp.stack([yes, no, bernoulli_entropy(x), bernoulli_kl(x, jnp.float32(0.5))])
+        return jnp.stack([yes, no, bernoulli_entropy(x)])
 
     x = jnp.float32(logit)
     assert np.isfinite(everything(x)).all()
@@ -92,14 +88,6 @@ def test_bernoulli_is_finite_with_finite_gradients_at_extremes(logit):
     if abs(logit) >= 1e3:
         np.testing.assert_array_equal(everything(x)[:2], np.float32([min(logit, 0), min(-logit, 0)]))
         assert everything(x)[2] == 0.0
-
-
-def test_bernoulli_kl_of_a_distribution_to_itself_is_zero_with_zero_gradient():
-    x = jnp.linspace(-20, 20, 41)
-    assert np.all(np.asarray(bernoulli_kl(x, x)) == 0.0)
-    np.testing.assert_allclose(jax.grad(lambda y: bernoulli_kl(y, x).sum())(x), 0.0, atol=1e-6)
-    near = bernoulli_kl(x, x + 1e-4)
-    assert np.all(np.asarray(near) >= 0.0)
 
 
 def test_categorical_matches_softmax_and_is_shift_invariant():

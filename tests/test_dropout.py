@@ -7,25 +7,26 @@ import optax
 from builders import QUICK, ragged_prompts, small_reasoner
 from flax import nnx
 
-from longshot_jax.thoughts.think import StopRule, encode, think
-from longshot_jax.training.curriculum import CurriculumBatch
-from longshot_jax.training.curriculum_update import curriculum_update
+from longshot_jax.curriculum.batch import CurriculumBatch
+from longshot_jax.curriculum.update import curriculum_update
+from longshot_jax.thoughts.stopping import StopRule
+from longshot_jax.thoughts.think import Teaching, encode, think
 from longshot_jax.training.state import start_state
 
 ROWS, STEPS = 4, 2
 
 
 def test_dropout_does_not_depend_on_micro_batches_and_changes_with_every_update():
-    graph, weights = nnx.split(small_reasoner(num_hidden_layers=1))
+    graphdef, params = nnx.split(small_reasoner(num_hidden_layers=1))
     prompt, mask = ragged_prompts([3, 6, 1, 4], 6)
     tokens, real = ragged_prompts([4, 4, 4, 4], 4, 1)
     batch = CurriculumBatch(prompt, mask, jnp.array([2, 1, 0, 2]), tokens, real, real)
     descent = optax.sgd(0.1)
-    state = start_state(weights, nnx.State({}), descent, jax.random.key(3))
+    state = start_state(params, nnx.State({}), descent, jax.random.key(3))
 
     def losses(parts):
         options = {"max_thoughts": STEPS, "pause_token": None, "micro_batches": parts, "dropout": 0.5}
-        update = jax.jit(curriculum_update(graph, descent, **options), compiler_options=QUICK)
+        update = jax.jit(curriculum_update(graphdef, descent, **options), compiler_options=QUICK)
         after, first = update(state, batch)
         # The same weights again, under the key that the first update left.
         _, second = update(state.replace(key=after.key), batch)
@@ -38,17 +39,16 @@ def test_dropout_does_not_depend_on_micro_batches_and_changes_with_every_update(
 
 def test_what_is_dropped_of_a_thought_is_zero_and_the_rest_is_scaled():
     reasoner, (prompt, mask) = small_reasoner(), ragged_prompts([3, 6], 6)
-    kept = np.random.default_rng(0).integers(0, 2, (2, 1, STEPS, 8)).astype(np.float32) * 2
+    dropout = np.random.default_rng(0).integers(0, 2, (2, 1, STEPS, 8)).astype(np.float32) * 2
     twos = jnp.full((2, 1), STEPS)
 
     @jax.jit
-    def thoughts(kept):
+    def thoughts(dropout):
         noise = jnp.zeros((2, 1, STEPS, 8))
         rule = StopRule(twos, twos)
-        return think(reasoner, encode(reasoner, prompt, mask), None, rule, noise, jnp.zeros(()), kept=kept)
+        encoded, teaching = encode(reasoner, prompt, mask), Teaching(dropout=dropout)
+        return think(reasoner, encoded, None, rule, noise, jnp.zeros(()), teaching=teaching)
 
-    found = thoughts(kept)
-    np.testing.assert_allclose(found.embeddings, np.asarray(found.actions) * kept, rtol=1e-6)
-    np.testing.assert_allclose(
-        found.actions[:, :, 0], thoughts(jnp.ones_like(kept)).actions[:, :, 0], rtol=1e-5
-    )
+    found = thoughts(dropout)
+    np.testing.assert_allclose(found.embeddings, np.asarray(found.actions) * dropout, rtol=1e-6)
+    np.testing.assert_allclose(found.actions[:, :, 0], thoughts(jnp.ones_like(dropout)).actions[:, :, 0], rtol=1e-5)

@@ -1,18 +1,15 @@
 """eval.py and generate.py as a user starts them, and the file that eval.py leaves."""
 
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
+from commands import start
 from run_folders import PPO, save_run
 
 from longshot_jax.data.chains import write_chains
 from longshot_jax.errors import UserError
-from longshot_jax.evaluation.results import check_writable, comparison, read_results, write_results
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+from longshot_jax.evaluation.results import comparison, read_results, write_results
+from longshot_jax.files import check_writable
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +20,6 @@ def folder(tmp_path_factory):
     write_chains(folder / "others.json", 3, 6, seed=1)
     (folder / "broken.json").write_text('[{"question": "a=1 a?"')
     return folder
-
-
-def start(script: str, *arguments: object) -> int:
-    """Runs a script in this process, so that jax need not load again; its exit code."""
-    old, sys.argv = sys.argv, [script, *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
-    finally:
-        sys.argv = old
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +64,14 @@ def test_it_shows_a_table_and_the_paired_interval(results, folder, capsys):
         ({"--checkpoint": "new"}, "neither checkpoints nor a config.json"),
         ({"--output": "run"}, "is a folder"),
         ({"--output": "chains.json/results.json"}, "cannot be written"),
-        ({"--compare": "chains.json"}, "does not say which questions were right"),
-        ({"--compare": "absent.json"}, "cannot be read"),
+        ({"--compare": "chains.json"}, "chains.json does not hold a JSON object: give a results.json of eval.py"),
+        ({"--compare": "run/config.json"}, "config.json does not say which questions were right: give a results.json"),
+        ({"--compare": "absent.json"}, "absent.json does not exist: give a results.json of eval.py"),
+        ({"--compare": "broken.json"}, "broken.json is not valid JSON"),
         ({"--batch_size": "0"}, "argument --batch_size: '0' is not a whole number from 1"),
         ({"--num_trajectories": "-1"}, "argument --num_trajectories: '-1' is not a whole number from 0"),
         ({"--seed": str(2**70)}, "argument --seed"),
-        (
-            {"--thoughts": "often"},
-            "argument --thoughts: 'often' is not one of own, steps, fixed, a whole number",
-        ),
+        ({"--thoughts": "often"}, "argument --thoughts: 'often' is not one of own, steps, fixed, a whole number"),
         ({"--which": "12"}, "no checkpoint of step 12"),
     ],
 )
@@ -94,9 +79,7 @@ def test_mistakes_end_with_code_2_and_leave_no_file(folder, change, message, cap
     (folder / "new").mkdir(exist_ok=True)
     files = {"--checkpoint": "run", "--data": "chains.json", "--output": "untouched.json"} | change
     paths = ("--checkpoint", "--data", "--output", "--compare")
-    arguments = [
-        part for flag, value in files.items() for part in (flag, folder / value if flag in paths else value)
-    ]
+    arguments = [part for flag, value in files.items() for part in (flag, folder / value if flag in paths else value)]
     assert start("eval.py", *arguments) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said

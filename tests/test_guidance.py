@@ -10,26 +10,20 @@ import pytest
 from builders import QUICK, from_scratch, ragged_prompts, small_reasoner
 from flax import nnx
 
+from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
+from longshot_jax.curriculum.batch import StepTexts, curriculum_batch, forcing_probability
+from longshot_jax.curriculum.guidance import distillation_distance, explanation_loss, step_embeddings, target_distance
+from longshot_jax.curriculum.update import curriculum_update
 from longshot_jax.data.chains import ChainProblems
-from longshot_jax.data.examples import Layout
-from longshot_jax.data.tokens import Tokens
+from longshot_jax.data.layout import Layout
+from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.thoughts.jacobi import think_in_parallel
-from longshot_jax.thoughts.think import StopRule, encode, think
-from longshot_jax.training.curriculum import curriculum_batch
-from longshot_jax.training.curriculum_update import curriculum_update
-from longshot_jax.training.guidance import (
-    StepTexts,
-    distillation_distance,
-    explanation_loss,
-    forcing_probability,
-    step_embeddings,
-    target_distance,
-)
-from longshot_jax.training.settings import CurriculumConfig, GuidanceConfig
+from longshot_jax.thoughts.stopping import StopRule
+from longshot_jax.thoughts.think import Teaching, encode, think
 from longshot_jax.training.state import start_state
 
 B, T, W = 2, 2, 3
-LAYOUT = Layout(Tokens.for_chains(), "answer", "coconut", 26)
+LAYOUT = Layout(Tokenizer.for_chains(), "answer", "coconut", 26)
 STEPS = StepTexts(
     tokens=jnp.array([[[3, 4, 0], [5, 0, 0]], [[6, 7, 8], [0, 0, 0]]]),
     mask=jnp.array([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]]], bool),
@@ -40,11 +34,11 @@ STEPS = StepTexts(
 @partial(jax.jit, static_argnames="forced", compiler_options=QUICK)
 def thought(reasoner, forced):
     prompt, mask = ragged_prompts([3, 5], 5)
-    counts = jnp.array([[2], [1]])
+    num_thoughts = jnp.array([[2], [1]])
     encoded = encode(reasoner, prompt, mask)
-    teacher = (STEPS.forced[:, None], step_embeddings(reasoner, STEPS)[:, None]) if forced else None
-    rule, noise = StopRule(counts, counts), jnp.zeros((B, 1, T, 8))
-    thoughts = think(reasoner, encoded, None, rule, noise, jnp.zeros(()), teacher=teacher)
+    teaching = Teaching(step_embeddings(reasoner, STEPS)[:, None], STEPS.forced[:, None]) if forced else None
+    rule, noise = StopRule(num_thoughts, num_thoughts), jnp.zeros((B, 1, T, 8))
+    thoughts = think(reasoner, encoded, None, rule, noise, jnp.zeros(()), teaching=teaching)
     return thoughts, target_distance(reasoner, thoughts, STEPS), explanation_loss(reasoner, thoughts, STEPS)
 
 
@@ -52,7 +46,7 @@ def test_targets_are_mean_embeddings_and_forced_ones_are_fed_back():
     reasoner = small_reasoner("hidden", True)
     free, distance, _ = thought(reasoner, False)
     forced, after_forcing, _ = thought(reasoner, True)
-    table = np.asarray(reasoner.llama.embedding[...])
+    table = np.asarray(reasoner.backbone.embedding[...])
     targets = {(0, 0): table[[3, 4]].mean(0), (0, 1): table[5], (1, 0): table[[6, 7, 8]].mean(0)}
 
     def cosine(a, b):
@@ -74,8 +68,8 @@ def test_steps_are_explained_from_their_thoughts_alone():
     """Against a decoder from scratch that is given one thought and the step's tokens before each."""
     reasoner = small_reasoner("hidden", True)
     thoughts, _, loss = thought(reasoner, False)
-    table = np.asarray(reasoner.llama.embedding[...])
-    head = np.asarray(reasoner.llama.head[...])
+    table = np.asarray(reasoner.backbone.embedding[...])
+    head = np.asarray(reasoner.backbone.head[...])
     expected = 0.0
     for b, t in ((0, 0), (0, 1), (1, 0)):
         tokens = np.asarray(STEPS.tokens[b, t])[np.asarray(STEPS.mask[b, t])]
@@ -101,15 +95,15 @@ def test_distillation_compares_the_states_before_the_answer_and_moves_the_studen
 def test_as_many_jacobi_iterations_as_thoughts_think_in_sequence(feedback):
     reasoner = small_reasoner(feedback, True)
     prompt, mask = ragged_prompts([3, 5], 5)
-    counts = jnp.array([[3], [2]])
+    num_thoughts = jnp.array([[3], [2]])
 
     @partial(jax.jit, compiler_options=QUICK)
     def both(reasoner):
         encoded = encode(reasoner, prompt, mask)
-        start = reasoner.llama.embed(jnp.asarray(4))
+        start = reasoner.backbone.embed(jnp.asarray(4))
         size = 8 if feedback == "hidden" else 5
-        rule, noise = StopRule(counts, counts), jnp.zeros((B, 1, 3, size))
-        parallel = [think_in_parallel(reasoner, encoded, counts, start, 3, k) for k in (2, 3)]
+        rule, noise = StopRule(num_thoughts, num_thoughts), jnp.zeros((B, 1, 3, size))
+        parallel = [think_in_parallel(reasoner, encoded, num_thoughts, start, 3, k) for k in (2, 3)]
         return think(reasoner, encoded, None, rule, noise, jnp.zeros(())), *parallel
 
     sequential, two, three = both(reasoner)
@@ -123,9 +117,7 @@ def test_as_many_jacobi_iterations_as_thoughts_think_in_sequence(feedback):
 
 def test_forcing_anneals_and_batches_hold_the_replaced_steps():
     config = GuidanceConfig(forcing=(0.8, 0.2), forcing_updates=10, distillation=1.0)
-    assert [forcing_probability(config, update) for update in (0, 5, 10, 99)] == pytest.approx(
-        [0.8, 0.5, 0.2, 0.2]
-    )
+    assert [forcing_probability(config, update) for update in (0, 5, 10, 99)] == pytest.approx([0.8, 0.5, 0.2, 0.2])
     curriculum = CurriculumConfig(c_thought=2, max_latent_stage=2, guidance=config)
     chains = ChainProblems(1, 200, (1, 2, 3))
     problems = [chains[index] for index in range(200)]
@@ -134,10 +126,10 @@ def test_forcing_anneals_and_batches_hold_the_replaced_steps():
         for slot in range(4):
             told = batch.steps.tokens[row, slot][batch.steps.mask[row, slot]].tolist()
             assert told == (LAYOUT.step(problem.steps[0]) if slot < 2 else [])
-        answer = LAYOUT.tokens.encode(problem.answer)[0]
+        answer = LAYOUT.tokenizer.encode(problem.answer)[0]
         for part in (batch, batch.text):
             assert part.tokens[row, part.answer_starts[row]] == answer
-        assert batch.text.thought_counts[row] == 0
+        assert batch.text.num_thoughts[row] == 0
     assert 0.4 < batch.steps.forced[:, :2].mean() < 0.6 and not batch.steps.forced[:, 2:].any()
 
 
@@ -147,24 +139,20 @@ def test_guidance_does_not_depend_on_micro_batches():
     curriculum = CurriculumConfig(max_latent_stage=2, guidance=guidance)
     chains = ChainProblems(1, 4, (1, 2))
     problems = [chains[index] for index in range(4)]
-    batch = jax.tree.map(
-        jnp.asarray, curriculum_batch(problems, 2, curriculum, LAYOUT, 5, np.random.default_rng(0))
-    )
-    graph, weights = nnx.split(
-        small_reasoner("hidden", True, vocab_size=LAYOUT.tokens.vocabulary_size, num_hidden_layers=1)
+    batch = jax.tree.map(jnp.asarray, curriculum_batch(problems, 2, curriculum, LAYOUT, 5, np.random.default_rng(0)))
+    graphdef, params = nnx.split(
+        small_reasoner("hidden", True, vocab_size=LAYOUT.tokenizer.vocabulary_size, num_hidden_layers=1)
     )
     steps, metrics = [], []
     for parts in (1, 2):
         update = curriculum_update(
-            graph, optax.sgd(1.0), max_thoughts=2, pause_token=None, micro_batches=parts, guidance=guidance
+            graphdef, optax.sgd(1.0), max_thoughts=2, pause_token=None, micro_batches=parts, guidance=guidance
         )
-        state = start_state(weights, nnx.State({}), optax.sgd(1.0), jax.random.key(0))
+        state = start_state(params, nnx.State({}), optax.sgd(1.0), jax.random.key(0))
         after, told = jax.jit(update, compiler_options=QUICK)(state, batch)
-        steps.append(jax.tree.leaves(jax.tree.map(lambda a, b: a - b, after.trainable, weights)))
+        steps.append(jax.tree.leaves(jax.tree.map(lambda a, b: a - b, after.trainable, params)))
         metrics.append(told)
-    assert set(metrics[0]) >= {
-        f"guidance/{name}" for name in ("target", "distillation", "explanation", "text")
-    }
+    assert set(metrics[0]) >= {f"guidance/{name}" for name in ("target", "distillation", "explanation", "text")}
     for name, value in metrics[0].items():
         np.testing.assert_allclose(value, metrics[1][name], rtol=1e-4, atol=1e-5)
     for one, two in zip(*steps, strict=True):

@@ -40,12 +40,7 @@ def test_scaled_rope_is_read_in_every_spelling(tmp_path, rope):
 
 def test_unscaled_rope_parameters_and_defaults(tmp_path):
     config = read_config(
-        write(
-            tmp_path,
-            rope_theta=...,
-            rope_scaling=...,
-            rope_parameters={"rope_type": "default", "rope_theta": 7e3},
-        )
+        write(tmp_path, rope_theta=..., rope_scaling=..., rope_parameters={"rope_type": "default", "rope_theta": 7e3})
     )
     assert (config.rope_theta, config.rope_scaling) == (7e3, None)
     write(tmp_path, head_dim=2)
@@ -92,10 +87,10 @@ def test_config_that_cannot_be_honoured_is_refused(tmp_path, changes, words):
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "not valid JSON"), ("[]", "must hold a JSON object")])
+@pytest.mark.parametrize(("text", "words"), [("{", "not valid JSON"), ("[]", "does not hold a JSON object")])
 def test_broken_config_is_refused(tmp_path, text, words):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=words):
         read_config(tmp_path)
-    with pytest.raises(UserError, match=r"elsewhere/config\.json is missing"):
+    with pytest.raises(UserError, match=r"elsewhere/config\.json does not exist: give a folder"):
         read_config(tmp_path / "elsewhere")

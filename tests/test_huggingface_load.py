@@ -9,20 +9,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
-from huggingface_folders import (
-    CONFIG,
-    FIRST_QUERY,
-    assert_equal,
-    hf_tensors,
-    leaves,
-    load,
-    write,
-    write_sharded,
-)
+from huggingface_folders import CONFIG, FIRST_QUERY, assert_equal, hf_tensors, leaves, load, write, write_sharded
 
 from longshot_jax.errors import UserError
-from longshot_jax.model import huggingface
-from longshot_jax.model.huggingface import read_config
+from longshot_jax.model.huggingface import read_config, weights
 from longshot_jax.model.llama import Llama
 
 
@@ -46,12 +36,8 @@ def test_weights_are_placed_and_turned(tmp_path):
     np.testing.assert_array_equal(state["layers.gate"][1], tensors[prefix + "mlp.gate_proj.weight"].T)
     np.testing.assert_array_equal(state["layers.up"][1], tensors[prefix + "mlp.up_proj.weight"].T)
     np.testing.assert_array_equal(state["layers.down"][1], tensors[prefix + "mlp.down_proj.weight"].T)
-    np.testing.assert_array_equal(
-        state["layers.attention_norm"][1], tensors[prefix + "input_layernorm.weight"]
-    )
-    np.testing.assert_array_equal(
-        state["layers.mlp_norm"][1], tensors[prefix + "post_attention_layernorm.weight"]
-    )
+    np.testing.assert_array_equal(state["layers.attention_norm"][1], tensors[prefix + "input_layernorm.weight"])
+    np.testing.assert_array_equal(state["layers.mlp_norm"][1], tensors[prefix + "post_attention_layernorm.weight"])
 
 
 def test_sharded_equals_single(tmp_path):
@@ -79,9 +65,7 @@ def test_tied_head_may_be_stored_if_it_is_the_table(tmp_path):
     table = tensors["model.embed_tokens.weight"]
     plain = load(write(tmp_path / "plain", tensors, tie_word_embeddings=True))
     assert "head" not in leaves(plain)
-    assert_equal(
-        load(write(tmp_path / "both", tensors | {"lm_head.weight": table}, tie_word_embeddings=True)), plain
-    )
+    assert_equal(load(write(tmp_path / "both", tensors | {"lm_head.weight": table}, tie_word_embeddings=True)), plain)
     write(tmp_path / "short", tensors | {"lm_head.weight": table[:-1].copy()}, tie_word_embeddings=True)
     with pytest.raises(UserError, match=r"lm_head\.weight has shape \[10, 8\].*\[11, 8\]"):
         load(tmp_path / "short")
@@ -95,9 +79,7 @@ def test_new_rows_are_the_mean_and_start_with_no_more_than_an_average_share(tmp_
     for name in ("embedding", "head"):
         table = leaves(new)[name]
         np.testing.assert_array_equal(table[:11], leaves(old)[name])
-        np.testing.assert_allclose(
-            table[11:], np.broadcast_to(leaves(old)[name].mean(0), (5, 8)), rtol=1e-5, atol=1e-6
-        )
+        np.testing.assert_allclose(table[11:], np.broadcast_to(leaves(old)[name].mean(0), (5, 8)), rtol=1e-5, atol=1e-6)
     grown = replace(read_config(tmp_path), vocab_size=16)
     graph, shapes = nnx.split(nnx.eval_shape(lambda: Llama(grown, nnx.Rngs(0))))
     assert jax.tree.structure(new) == jax.tree.structure(shapes)
@@ -117,9 +99,7 @@ def test_fewer_rows_than_stored_are_refused(tmp_path):
 def test_missing_tensor_is_named(tmp_path):
     tensors = hf_tensors(CONFIG)
     del tensors[FIRST_QUERY]
-    with pytest.raises(
-        UserError, match=r"model\.safetensors: tensor .*0\.self_attn\.q_proj.*\[24, 8\].*missing"
-    ):
+    with pytest.raises(UserError, match=r"model\.safetensors: tensor .*0\.self_attn\.q_proj.*\[24, 8\].*missing"):
         load(write(tmp_path, tensors))
 
 
@@ -145,9 +125,7 @@ def test_misshapen_tensor_is_named_with_both_shapes(tmp_path, shape):
     write(tmp_path, hf_tensors(CONFIG) | {FIRST_QUERY: np.ones(shape, np.float32)})
     with pytest.raises(UserError) as error:
         load(tmp_path)
-    expected = (
-        f"model.safetensors: tensor {FIRST_QUERY} has shape {list(shape)}, but config.json asks for [24, 8]"
-    )
+    expected = f"model.safetensors: tensor {FIRST_QUERY} has shape {list(shape)}, but config.json asks for [24, 8]"
     assert expected in str(error.value)
 
 
@@ -158,7 +136,7 @@ def test_quantised_tensor_is_named(tmp_path):
 
 
 def test_all_tensors_are_checked_before_any_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface, "_place", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(weights, "_place", lambda *_: pytest.fail("a tensor was read"))
     with pytest.raises(UserError, match="no place"):
         load(write(tmp_path, hf_tensors(CONFIG) | {"score.weight": np.ones(1, np.float32)}))
 
@@ -205,7 +183,5 @@ def test_index_that_does_not_fit_its_files_is_named(tmp_path):
 
 def test_folder_without_safetensors_is_refused(tmp_path):
     (write(tmp_path) / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(
-        UserError, match=r"model\.safetensors is missing; weights are read from safetensors only"
-    ):
+    with pytest.raises(UserError, match=r"model\.safetensors is missing; weights are read from safetensors only"):
         load(tmp_path)

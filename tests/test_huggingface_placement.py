@@ -14,7 +14,8 @@ from flax import nnx
 from huggingface_folders import assert_equal, leaves, load, write
 from safetensors import safe_open
 
-from longshot_jax.model import huggingface
+from longshot_jax.model.huggingface import weights
+from longshot_jax.model.huggingface.layout import LAYOUTS
 
 
 def single_device_mesh() -> jax.sharding.Mesh:
@@ -48,13 +49,11 @@ class Recorder:
         return block
 
 
-@pytest.mark.parametrize(
-    ("name", "axis"), [("query", 1), ("query", 2), ("query", 3), ("output", 1), ("down", 2)]
-)
+@pytest.mark.parametrize(("name", "axis"), [("query", 1), ("query", 2), ("query", 3), ("output", 1), ("down", 2)])
 def test_any_block_of_a_weight_can_be_read_alone(tmp_path, name, axis):
     """What sharding over several devices asks for, along each axis; only the rows and columns of it are read."""
     whole = leaves(load(write(tmp_path)))[f"layers.{name}"]
-    layout = huggingface.LAYOUTS["layers", name]
+    layout = LAYOUTS["layers", name]
     half = [slice(None)] * whole.ndim
     half[axis] = slice(whole.shape[axis] // 2, whole.shape[axis])
     recorders = []
@@ -64,7 +63,7 @@ def test_any_block_of_a_weight_can_be_read_alone(tmp_path, name, axis):
         return recorders[-1]
 
     shape = jax.ShapeDtypeStruct(whole.shape, whole.dtype)
-    block = huggingface._reader(tensor, layout, shape)(half)
+    block = weights._reader(tensor, layout, shape)(half)
     np.testing.assert_array_equal(block, whole[tuple(half)])
     # The head dims of a head lie together in the file and are read together.
     assert sum(recorder.read for recorder in recorders) == whole.size // (1 if axis == 3 else 2)
@@ -77,21 +76,15 @@ def test_blocks_of_a_grown_table(tmp_path, rows):
     def tensor(name):
         return safe_open(tmp_path / "model.safetensors", "numpy").get_slice(name)
 
-    layout = huggingface.LAYOUTS["embedding",]
-    read = huggingface._reader(tensor, layout, jax.ShapeDtypeStruct((16, 8), np.float32))
+    layout = LAYOUTS["embedding",]
+    read = weights._reader(tensor, layout, jax.ShapeDtypeStruct((16, 8), np.float32))
     np.testing.assert_array_equal(read([rows, slice(2, 6)]), whole[rows, 2:6])
 
 
 def test_host_memory_stays_far_below_the_checkpoint(tmp_path):
     """Beside the weights on the device, the host holds one stacked weight and one tensor at a time, and for a
     moment the weight before, which JAX lets go in the background."""
-    big = {
-        "vocab_size": 2048,
-        "hidden_size": 256,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 12,
-        "head_dim": 64,
-    }
+    big = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "head_dim": 64}
     size = (write(tmp_path, **big) / "model.safetensors").stat().st_size
     assert size > 50e6
     gc.collect()
@@ -111,10 +104,10 @@ SHARDED_LOAD = """
 import sys
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
-from longshot_jax.model import huggingface as hf
+from longshot_jax.model.huggingface import read_config, weights as hf
 
 folder = sys.argv[1]
-config = hf.read_config(folder)
+config = read_config(folder)
 plain = hf.load_weights(folder, config, embedding_rows=16)
 mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 real, reads = hf._reader, []

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshot_jax.evaluation.intervals import paired_interval, wilson_interval
+from longshot_jax.evaluation.intervals import mean_interval, paired_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_wilson_widens_with_confidence_and_narrows_with_trials():
 
 
 def test_impossible_counts_and_confidences_are_refused():
-    with pytest.raises(ValueError, match="impossible"):
+    with pytest.raises(ValueError, match="must not be greater"):
         wilson_interval(5, 4)
-    with pytest.raises(ValueError, match="confidence"):
+    with pytest.raises(ValueError, match=r"confidence_level \(95\.0\) must be"):
         wilson_interval(1, 4, 95.0)
 
 
@@ -68,9 +68,7 @@ def test_paired_interval_is_antisymmetric_bounded_and_holds_the_difference(both,
     assert difference == pytest.approx(a.mean() - b.mean(), abs=1e-12)
     assert -1.0 <= low <= difference <= high <= 1.0
     swapped = paired_interval(b, a)
-    assert (-swapped.difference, -swapped.high, -swapped.low) == pytest.approx(
-        (difference, low, high), abs=1e-12
-    )
+    assert (-swapped.difference, -swapped.high, -swapped.low) == pytest.approx((difference, low, high), abs=1e-12)
 
 
 def test_models_that_never_differ_leave_a_difference_of_zero_with_a_width():
@@ -110,3 +108,14 @@ def test_correlation_is_corrected_for_continuity():
     # Full agreement on 100 questions, half of them right: the correlation is (2500 − 50) / 2500 = 0.98.
     reach = 0.5 - wilson_interval(50, 100)[0]
     assert paired_interval(*answers(50, 0, 0, 50)).high == pytest.approx(reach * np.sqrt(2 - 2 * 0.98))
+
+
+def test_mean_over_seeds_reproduces_a_worked_example():
+    # 4.5 ± t(0.975, 2) · 2.2/√3, with the tabulated 4.303.
+    mean, interval = mean_interval([2.3, 4.5, 6.7])
+    assert mean == pytest.approx(4.5) and interval == pytest.approx((4.5 - 4.303 * 1.2702, 4.5 + 4.303 * 1.2702), abs=1e-3)
+
+
+def test_one_seed_has_no_interval_and_equal_seeds_a_point():
+    assert mean_interval([0.7]) == (0.7, None)
+    assert mean_interval([0.5, 0.5, 0.5]) == (0.5, (0.5, 0.5))

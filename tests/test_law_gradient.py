@@ -16,10 +16,12 @@ import pytest
 from builders import QUICK, from_scratch, small_reasoner
 from flax import nnx
 
-from longshot_jax.thoughts.rescore import Rollout, rescore
-from longshot_jax.thoughts.think import StopRule, encode, think
-from longshot_jax.training import policy_loss
-from longshot_jax.training.settings import PPOConfig
+from longshot_jax.config.ppo import PPOConfig
+from longshot_jax.ppo import loss as ppo_loss
+from longshot_jax.thoughts.rescore import rescore
+from longshot_jax.thoughts.rollout import Rollout
+from longshot_jax.thoughts.stopping import StopRule
+from longshot_jax.thoughts.think import encode, think
 
 pytestmark = pytest.mark.law
 
@@ -60,11 +62,11 @@ class Outcomes:
     """Every number of thoughts with every node of its noise and every answer; one row each.
 
     Attributes:
-      counts: [rows]; noise: [rows, T, 2], zero after the stop; weights: [rows], of the nodes.
+      num_thoughts: [rows]; noise: [rows, T, 2], zero after the stop; weights: [rows], of the nodes.
       tokens, token_mask: [rows, A]; rewards: [rows], of the answers.
     """
 
-    counts: np.ndarray
+    num_thoughts: np.ndarray
     noise: np.ndarray
     weights: np.ndarray
     tokens: np.ndarray
@@ -92,8 +94,7 @@ def all_outcomes() -> Outcomes:
 
     def repeated(column):
         parts = [
-            np.broadcast_to(row[column], (size, *np.shape(row[column])))
-            for row, size in zip(rows, sizes, strict=True)
+            np.broadcast_to(row[column], (size, *np.shape(row[column]))) for row, size in zip(rows, sizes, strict=True)
         ]
         return np.concatenate(parts)
 
@@ -103,8 +104,8 @@ def all_outcomes() -> Outcomes:
 
 def outcome_probability(reasoner, count, noise, tokens, token_mask):
     """Probability of stopping after `count` thoughts with these tokens, given the noise: from scratch, one row."""
-    llama, navigator = reasoner.llama, reasoner.navigator
-    table, head = llama.embedding[...], llama.head[...]
+    backbone, navigator = reasoner.backbone, reasoner.navigator
+    table, head = backbone.embedding[...], backbone.head[...]
     inputs, log_prob = table[jnp.asarray(PROMPT)], 0.0
     for step in range(count + 1):
         hidden = from_scratch(reasoner, inputs, jnp)[-1]
@@ -120,35 +121,35 @@ def outcome_probability(reasoner, count, noise, tokens, token_mask):
     return jnp.exp(log_prob + jnp.sum(jnp.where(token_mask, token_log_probs, 0.0)))
 
 
-def expected_reward(graph, weights):
+def expected_reward(graphdef, params):
     """The true expected reward, and the probability of every outcome (times its quadrature weight)."""
-    outcomes, reasoner = all_outcomes(), nnx.merge(graph, weights)
+    outcomes, reasoner = all_outcomes(), nnx.merge(graphdef, params)
     probabilities = []
     for count in range(STEPS + 1):
-        rows = outcomes.counts == count
+        rows = outcomes.num_thoughts == count
         given = (outcomes.noise[rows], outcomes.tokens[rows], outcomes.token_mask[rows])
         probability = jax.vmap(partial(outcome_probability, reasoner, count))(*given)
         probabilities.append(probability * outcomes.weights[rows])
     probability = jnp.concatenate(probabilities)
-    return jnp.sum(probability * (outcomes.rewards - COST * outcomes.counts)), probability
+    return jnp.sum(probability * (outcomes.rewards - COST * outcomes.num_thoughts)), probability
 
 
 @cache
 def true_gradient(feedback, normalised):
     """The gradient of the expected reward, differentiated as it stands, and the outcomes' probabilities."""
-    graph, weights = nnx.split(tiny_reasoner(feedback, normalised))
-    of_reward = jax.grad(partial(expected_reward, graph), has_aux=True)
-    gradient, probability = jax.jit(of_reward, compiler_options=QUICK)(weights)
+    graphdef, params = nnx.split(tiny_reasoner(feedback, normalised))
+    of_reward = jax.grad(partial(expected_reward, graphdef), has_aux=True)
+    gradient, probability = jax.jit(of_reward, compiler_options=QUICK)(params)
     return gradient, np.asarray(probability)
 
 
 def recorded_rollout(reasoner):
     """All outcomes as the trajectories of one question, whose prompt is padded on the left."""
     outcomes = all_outcomes()
-    counts, noise = jnp.asarray(outcomes.counts)[None], jnp.asarray(outcomes.noise)[None]
+    num_thoughts, noise = jnp.asarray(outcomes.num_thoughts)[None], jnp.asarray(outcomes.noise)[None]
     prompt = jnp.array([[2, *PROMPT]])
     mask = jnp.array([[False, *(True for _ in PROMPT)]])
-    rule = StopRule(counts, counts, STOP_TEMPERATURE)
+    rule = StopRule(num_thoughts, num_thoughts, STOP_TEMPERATURE)
     thoughts = think(reasoner, encode(reasoner, prompt, mask), None, rule, noise, jnp.float32(STD))
     decisions = jnp.arange(STEPS + 1)
     return Rollout(
@@ -157,55 +158,53 @@ def recorded_rollout(reasoner):
         actions=thoughts.actions,
         noise=noise,
         embeddings=thoughts.embeddings,
-        taken=thoughts.taken,
-        stops=decisions == counts[..., None],
-        free=(decisions <= counts[..., None]) & (decisions < STEPS),
-        counts=counts,
+        thought_mask=thoughts.thought_mask,
+        stops=decisions == num_thoughts[..., None],
+        is_action=(decisions <= num_thoughts[..., None]) & (decisions < STEPS),
+        num_thoughts=num_thoughts,
         tokens=jnp.asarray(outcomes.tokens)[None],
         token_mask=jnp.asarray(outcomes.token_mask)[None],
         ended=jnp.any(jnp.asarray(outcomes.tokens)[None] == END, axis=-1),
-        std=jnp.float32(STD),
+        thought_std=jnp.float32(STD),
         stop_temperature=jnp.float32(STOP_TEMPERATURE),
         token_temperature=jnp.float32(TOKEN_TEMPERATURE),
     )
 
 
-def ppo_gradient(feedback, normalised, gradient, replay, monkeypatch):
+def ppo_gradient(feedback, normalised, gradient, method, monkeypatch):
     """Gradient of the PPO loss with each outcome weighted by its probability; and the probabilities it assigns."""
     outcomes, (_, probability) = all_outcomes(), true_gradient(feedback, normalised)
     config = PPOConfig(
         gradient=gradient,
         mixture=0.3,
         whiten=False,
-        trace=1.0,
+        gae_lambda=1.0,
         value_coefficient=0.0,
         entropy_coefficient=0.0,
         kl_coefficient=0.0,
     )
-    monkeypatch.setattr(policy_loss, "replay_of", lambda *_: replay)
-    graph, weights = nnx.split(tiny_reasoner(feedback, normalised))
+    monkeypatch.setattr(ppo_loss, "rescore_method", lambda *_: method)
+    graphdef, params = nnx.split(tiny_reasoner(feedback, normalised))
 
-    def collect(weights):
-        reasoner = nnx.merge(graph, weights)
+    def collect(params):
+        reasoner = nnx.merge(graphdef, params)
         rollout = recorded_rollout(reasoner)
-        recorded = rescore(reasoner, rollout, None, OPENING, replay, "summed")
-        costs = jnp.pad(jnp.where(rollout.taken, -COST, 0.0), ((0, 0), (0, 0), (0, 1)))
+        recorded = rescore(reasoner, rollout, None, OPENING, method, "summed")
+        costs = jnp.pad(jnp.where(rollout.thought_mask, -COST, 0.0), ((0, 0), (0, 0), (0, 1)))
         # The critic is random: any baseline that reads only what came before must leave the gradient unbiased.
-        advantages, returns = policy_loss.estimate_advantages(
+        advantages, returns = ppo_loss.estimate_advantages(
             rollout, recorded, jnp.asarray(outcomes.rewards)[None], costs, config
         )
-        return policy_loss.Experience(rollout, recorded, None, advantages * probability[:, None], returns)
+        return ppo_loss.Experience(rollout, recorded, None, advantages * probability[:, None], returns)
 
-    def loss(weights, experience):
-        reasoner = nnx.merge(graph, weights)
-        sums = policy_loss.policy_sums(reasoner, experience, None, config, OPENING)
-        return policy_loss.policy_loss(sums, *(jnp.float32(x) for x in (1, 1, 0)), config)
+    def loss(params, experience):
+        reasoner = nnx.merge(graphdef, params)
+        sums = ppo_loss.policy_sums(reasoner, experience, None, config, OPENING)
+        return ppo_loss.policy_loss(sums, *(jnp.float32(x) for x in (1, 1, 0)), config)
 
-    experience = jax.jit(collect, compiler_options=QUICK)(weights)
-    of_loss = jax.jit(jax.grad(loss), compiler_options=QUICK)(weights, experience)
-    log_prob = jnp.sum(experience.recorded.thoughts.stop, -1) + jnp.sum(
-        experience.recorded.tokens.log_probs, -1
-    )
+    experience = jax.jit(collect, compiler_options=QUICK)(params)
+    of_loss = jax.jit(jax.grad(loss), compiler_options=QUICK)(params, experience)
+    log_prob = jnp.sum(experience.recorded.thoughts.stop, -1) + jnp.sum(experience.recorded.tokens.log_probs, -1)
     return jax.tree.map(jnp.negative, of_loss), np.exp(log_prob)[0] * outcomes.weights
 
 
@@ -224,10 +223,10 @@ FAST = [
 ]
 EXACT = [
     *(
-        (kind, normalised, "score", replay)
+        (kind, normalised, "score", method)
         for kind in ("hidden", "navigator")
         for normalised in (False, True)
-        for replay in ("parallel", "actions")
+        for method in ("parallel", "actions")
     ),
     *(("navigator_residual", normalised, "score", "actions") for normalised in (False, True)),
     *(
@@ -284,14 +283,14 @@ def test_inexact_gradients_are_others(case, monkeypatch):
 def test_derivative_of_the_expected_reward_by_differences():
     """The gradient taken as true is the slope of the expected reward along a random direction."""
     gradient, _ = true_gradient("hidden", False)
-    graph, weights = nnx.split(tiny_reasoner("hidden", False))
+    graphdef, params = nnx.split(tiny_reasoner("hidden", False))
     generator = np.random.default_rng(0)
-    direction = jax.tree.map(lambda x: jnp.asarray(generator.normal(size=x.shape)), weights)
-    reward = jax.jit(lambda weights: expected_reward(graph, weights)[0], compiler_options=QUICK)
+    direction = jax.tree.map(lambda x: jnp.asarray(generator.normal(size=x.shape)), params)
+    reward = jax.jit(lambda params: expected_reward(graphdef, params)[0], compiler_options=QUICK)
     size = 1e-3
 
     def moved(by):
-        return float(reward(jax.tree.map(lambda x, d: x + by * d, weights, direction)))
+        return float(reward(jax.tree.map(lambda x, d: x + by * d, params, direction)))
 
     measured = (moved(size) - moved(-size)) / (2 * size)
     slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: float(jnp.sum(g * d)), gradient, direction)))

@@ -1,4 +1,4 @@
-"""Law 4 for trajectories that are not independent: they read one another, or think as one, and share their reward.
+"""Law 4 for trajectories that are not independent: they read one another, or form an ensemble, and share their reward.
 
 As in `test_law_gradient`, nothing is sampled: stops and tokens of two trajectories are enumerated together, and the
 noise of both is integrated by Gauss-Hermite quadrature. The critic's values that a graph holds are data, not actions:
@@ -26,12 +26,14 @@ from test_law_gradient import (
     tiny_reasoner,
 )
 
-from longshot_jax.thoughts.past import Past
-from longshot_jax.thoughts.rescore import Rollout, rescore
-from longshot_jax.thoughts.think import StopRule, encode, think
-from longshot_jax.training import policy_loss
-from longshot_jax.training.rewards import shared_rewards
-from longshot_jax.training.settings import PPOConfig
+from longshot_jax.config.ppo import PPOConfig
+from longshot_jax.ppo.loss import Experience, estimate_advantages, policy_loss, policy_sums
+from longshot_jax.ppo.rewards import shared_rewards
+from longshot_jax.thoughts.reads.history import History
+from longshot_jax.thoughts.rescore import rescore, rescore_method
+from longshot_jax.thoughts.rollout import Rollout
+from longshot_jax.thoughts.stopping import StopRule
+from longshot_jax.thoughts.think import encode, think
 
 pytestmark = pytest.mark.law
 
@@ -50,22 +52,22 @@ class Kind:
     """How two trajectories depend on each other.
 
     Attributes:
-      together: they are fed their mean and stop by majority; otherwise each reads the other's earlier actions.
+      ensemble: they are fed their mean and stop by majority; otherwise each reads the other's earlier actions.
       steps: T. A second thought is the first that can read.
       first_decision: thoughts before the first decision, so that there are not too many outcomes.
       nodes: of the quadrature, per dimension; the fewer, the smaller the noise has to be.
-      std: of the noise.
+      thought_std: of the noise.
     """
 
-    together: bool
+    ensemble: bool
     steps: int
     first_decision: int
     nodes: int
-    std: float
+    thought_std: float
 
 
-READING = Kind(together=False, steps=2, first_decision=1, nodes=3, std=0.03125)
-TOGETHER = Kind(together=True, steps=1, first_decision=0, nodes=4, std=0.0625)
+READING = Kind(ensemble=False, steps=2, first_decision=1, nodes=3, thought_std=0.03125)
+ENSEMBLE = Kind(ensemble=True, steps=1, first_decision=0, nodes=4, thought_std=0.0625)
 
 
 @dataclass
@@ -73,15 +75,15 @@ class Outcomes:
     """Everything that two trajectories of a question may do, one row each.
 
     Attributes:
-      votes: of each row's path, see `paths_of`; counts: [rows, N].
+      votes: of each row's path, see `paths_of`; num_thoughts: [rows, N].
       noise: [rows, N, T, 2], zero where nothing is thought; weights: [rows], of the nodes.
       tokens: [rows, N, 1].
       worth: [rows, N], reward of each trajectory's answer.
-      paths: for each path its votes, its counts, and its rows.
+      paths: for each path its votes, its numbers of thoughts, and its rows.
     """
 
     votes: np.ndarray
-    counts: np.ndarray
+    num_thoughts: np.ndarray
     noise: np.ndarray
     weights: np.ndarray
     tokens: np.ndarray
@@ -90,19 +92,19 @@ class Outcomes:
 
 
 def paths_of(kind: Kind) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Every sequence of free votes [N, T + 1], and the numbers of thoughts [N] that it leads to."""
+    """Every sequence of votes [N, T + 1], and the numbers of thoughts [N] that it leads to."""
     found = {}
     for bits in itertools.product((False, True), repeat=PAIR * kind.steps):
         votes = np.zeros((PAIR, kind.steps + 1), bool)
         votes[:, :-1] = np.reshape(bits, (PAIR, kind.steps))
-        going, counts = np.ones(PAIR, bool), np.zeros(PAIR, int)
+        going, num_thoughts = np.ones(PAIR, bool), np.zeros(PAIR, int)
         for step in range(kind.steps):
             votes[:, step] &= going & (step >= kind.first_decision)
-            ends = votes[:, step] if not kind.together else np.full(PAIR, 2 * votes[:, step].sum() > PAIR)
+            ends = votes[:, step] if not kind.ensemble else np.full(PAIR, 2 * votes[:, step].sum() > PAIR)
             going = going & ~ends
-            counts += going
+            num_thoughts += going
         votes[:, -1] = going
-        found[votes.tobytes(), counts.tobytes()] = votes, counts
+        found[votes.tobytes(), num_thoughts.tobytes()] = votes, num_thoughts
     return list(found.values())
 
 
@@ -112,15 +114,17 @@ def all_outcomes(kind: Kind) -> Outcomes:
     weights = weights / weights.sum()
     worth = np.random.default_rng(3).normal(size=(kind.steps + 1, VOCABULARY))
     columns, paths, start = [], [], 0
-    for votes, counts in paths_of(kind):
-        thought = np.arange(kind.steps) < counts[:, None]
-        grid = np.array(list(itertools.product(range(kind.nodes), repeat=SIZE * counts.sum())), int)
+    for votes, num_thoughts in paths_of(kind):
+        thought = np.arange(kind.steps) < num_thoughts[:, None]
+        grid = np.array(list(itertools.product(range(kind.nodes), repeat=SIZE * num_thoughts.sum())), int)
         noise = np.zeros((len(grid), PAIR, kind.steps, SIZE))
-        noise[:, thought] = nodes[grid].reshape(len(grid), counts.sum(), SIZE)
+        noise[:, thought] = nodes[grid].reshape(len(grid), num_thoughts.sum(), SIZE)
         for tokens in PAIRS_OF_TOKENS:
-            columns.append((votes, counts, noise, weights[grid].prod(axis=1), tokens, worth[counts, tokens]))
+            columns.append(
+                (votes, num_thoughts, noise, weights[grid].prod(axis=1), tokens, worth[num_thoughts, tokens])
+            )
         rows = len(grid) * len(PAIRS_OF_TOKENS)
-        paths.append((votes, counts, slice(start, start + rows)))
+        paths.append((votes, num_thoughts, slice(start, start + rows)))
         start += rows
 
     def column(index, repeated):
@@ -135,92 +139,90 @@ def all_outcomes(kind: Kind) -> Outcomes:
     return Outcomes(repeated[0], repeated[1], column(2, False), column(3, False), tokens, repeated[3], paths)
 
 
-def joint_probability(reasoner, kind, votes, counts, noise, tokens):
+def joint_probability(reasoner, kind, votes, num_thoughts, noise, tokens):
     """Probability of these votes and tokens of both trajectories, given their noise: from scratch, one question."""
-    llama, navigator = reasoner.llama, reasoner.navigator
-    table = llama.embedding[...]
+    backbone, navigator = reasoner.backbone, reasoner.navigator
+    table = backbone.embedding[...]
     inputs, log_prob = [table[jnp.asarray(PROMPT)] for _ in range(PAIR)], 0.0
     hidden = [jnp.zeros(SIZE)] * PAIR
     actions, values = jnp.zeros((PAIR, kind.steps, SIZE)), jnp.zeros((PAIR, kind.steps))
-    taken = np.arange(kind.steps) < counts[:, None]
+    thought_mask = np.arange(kind.steps) < num_thoughts[:, None]
     for step in range(kind.steps):
-        going = [row for row in range(PAIR) if counts[row] >= step]
+        going = [row for row in range(PAIR) if num_thoughts[row] >= step]
         for row in going:
             hidden[row] = from_scratch(reasoner, inputs[row], jnp)[-1]
-            logit = (
-                hidden[row] @ navigator.stop_weight[...] + navigator.stop_bias[...][0]
-            ) / STOP_TEMPERATURE
+            logit = (hidden[row] @ navigator.stop_weight[...] + navigator.stop_bias[...][0]) / STOP_TEMPERATURE
             if step >= kind.first_decision:
                 log_prob += jax.nn.log_sigmoid(logit if votes[row, step] else -logit)
-        past = None
-        if navigator.config.reads_past:
-            seen = jnp.asarray(taken & (np.arange(kind.steps) < step))
-            past = Past(actions[None], values[None], seen[None])
-        means = navigator.action_mean(jnp.stack(hidden)[None, :, None], None, past, jnp.asarray([step]))
-        thinking = [row for row in range(PAIR) if counts[row] > step]
-        new = {row: means[0, row, 0] + kind.std * noise[row, step] for row in thinking}
+        history = None
+        if navigator.config.reads_history:
+            seen = jnp.asarray(thought_mask & (np.arange(kind.steps) < step))
+            history = History(actions[None], values[None], seen[None])
+        means = navigator.action_mean(jnp.stack(hidden)[None, :, None], None, history, jnp.asarray([step]))
+        thinking = [row for row in range(PAIR) if num_thoughts[row] > step]
+        new = {row: means[0, row, 0] + kind.thought_std * noise[row, step] for row in thinking}
         for row in thinking:
             actions = actions.at[row, step].set(new[row])
             values = values.at[row, step].set(jax.lax.stop_gradient(navigator.value(hidden[row])))
-            fed = sum(new.values()) / len(new) if kind.together else new[row]
+            fed = sum(new.values()) / len(new) if kind.ensemble else new[row]
             thought = navigator.to_embedding(fed, hidden[row])
             inputs[row] = jnp.concatenate([inputs[row], thought[None]])
     for row in range(PAIR):
         ended = jnp.concatenate([inputs[row], table[jnp.asarray(OPENING)]])
-        logits = llama.head[...] @ from_scratch(reasoner, ended, jnp)[-1] / TOKEN_TEMPERATURE
+        logits = backbone.head[...] @ from_scratch(reasoner, ended, jnp)[-1] / TOKEN_TEMPERATURE
         log_prob += jax.nn.log_softmax(logits)[tokens[row, 0]]
     return jnp.exp(log_prob)
 
 
-def expected_reward(kind, graph, weights):
+def expected_reward(kind, graphdef, params):
     """The true expected mean reward of the two, and the probability of every outcome (times its quadrature weight)."""
-    outcomes, reasoner = all_outcomes(kind), nnx.merge(graph, weights)
+    outcomes, reasoner = all_outcomes(kind), nnx.merge(graphdef, params)
     probabilities = []
-    for votes, counts, rows in outcomes.paths:
+    for votes, num_thoughts, rows in outcomes.paths:
         given = outcomes.noise[rows], outcomes.tokens[rows]
-        probability = jax.vmap(partial(joint_probability, reasoner, kind, votes, counts))(*given)
+        probability = jax.vmap(partial(joint_probability, reasoner, kind, votes, num_thoughts))(*given)
         probabilities.append(probability * outcomes.weights[rows])
     probability = jnp.concatenate(probabilities)
-    return jnp.sum(probability * np.mean(outcomes.worth - COST * outcomes.counts, axis=1)), probability
+    return jnp.sum(probability * np.mean(outcomes.worth - COST * outcomes.num_thoughts, axis=1)), probability
 
 
 def reasoner_of(kind, feedback):
-    return tiny_reasoner(feedback, False, reads="nothing" if kind.together else "all")
+    return tiny_reasoner(feedback, False, reads="nothing" if kind.ensemble else "all")
 
 
 @cache
 def true_gradient(kind, feedback):
-    graph, weights = nnx.split(reasoner_of(kind, feedback))
-    of_reward = jax.grad(partial(expected_reward, kind, graph), has_aux=True)
-    gradient, probability = jax.jit(of_reward, compiler_options=QUICK)(weights)
+    graphdef, params = nnx.split(reasoner_of(kind, feedback))
+    of_reward = jax.grad(partial(expected_reward, kind, graphdef), has_aux=True)
+    gradient, probability = jax.jit(of_reward, compiler_options=QUICK)(params)
     return gradient, np.asarray(probability)
 
 
 def recorded_rollout(reasoner, kind):
     """Every outcome as a question with two trajectories."""
     outcomes = all_outcomes(kind)
-    counts, noise, tokens = (jnp.asarray(x) for x in (outcomes.counts, outcomes.noise, outcomes.tokens))
-    prompt = jnp.broadcast_to(jnp.array(PROMPT), (len(outcomes.counts), len(PROMPT)))
+    num_thoughts, noise, tokens = (jnp.asarray(x) for x in (outcomes.num_thoughts, outcomes.noise, outcomes.tokens))
+    prompt = jnp.broadcast_to(jnp.array(PROMPT), (len(num_thoughts), len(PROMPT)))
     mask = jnp.ones(prompt.shape, bool)
     encoded = encode(reasoner, prompt, mask)
-    rule = StopRule(counts, counts, STOP_TEMPERATURE)
-    thoughts = think(reasoner, encoded, None, rule, noise, jnp.float32(kind.std), together=kind.together)
+    rule = StopRule(num_thoughts, num_thoughts, STOP_TEMPERATURE)
+    thoughts = think(reasoner, encoded, None, rule, noise, jnp.float32(kind.thought_std), ensemble=kind.ensemble)
     decisions = jnp.arange(kind.steps + 1)
-    free = (decisions >= kind.first_decision) & (decisions < kind.steps) & (decisions <= counts[..., None])
+    within = (decisions >= kind.first_decision) & (decisions < kind.steps)
     return Rollout(
         prompt=prompt,
         prompt_mask=mask,
         actions=thoughts.actions,
         noise=noise,
         embeddings=thoughts.embeddings,
-        taken=thoughts.taken,
+        thought_mask=thoughts.thought_mask,
         stops=jnp.asarray(outcomes.votes),
-        free=free,
-        counts=counts,
+        is_action=within & (decisions <= num_thoughts[..., None]),
+        num_thoughts=num_thoughts,
         tokens=tokens,
         token_mask=jnp.ones(tokens.shape, bool),
-        ended=jnp.ones(counts.shape, bool),
-        std=jnp.float32(kind.std),
+        ended=jnp.ones(num_thoughts.shape, bool),
+        thought_std=jnp.float32(kind.thought_std),
         stop_temperature=jnp.float32(STOP_TEMPERATURE),
         token_temperature=jnp.float32(TOKEN_TEMPERATURE),
         node_values=thoughts.node_values,
@@ -233,40 +235,38 @@ def ppo_gradient(kind, feedback, gradient, shared=True):
     config = PPOConfig(
         gradient=gradient,
         baseline="critic",
-        together=kind.together,
+        ensemble=kind.ensemble,
         shared_reward=shared,
         whiten=False,
-        trace=1.0,
+        gae_lambda=1.0,
         value_coefficient=0.0,
         entropy_coefficient=0.0,
         kl_coefficient=0.0,
     )
-    graph, weights = nnx.split(reasoner_of(kind, feedback))
-    worth, costs = outcomes.worth, np.zeros((len(outcomes.counts), PAIR, kind.steps + 1))
-    costs[..., :-1] = np.where(np.arange(kind.steps) < outcomes.counts[..., None], -COST, 0.0)
+    graphdef, params = nnx.split(reasoner_of(kind, feedback))
+    worth, costs = outcomes.worth, np.zeros((len(outcomes.num_thoughts), PAIR, kind.steps + 1))
+    costs[..., :-1] = np.where(np.arange(kind.steps) < outcomes.num_thoughts[..., None], -COST, 0.0)
     if shared:
-        worth, costs = shared_rewards(worth, costs, np.ones(outcomes.counts.shape, bool))
+        worth, costs = shared_rewards(worth, costs, np.ones(outcomes.num_thoughts.shape, bool))
 
-    def collect(weights):
-        reasoner = nnx.merge(graph, weights)
+    def collect(params):
+        reasoner = nnx.merge(graphdef, params)
         rollout = recorded_rollout(reasoner, kind)
-        replay = policy_loss.replay_of(config, feedback)
-        recorded = rescore(reasoner, rollout, None, OPENING, replay, "summed", kind.together)
-        advantages, returns = policy_loss.estimate_advantages(
-            rollout, recorded, jnp.asarray(worth), jnp.asarray(costs), config
-        )
+        method = rescore_method(config, feedback)
+        recorded = rescore(reasoner, rollout, None, OPENING, method, "summed", ensemble=kind.ensemble)
+        advantages, returns = estimate_advantages(rollout, recorded, jnp.asarray(worth), jnp.asarray(costs), config)
         # The true gradient is that of the mean reward of the two: each action's, where it earns that mean, and half
         # of each action's where it earns its own trajectory's reward.
         advantages = advantages * probability[:, None, None] / (1 if shared else PAIR)
-        return policy_loss.Experience(rollout, recorded, None, advantages, returns)
+        return Experience(rollout, recorded, None, advantages, returns)
 
-    def loss(weights, experience):
-        reasoner = nnx.merge(graph, weights)
-        sums = policy_loss.policy_sums(reasoner, experience, None, config, OPENING)
-        return policy_loss.policy_loss(sums, jnp.float32(1), jnp.float32(1), jnp.float32(0), config)
+    def loss(params, experience):
+        reasoner = nnx.merge(graphdef, params)
+        sums = policy_sums(reasoner, experience, None, config, OPENING)
+        return policy_loss(sums, jnp.float32(1), jnp.float32(1), jnp.float32(0), config)
 
-    experience = jax.jit(collect, compiler_options=QUICK)(weights)
-    of_loss = jax.jit(jax.grad(loss), compiler_options=QUICK)(weights, experience)
+    experience = jax.jit(collect, compiler_options=QUICK)(params)
+    of_loss = jax.jit(jax.grad(loss), compiler_options=QUICK)(params, experience)
     log_prob = jnp.sum(experience.recorded.thoughts.stop, (1, 2)) + jnp.sum(
         experience.recorded.tokens.log_probs, (1, 2)
     )
@@ -274,8 +274,8 @@ def ppo_gradient(kind, feedback, gradient, shared=True):
 
 
 SLOW = [
-    ("together", TOGETHER, "navigator", "score", 1e-4),
-    ("together", TOGETHER, "navigator", "pathwise", 1e-4),
+    ("ensemble", ENSEMBLE, "navigator", "score", 1e-4),
+    ("ensemble", ENSEMBLE, "navigator", "pathwise", 1e-4),
     ("reading", READING, "hidden", "score", 8e-6),
     ("reading", READING, "navigator", "pathwise", 1e-4),
 ]
@@ -290,8 +290,8 @@ def check_gradient(kind, feedback, gradient, tolerance):
 
 
 @pytest.mark.parametrize("gradient", ["score", "pathwise"])
-def test_gradient_of_two_that_think_as_one(gradient):
-    check_gradient(TOGETHER, "hidden", gradient, 1e-4)
+def test_gradient_of_an_ensemble_of_two(gradient):
+    check_gradient(ENSEMBLE, "hidden", gradient, 1e-4)
 
 
 @pytest.mark.slow
@@ -308,7 +308,7 @@ def own_rewards_differ_by(kind):
 
 def test_gradient_of_own_rewards_is_another():
     """One's thought moves the other's reward, and is not credited with that."""
-    assert own_rewards_differ_by(TOGETHER) > 1e-2
+    assert own_rewards_differ_by(ENSEMBLE) > 1e-2
 
 
 @pytest.mark.slow

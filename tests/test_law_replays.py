@@ -10,9 +10,10 @@ from builders import END, QUICK, VOCABULARY, question_keys, ragged_prompts, shak
 from flax import nnx
 
 from longshot_jax.thoughts.answer import decode_answers
-from longshot_jax.thoughts.rescore import position_mask, rescore
-from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
-from longshot_jax.thoughts.think import StopRule, encode, think
+from longshot_jax.thoughts.rescore import rescore
+from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, sample_rollout
+from longshot_jax.thoughts.stopping import Lengths, StopRule, position_mask
+from longshot_jax.thoughts.think import encode, think
 
 pytestmark = pytest.mark.law
 
@@ -28,15 +29,15 @@ CASES = [
 
 
 def reasoner_of(case):
-    """Of (feedback, normalised, memory_top, together) and, where it is given, what thoughts read of actions."""
+    """Of (feedback, normalised, memory_top, ensemble) and, where it is given, what thoughts read of actions."""
     *kind, _ = case[:4]
     return small_reasoner(*kind, reads=case[4] if len(case) > 4 else "nothing")
 
 
 @cache
 def sampled(case):
-    """Weights, their rollout, and a compiled function of scores and gradients for each way of rescoring."""
-    reasoner, together = reasoner_of(case), case[3]
+    """Parameters, their rollout, and a compiled function of scores and gradients for each way of rescoring."""
+    reasoner, ensemble = reasoner_of(case), case[3]
     bank = small_bank() if reasoner.navigator.config.memory_top else None
 
     def sample(reasoner, prompt, mask):
@@ -48,23 +49,16 @@ def sampled(case):
             Lengths(jnp.int32(0), jnp.int32(STEPS)),
             Temperatures(jnp.float32(0.3), jnp.float32(4.0), jnp.float32(3.0)),
             question_keys(QUESTIONS, 6),
-            num_trajectories=TRAJECTORIES,
-            max_thoughts=STEPS,
-            answer_length=ANSWER,
-            opening=OPENING,
-            end_token=END,
-            scaling="scaled",
-            together=together,
+            RolloutShape(TRAJECTORIES, STEPS, ANSWER, OPENING, END, scaling="scaled", ensemble=ensemble),
         )[0]
 
     rollout = jax.jit(sample, compiler_options=QUICK)(reasoner, *ragged_prompts([3, 6], WIDTH))
-    graph, weights = nnx.split(reasoner)
+    graphdef, params = nnx.split(reasoner)
 
-    def loss(weights, rollout, way):
+    def loss(params, rollout, way):
         """A number in which every score of every action, and every value, has a weight of its own."""
-        scores = masked(
-            rescore(nnx.merge(graph, weights), rollout, bank, OPENING, way, "scaled", together), rollout
-        )
+        reasoner = nnx.merge(graphdef, params)
+        scores = masked(rescore(reasoner, rollout, bank, OPENING, way, "scaled", ensemble=ensemble), rollout)
         total = jnp.zeros(())
         for index, score in enumerate(jax.tree.leaves(scores)):
             # Sums of places: the weights of the first steps do not depend on how many steps there are.
@@ -72,20 +66,20 @@ def sampled(case):
             total += jnp.sum(score * factor.astype(np.float32))
         return total, scores
 
-    def all_ways(weights, rollout):
-        return {way: jax.grad(loss, has_aux=True)(weights, rollout, way) for way in WAYS}
+    def all_ways(params, rollout):
+        return {way: jax.grad(loss, has_aux=True)(params, rollout, way) for way in WAYS}
 
-    return weights, rollout, jax.jit(all_ways, compiler_options=QUICK)
+    return params, rollout, jax.jit(all_ways, compiler_options=QUICK)
 
 
 def masked(scores, rollout):
     """The scores without those of positions that no trajectory reached, which nothing may read."""
-    reached = position_mask(rollout.counts, rollout.taken.shape[-1])
+    reached = position_mask(rollout.num_thoughts, rollout.thought_mask.shape[-1])
     thoughts = scores.thoughts
     return scores.replace(
         thoughts=thoughts.replace(
             stop_logits=jnp.where(reached, thoughts.stop_logits, 0.0),
-            means=jnp.where(rollout.taken[..., None], thoughts.means, 0.0),
+            means=jnp.where(rollout.thought_mask[..., None], thoughts.means, 0.0),
         )
     )
 
@@ -106,11 +100,11 @@ def with_garbage(rollout, seed):
 
     return rollout.replace(
         prompt=fill(rollout.prompt, rollout.prompt_mask),
-        actions=fill(rollout.actions, rollout.taken),
-        noise=fill(rollout.noise, rollout.taken),
-        embeddings=fill(rollout.embeddings, rollout.taken),
-        node_values=None if rollout.node_values is None else fill(rollout.node_values, rollout.taken),
-        stops=fill(rollout.stops, rollout.free),
+        actions=fill(rollout.actions, rollout.thought_mask),
+        noise=fill(rollout.noise, rollout.thought_mask),
+        embeddings=fill(rollout.embeddings, rollout.thought_mask),
+        node_values=None if rollout.node_values is None else fill(rollout.node_values, rollout.thought_mask),
+        stops=fill(rollout.stops, rollout.is_action),
         tokens=fill(rollout.tokens, rollout.token_mask),
     )
 
@@ -121,21 +115,17 @@ def longer(rollout, extra):
     def pad(array, by):
         return np.pad(np.asarray(array), [(0, 0), (0, 0), (0, by), *[(0, 0)] * (array.ndim - 3)])
 
-    stepwise = ("actions", "noise", "embeddings", "taken", "stops", "free")
+    stepwise = ("actions", "noise", "embeddings", "thought_mask", "stops", "is_action")
     stepwise += () if rollout.node_values is None else ("node_values",)
     padded = {name: pad(getattr(rollout, name), extra) for name in stepwise}
-    return rollout.replace(
-        **padded, **{name: pad(getattr(rollout, name), extra) for name in ("tokens", "token_mask")}
-    )
+    return rollout.replace(**padded, **{name: pad(getattr(rollout, name), extra) for name in ("tokens", "token_mask")})
 
 
 def agree(found, expected, what):
     """Of (gradient, scores) or of scores alone, to float error."""
     if isinstance(expected, tuple):
         # Rounding is that of the whole backward pass: a small gradient can be a difference of large numbers.
-        gradient, true = (
-            np.concatenate([np.ravel(x) for x in jax.tree.leaves(part[0])]) for part in (found, expected)
-        )
+        gradient, true = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(part[0])]) for part in (found, expected))
         largest = np.max(np.abs(true))
         np.testing.assert_allclose(gradient / largest, true / largest, rtol=0, atol=1e-5, err_msg=what)
         found, expected = found[1], expected[1]
@@ -146,24 +136,24 @@ def agree(found, expected, what):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_garbage_after_the_stop_changes_nothing(case):
-    weights, rollout, all_ways = sampled(case)
+    params, rollout, all_ways = sampled(case)
     # Some end early and some do not.
-    assert np.min(rollout.counts) < np.max(rollout.counts)
+    assert np.min(rollout.num_thoughts) < np.max(rollout.num_thoughts)
     assert len(np.unique(np.sum(rollout.token_mask, axis=-1))) > 1
-    before = all_ways(weights, rollout)
+    before = all_ways(params, rollout)
     for seed in range(2):
         changed = with_garbage(rollout, seed)
         assert not np.array_equal(changed.actions, rollout.actions)
-        after = all_ways(weights, changed)
+        after = all_ways(params, changed)
         for way in WAYS:
             agree(after[way], before[way], way)
 
 
 def test_garbage_before_the_stop_is_noticed():
-    weights, rollout, all_ways = sampled(CASES[0])
-    before = all_ways(weights, rollout)
-    actions = jnp.where(rollout.taken[..., None], rollout.actions + 0.1, rollout.actions)
-    after = all_ways(weights, rollout.replace(actions=actions))
+    params, rollout, all_ways = sampled(CASES[0])
+    before = all_ways(params, rollout)
+    actions = jnp.where(rollout.thought_mask[..., None], rollout.actions + 0.1, rollout.actions)
+    after = all_ways(params, rollout.replace(actions=actions))
     for way in ("parallel", "actions"):
         assert np.max(np.abs(after[way][1].tokens.log_probs - before[way][1].tokens.log_probs)) > 1e-3
 
@@ -171,9 +161,9 @@ def test_garbage_before_the_stop_is_noticed():
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_room_for_more_thoughts_and_tokens_changes_no_score(case):
-    weights, rollout, all_ways = sampled(case)
-    before = all_ways(weights, rollout)
-    after = all_ways(weights, with_garbage(longer(rollout, 2), 0))
+    params, rollout, all_ways = sampled(case)
+    before = all_ways(params, rollout)
+    after = all_ways(params, with_garbage(longer(rollout, 2), 0))
     for way in WAYS:
         _, scores = before[way]
         kept = jax.tree.map(lambda x, like: x[:, :, : like.shape[2]], after[way][1], scores)
@@ -186,19 +176,18 @@ def test_answers_follow_the_stop_directly():
     """Two thoughts in arrays with room for two and for five: the same answer, so its positions start at the stop."""
     reasoner = small_reasoner("hidden", seed=4)
     noise = np.random.default_rng(0).normal(size=(QUESTIONS, TRAJECTORIES, 5, 8)).astype(np.float32)
-    counts = np.array([[0, 1, 2, 2, 1, 0], [2, 1, 0, 1, 1, 2]], np.int32)
+    num_thoughts = np.array([[0, 1, 2, 2, 1, 0], [2, 1, 0, 1, 1, 2]], np.int32)
 
     def answer(reasoner, prompt, mask, noise):
         encoded = encode(reasoner, prompt, mask)
-        thoughts = think(reasoner, encoded, None, StopRule(counts, counts), noise, jnp.float32(0.3))
+        rule = StopRule(num_thoughts, num_thoughts)
+        thoughts = think(reasoner, encoded, None, rule, noise, jnp.float32(0.3))
         answers = decode_answers(reasoner, encoded, thoughts, OPENING, END, ANSWER, jnp.float32(1.0), None)
         return thoughts.last_hidden, answers
 
     run = jax.jit(answer, compiler_options=QUICK)
     prompts = ragged_prompts([3, 6], WIDTH)
-    (short_hidden, short), (long_hidden, long) = (
-        run(reasoner, *prompts, noise[:, :, :room]) for room in (2, 5)
-    )
+    (short_hidden, short), (long_hidden, long) = (run(reasoner, *prompts, noise[:, :, :room]) for room in (2, 5))
     np.testing.assert_allclose(short_hidden, long_hidden, atol=1e-5)
     np.testing.assert_array_equal(short.tokens, long.tokens)
     np.testing.assert_allclose(short.scores.log_probs, long.scores.log_probs, atol=1e-5)
@@ -207,11 +196,11 @@ def test_answers_follow_the_stop_directly():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_parallel_and_sequential_gradients(case):
     """One gradient where both are exact, even far from the policy that sampled; two where a thought adds h_t."""
-    weights, rollout, all_ways = sampled(case)
+    params, rollout, all_ways = sampled(case)
     kind = case[0]
-    graph, _ = nnx.split(reasoner_of(case))
-    moved = nnx.split(shaken(nnx.merge(graph, weights), 8, 0.1))[1]
-    for policy in (weights, moved):
+    graphdef, _ = nnx.split(reasoner_of(case))
+    moved = nnx.split(shaken(nnx.merge(graphdef, params), 8, 0.1))[1]
+    for policy in (params, moved):
         ways = all_ways(policy, rollout)
         if kind != "navigator_residual":
             agree(ways["parallel"], ways["actions"], "parallel and sequential")
@@ -219,5 +208,5 @@ def test_parallel_and_sequential_gradients(case):
         gradients = (jax.tree.leaves(ways[way][0]) for way in ("parallel", "actions"))
         assert max(float(np.max(np.abs(a - b))) for a, b in zip(*gradients, strict=True)) > 1e-2
     if kind == "navigator_residual":
-        ways = all_ways(weights, rollout)
+        ways = all_ways(params, rollout)
         agree(ways["parallel"][1], ways["actions"][1], "scores under the policy that sampled")

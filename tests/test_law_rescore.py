@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 
 from longshot_jax.thoughts.answer import decode_answers
 from longshot_jax.thoughts.rescore import rescore
-from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
-from longshot_jax.thoughts.think import StopRule, encode, think
+from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, sample_rollout
+from longshot_jax.thoughts.stopping import Lengths, StopRule
+from longshot_jax.thoughts.think import Replay, encode, think
 
 pytestmark = pytest.mark.law
 
@@ -53,76 +54,64 @@ def situations(draw):
 
 
 @cache
-def sampler(opening, scaling, together):
+def sampler(opening, scaling, ensemble):
+    shape = RolloutShape(TRAJECTORIES, STEPS, ANSWER, opening, END, scaling=scaling, ensemble=ensemble)
+
     def sample(reasoner, prompt, mask, bank, lengths, temperatures, keys):
-        return sample_rollout(
-            reasoner,
-            prompt,
-            mask,
-            bank,
-            lengths,
-            temperatures,
-            keys,
-            num_trajectories=TRAJECTORIES,
-            max_thoughts=STEPS,
-            answer_length=ANSWER,
-            opening=opening,
-            end_token=END,
-            scaling=scaling,
-            together=together,
-        )
+        return sample_rollout(reasoner, prompt, mask, bank, lengths, temperatures, keys, shape)
 
     return jax.jit(sample, compiler_options=QUICK)
 
 
 @cache
-def replayer(opening, scaling, together):
+def replayer(opening, scaling, ensemble):
     """All three ways of rescoring, and the thoughts from the recorded noise."""
 
     def replay(reasoner, rollout, bank):
         scores = {
-            way: rescore(reasoner, rollout, bank, opening, way, scaling, together)
+            way: rescore(reasoner, rollout, bank, opening, way, scaling, ensemble=ensemble)
             for way in ("parallel", "actions", "noise")
         }
         encoded = encode(reasoner, rollout.prompt, rollout.prompt_mask)
-        rule = StopRule(rollout.counts, rollout.counts, rollout.stop_temperature)
-        noise, read = rollout.noise, rollout.node_values
-        return scores, think(reasoner, encoded, bank, rule, noise, rollout.std, None, together, read)
+        rule = StopRule(rollout.num_thoughts, rollout.num_thoughts, rollout.stop_temperature)
+        again = Replay(node_values=rollout.node_values)
+        return scores, think(
+            reasoner, encoded, bank, rule, rollout.noise, rollout.thought_std, ensemble=ensemble, replay=again
+        )
 
     return jax.jit(replay, compiler_options=QUICK)
 
 
-def check_ratio_one(feedback, normalised, memory_top, together, opening, scaling, reads="nothing", lora=None):
+def check_ratio_one(feedback, normalised, memory_top, ensemble, opening, scaling, reads="nothing", lora=None):
     reasoner = small_reasoner(feedback, normalised, memory_top, reads=reads, lora=lora)
     bank = small_bank() if memory_top else None
-    sample, replay = sampler(opening, scaling, together), replayer(opening, scaling, together)
+    sample, replay = sampler(opening, scaling, ensemble), replayer(opening, scaling, ensemble)
 
     @few
     @given(situations())
     def holds(situation):
         prompt_lengths, lengths, temperatures, seed = situation
         prompt, mask = ragged_prompts(prompt_lengths, WIDTH, seed)
-        rollout, recorded = sample(
-            reasoner, prompt, mask, bank, lengths, temperatures, question_keys(QUESTIONS, seed)
-        )
-        if not together:  # by majority, a trajectory may be carried past its own bounds
-            assert np.all(rollout.counts >= lengths.min_steps) and np.all(rollout.counts <= lengths.max_steps)
+        rollout, recorded = sample(reasoner, prompt, mask, bank, lengths, temperatures, question_keys(QUESTIONS, seed))
+        if not ensemble:  # by majority, a trajectory may be carried past its own bounds
+            assert np.all(rollout.num_thoughts >= lengths.min_thoughts)
+            assert np.all(rollout.num_thoughts <= lengths.max_thoughts)
         decisions = np.arange(STEPS + 1)
-        within = decisions >= np.asarray(lengths.min_steps)[..., None]
-        within &= decisions < np.asarray(lengths.max_steps)[..., None]
-        within &= decisions <= np.asarray(rollout.counts)[..., None]
-        np.testing.assert_array_equal(rollout.free, within)
+        within = decisions >= np.asarray(lengths.min_thoughts)[..., None]
+        within &= decisions < np.asarray(lengths.max_thoughts)[..., None]
+        within &= decisions <= np.asarray(rollout.num_thoughts)[..., None]
+        np.testing.assert_array_equal(rollout.is_action, within)
         scores, thoughts = replay(reasoner, rollout, bank)
         for way, again in scores.items():
             for name in ("stop", "stop_entropy", "thought", "values"):
                 close(getattr(again.thoughts, name), getattr(recorded.thoughts, name), f"{way}: {name}")
             for name in ("log_probs", "entropies", "values"):
                 close(getattr(again.tokens, name), getattr(recorded.tokens, name), f"{way}: token {name}")
-        taken = np.asarray(rollout.taken)
-        np.testing.assert_array_equal(thoughts.taken, taken)
+        thought_mask = np.asarray(rollout.thought_mask)
+        np.testing.assert_array_equal(thoughts.thought_mask, thought_mask)
         for name in ("actions", "embeddings"):
             again, before = np.asarray(getattr(thoughts, name)), np.asarray(getattr(rollout, name))
-            close(again[taken], before[taken], f"{name} from the recorded noise")
+            close(again[thought_mask], before[thought_mask], f"{name} from the recorded noise")
         # Log-probs of zero everywhere would agree as well.
         assert np.all(np.asarray(recorded.thoughts.stop)[within] < 0)
         assert np.all(np.asarray(recorded.tokens.log_probs)[np.asarray(rollout.token_mask)] < 0)
@@ -163,10 +152,7 @@ READING = [
 
 def with_scalings(cases):
     """Every scaling, and every second case with adapters."""
-    return [
-        (*case, SCALINGS[index % 3], "nothing", (None, ADAPTERS)[index % 2])
-        for index, case in enumerate(cases)
-    ]
+    return [(*case, SCALINGS[index % 3], "nothing", (None, ADAPTERS)[index % 2]) for index, case in enumerate(cases)]
 
 
 @pytest.mark.parametrize("case", with_scalings(FAST), ids=str)
@@ -191,9 +177,9 @@ def test_ratio_is_one_in_every_combination(case):
 @pytest.mark.slow
 def test_ratio_is_one_within_bounds_in_bfloat16():
     """Activations of 8 bits: the cached and the parallel pass round differently, and one log-ratio stays below 0.3."""
-    graph, _ = nnx.split(small_reasoner("navigator", True, dtype=jnp.bfloat16))
-    reasoner = nnx.merge(graph, nnx.split(small_reasoner("navigator", True))[1])
-    assert reasoner.llama.compute_dtype == jnp.bfloat16 and reasoner.llama.embedding.dtype == jnp.float32
+    graphdef, _ = nnx.split(small_reasoner("navigator", True, dtype=jnp.bfloat16))
+    reasoner = nnx.merge(graphdef, nnx.split(small_reasoner("navigator", True))[1])
+    assert reasoner.backbone.compute_dtype == jnp.bfloat16 and reasoner.backbone.embedding.dtype == jnp.float32
     lowest = np.ones((QUESTIONS, TRAJECTORIES), np.int32)
     lengths, temperatures = Lengths(lowest, 3 * lowest), Temperatures(*np.array([0.3, 1.0, 1.0], np.float32))
     sample, replay = sampler((7,), "scaled", False), replayer((7,), "scaled", False)
@@ -202,8 +188,8 @@ def test_ratio_is_one_within_bounds_in_bfloat16():
     scores, _ = replay(reasoner, rollout, None)
     for way, again in scores.items():
         for new, old, mask in (
-            (again.thoughts.stop, recorded.thoughts.stop, rollout.free),
-            (again.thoughts.thought, recorded.thoughts.thought, rollout.taken),
+            (again.thoughts.stop, recorded.thoughts.stop, rollout.is_action),
+            (again.thoughts.thought, recorded.thoughts.thought, rollout.thought_mask),
             (again.tokens.log_probs, recorded.tokens.log_probs, rollout.token_mask),
         ):
             log_ratio = np.asarray(new - old)[np.asarray(mask)]
@@ -225,44 +211,42 @@ def test_ratio_is_not_one_after_an_update():
         assert float(jnp.max(jnp.abs(again.thoughts.stop - recorded.thoughts.stop))) > 1e-3
 
 
-def cached_pass(opening, together):
-    def run(reasoner, prompt, mask, bank, lengths, noise, std):
+def cached_pass(opening, ensemble):
+    def run(reasoner, prompt, mask, bank, lengths, noise, thought_std):
         encoded = encode(reasoner, prompt, mask)
-        rule = StopRule(lengths.min_steps, lengths.max_steps)
-        thoughts = think(reasoner, encoded, bank, rule, noise, std, None, together)
-        return thoughts, decode_answers(
-            reasoner, encoded, thoughts, opening, END, ANSWER, jnp.float32(1.0), None
-        )
+        rule = StopRule(lengths.min_thoughts, lengths.max_thoughts)
+        thoughts = think(reasoner, encoded, bank, rule, noise, thought_std, ensemble=ensemble)
+        return thoughts, decode_answers(reasoner, encoded, thoughts, opening, END, ANSWER, jnp.float32(1.0), None)
 
     return jax.jit(run, compiler_options=QUICK)
 
 
-def check_cached_is_uncached(feedback, normalised, memory_top, together, opening, examples, reads="nothing"):
+def check_cached_is_uncached(feedback, normalised, memory_top, ensemble, opening, examples, reads="nothing"):
     lora = ADAPTERS if normalised else None
     reasoner = small_reasoner(feedback, normalised, memory_top, seed=1, reads=reads, lora=lora)
     bank = small_bank() if memory_top else None
-    run = cached_pass(opening, together)
+    run = cached_pass(opening, ensemble)
     size = 8 if feedback == "hidden" else 5
 
     @settings(few, max_examples=examples)
     @given(situations(), st.sampled_from([0.0, 0.3]))
-    def holds(situation, std):
+    def holds(situation, thought_std):
         prompt_lengths, lengths, _, seed = situation
         prompt, mask = ragged_prompts(prompt_lengths, WIDTH, seed)
         shape = (QUESTIONS, TRAJECTORIES, STEPS, size)
         noise = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-        found = run(reasoner, prompt, mask, bank, lengths, noise, np.float32(std))
+        found = run(reasoner, prompt, mask, bank, lengths, noise, np.float32(thought_std))
         thoughts, answers = jax.tree.map(np.asarray, found)
         for question in range(QUESTIONS):
             real = np.asarray(prompt)[question][np.asarray(mask)[question]].tolist()
-            bounds = list(zip(lengths.min_steps[question], lengths.max_steps[question], strict=True))
+            bounds = list(zip(lengths.min_thoughts[question], lengths.max_thoughts[question], strict=True))
             expected = oracle_trajectories(
-                reasoner, real, bank, bounds, noise[question], std, opening, ANSWER, together
+                reasoner, real, bank, bounds, noise[question], thought_std, opening, ANSWER, ensemble
             )
             for row, oracle in enumerate(expected):
                 here = (question, row)
                 count, length = len(oracle.actions), len(oracle.tokens)
-                assert int(thoughts.counts[here]) == count
+                assert int(thoughts.num_thoughts[here]) == count
                 close(thoughts.stop_logits[here][: count + 1], oracle.stop_logits[: count + 1], "stops")
                 close(thoughts.hidden[here][: count + 1], oracle.hidden[: count + 1], "hidden")
                 if count:

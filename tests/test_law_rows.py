@@ -11,41 +11,23 @@ from flax import nnx
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from longshot_jax.thoughts.memory import best_positions, empty_bank, write_bank
-from longshot_jax.thoughts.rescore import position_mask, rescore
-from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
-from longshot_jax.training.policy_loss import (
-    Experience,
-    count_actions,
-    estimate_advantages,
-    policy_loss,
-    policy_sums,
-)
-from longshot_jax.training.settings import PPOConfig
+from longshot_jax.config.ppo import PPOConfig
+from longshot_jax.ppo.loss import Experience, count_actions, estimate_advantages, policy_loss, policy_sums
+from longshot_jax.thoughts.reads.memory_bank import best_positions, empty_bank, write_bank
+from longshot_jax.thoughts.rescore import rescore
+from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, sample_rollout
+from longshot_jax.thoughts.stopping import Lengths, position_mask
 
 pytestmark = pytest.mark.law
 
 TRAJECTORIES, STEPS, ANSWER, WIDTH, OPENING = 3, 3, 4, 6, (7,)
 
 
-def sampling(together=False, trajectories=TRAJECTORIES):
+def sampling(ensemble=False, num_trajectories=TRAJECTORIES):
+    shape = RolloutShape(num_trajectories, STEPS, ANSWER, OPENING, END, scaling="summed", ensemble=ensemble)
+
     def sample(reasoner, prompt, mask, bank, lengths, temperatures, keys):
-        return sample_rollout(
-            reasoner,
-            prompt,
-            mask,
-            bank,
-            lengths,
-            temperatures,
-            keys,
-            num_trajectories=trajectories,
-            max_thoughts=STEPS,
-            answer_length=ANSWER,
-            opening=OPENING,
-            end_token=END,
-            scaling="summed",
-            together=together,
-        )
+        return sample_rollout(reasoner, prompt, mask, bank, lengths, temperatures, keys, shape)
 
     return sample
 
@@ -54,8 +36,8 @@ def sampler(*args, **kwargs):
     return jax.jit(sampling(*args, **kwargs), compiler_options=QUICK)
 
 
-def temperatures(std=0.3, stop=1.2, token=0.9):
-    return Temperatures(np.float32(std), np.float32(stop), np.float32(token))
+def temperatures(thought_std=0.3, stop=1.2, token=0.9):
+    return Temperatures(np.float32(thought_std), np.float32(stop), np.float32(token))
 
 
 def per_row(tree):
@@ -66,7 +48,7 @@ def per_row(tree):
 
 
 def same(found, expected):
-    """Equal decisions and nearly equal numbers. Steps after a stop are compared as well: they must be dead, not wild."""
+    """Equal decisions and nearly equal numbers. Steps after a stop are compared too: they must be dead, not wild."""
     for a, b in zip(found, expected, strict=True):
         if a.dtype == np.float32:
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
@@ -84,9 +66,9 @@ def same(found, expected):
     ids=str,
 )
 def test_a_row_does_not_depend_on_padding_or_other_rows(case):
-    *kind, together = case
+    *kind, ensemble = case
     reasoner, bank = small_reasoner(*kind, seed=2), small_bank() if kind[2] else None
-    sample = sampler(together)
+    sample = sampler(ensemble)
 
     @settings(max_examples=5, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
     @given(st.lists(st.integers(1, WIDTH), min_size=3, max_size=3), st.integers(0, 10_000))
@@ -119,7 +101,7 @@ def test_a_trajectory_does_not_depend_on_their_number():
     reasoner, (prompt, mask) = small_reasoner(seed=2), ragged_prompts([3, 6], WIDTH)
     lengths = Lengths(np.int32(0), np.int32(STEPS))
     few, many = (
-        sampler(trajectories=count)(reasoner, prompt, mask, None, lengths, temperatures(), question_keys(2))
+        sampler(num_trajectories=count)(reasoner, prompt, mask, None, lengths, temperatures(), question_keys(2))
         for count in (1, 3)
     )
     for found, expected in zip(few, many, strict=True):
@@ -133,30 +115,31 @@ def test_loss_and_gradient_do_not_depend_on_micro_batches(gradient):
     lengths = Lengths(np.int32(0), np.int32(STEPS))
     rollout, recorded = sampler()(reasoner, prompt, mask, None, lengths, temperatures(), question_keys(2))
     config = PPOConfig(gradient=gradient, kl_coefficient=0.0)
-    rewards = jnp.asarray(np.random.default_rng(0).normal(size=rollout.counts.shape), jnp.float32)
-    costs = jnp.zeros((*rollout.counts.shape, STEPS + 1))
+    rewards = jnp.asarray(np.random.default_rng(0).normal(size=rollout.num_thoughts.shape), jnp.float32)
+    costs = jnp.zeros((*rollout.num_thoughts.shape, STEPS + 1))
     advantages = jax.jit(partial(estimate_advantages, config=config))(rollout, recorded, rewards, costs)
     whole = Experience(rollout, recorded, None, *advantages)
     actions = count_actions(rollout, config)
-    positions = jnp.sum(position_mask(rollout.counts, STEPS)) + jnp.sum(rollout.token_mask)
-    graph, weights = nnx.split(reasoner)
+    positions = jnp.sum(position_mask(rollout.num_thoughts, STEPS)) + jnp.sum(rollout.token_mask)
+    graphdef, params = nnx.split(reasoner)
 
-    def loss(weights, part):
-        sums = policy_sums(nnx.merge(graph, weights), part, None, config, OPENING)
+    def loss(params, part):
+        sums = policy_sums(nnx.merge(graphdef, params), part, None, config, OPENING)
         return policy_loss(sums, actions, positions.astype(jnp.float32), jnp.float32(0), config)
 
     of_loss = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)
-    rows = [of_loss(weights, jax.tree.map(lambda x: x[r : r + 1] if x.ndim else x, whole)) for r in range(2)]  # noqa: B023
+    parts = [jax.tree.map(lambda x: x[row : row + 1] if x.ndim else x, whole) for row in range(2)]  # noqa: B023
+    rows = [of_loss(params, part) for part in parts]
     total = jax.tree.map(lambda a, b: a + b, *rows)
-    together = of_loss(weights, whole)
+    at_once = of_loss(params, whole)
     assert float(jnp.max(jnp.abs(rows[0][0]))) > 1e-4
-    for found, expected in zip(jax.tree.leaves(total), jax.tree.leaves(together), strict=True):
+    for found, expected in zip(jax.tree.leaves(total), jax.tree.leaves(at_once), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_changing_data_compiles_nothing_again():
     """Rollout, update and memory over epochs of ragged data, annealed temperatures and changing bounds."""
-    graph, weights = nnx.split(small_reasoner("navigator", True, 3))
+    graphdef, params = nnx.split(small_reasoner("navigator", True, 3))
     bank, compilations = empty_bank(9, 5), []
 
     def listen(event, duration, **_):
@@ -164,20 +147,18 @@ def test_changing_data_compiles_nothing_again():
             compilations.append(duration)
 
     @partial(jax.jit, compiler_options=QUICK)
-    def iterate(weights, bank, prompt, mask, lengths, temperatures, keys):
-        reasoner = nnx.merge(graph, weights)
+    def iterate(params, bank, prompt, mask, lengths, temperatures, keys):
+        reasoner = nnx.merge(graphdef, params)
         rollout, recorded = sampling()(reasoner, prompt, mask, bank, lengths, temperatures, keys)
 
-        def loss(weights):
-            scores = rescore(nnx.merge(graph, weights), rollout, bank, OPENING, "parallel", "summed")
-            return sum(
-                jnp.mean(x) for x in (scores.thoughts.stop, scores.thoughts.thought, scores.tokens.log_probs)
-            )
+        def loss(params):
+            scores = rescore(nnx.merge(graphdef, params), rollout, bank, OPENING, "parallel", "summed")
+            return sum(jnp.mean(x) for x in (scores.thoughts.stop, scores.thoughts.thought, scores.tokens.log_probs))
 
-        weights = jax.tree.map(lambda x, g: x - 1e-3 * g, weights, jax.grad(loss)(weights))
-        values = jnp.where(rollout.taken, 1.0 + recorded.thoughts.values[..., :-1], 0.0)
-        bank = write_bank(bank, *best_positions(rollout.actions, rollout.taken, values, 4))
-        return weights, bank, rollout.counts
+        params = jax.tree.map(lambda x, g: x - 1e-3 * g, params, jax.grad(loss)(params))
+        values = jnp.where(rollout.thought_mask, 1.0 + recorded.thoughts.values[..., :-1], 0.0)
+        bank = write_bank(bank, *best_positions(rollout.actions, rollout.thought_mask, values, 4))
+        return params, bank, rollout.num_thoughts
 
     counts = []
     jax.monitoring.register_event_duration_secs_listener(listen)
@@ -187,10 +168,10 @@ def test_changing_data_compiles_nothing_again():
             prompt, mask = ragged_prompts(generator.integers(1, WIDTH + 1, 2).tolist(), WIDTH, epoch)
             bounds = np.sort(generator.integers(0, STEPS + 1, (2, 2, TRAJECTORIES)), axis=0).astype(np.int32)
             annealed = temperatures(0.3 / (1 + epoch), 1.2 - 0.1 * epoch, 0.9)
-            weights, bank, taken = iterate(
-                weights, bank, prompt, mask, Lengths(*bounds), annealed, question_keys(2, epoch)
+            params, bank, num_thoughts = iterate(
+                params, bank, prompt, mask, Lengths(*bounds), annealed, question_keys(2, epoch)
             )
-            counts.append(np.asarray(taken))
+            counts.append(np.asarray(num_thoughts))
             if epoch == 0:
                 assert compilations  # the event is still called that
             if epoch == 1:

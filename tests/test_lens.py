@@ -11,11 +11,12 @@ from run_folders import CURRICULUM, save_run
 from longshot_jax.data.chains import ChainProblems, apply_operation
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
-from longshot_jax.evaluation.decoding import Decoder
-from longshot_jax.evaluation.donor import measure_donors, operations_of, swapped_answers
+from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.evaluation.lens import lens_rows, read_thoughts, stop_figure
+from longshot_jax.evaluation.patching import measure_donors, operations_of, swapped_answers
 from longshot_jax.longshot import LongShot
-from longshot_jax.thoughts.think import StopRule, encode, think, think_given
+from longshot_jax.thoughts.stopping import StopRule
+from longshot_jax.thoughts.think import encode, think, think_given
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +34,19 @@ def thought_and_read(reasoner):
     prompt, mask = ragged_prompts([3, 5], 5)
     counts = jnp.array([[1, 2], [0, 2]])
     noise = jax.random.normal(jax.random.key(1), (2, 2, 2, 5))
-    thoughts = think(
-        reasoner, encode(reasoner, prompt, mask), None, StopRule(counts, counts), noise, jnp.float32(0.3)
-    )
+    thoughts = think(reasoner, encode(reasoner, prompt, mask), None, StopRule(counts, counts), noise, jnp.float32(0.3))
     return thoughts, read_thoughts(reasoner, prompt, mask, thoughts.embeddings, counts, 3, BANK)
 
 
 def test_readings_are_those_of_the_thoughts_that_were_fed_back():
     reasoner = small_reasoner("navigator", True, memory_top=2)
     thoughts, readings = thought_and_read(reasoner)
-    logits = np.asarray(thoughts.embeddings) @ np.asarray(reasoner.llama.embedding[...]).T
-    if not reasoner.llama.config.tie_word_embeddings:
-        logits = np.asarray(thoughts.embeddings) @ np.asarray(reasoner.llama.head[...]).T
+    logits = np.asarray(thoughts.embeddings) @ np.asarray(reasoner.backbone.embedding[...]).T
+    if not reasoner.backbone.config.tie_word_embeddings:
+        logits = np.asarray(thoughts.embeddings) @ np.asarray(reasoner.backbone.head[...]).T
     values = np.asarray(reasoner.navigator.value(thoughts.hidden))
     for row, column in np.ndindex(2, 2):
-        count = int(thoughts.counts[row, column])
+        count = int(thoughts.num_thoughts[row, column])
         for step in range(2):
             place = row, column, step
             if step >= count:
@@ -57,16 +56,12 @@ def test_readings_are_those_of_the_thoughts_that_were_fed_back():
             np.testing.assert_array_equal(readings.tokens[place], order)
             state = np.asarray(thoughts.hidden[place]) @ np.asarray(reasoner.navigator.state_in[...])
             entries = np.asarray(BANK.positions)[: int(BANK.filled)]
-            score = (
-                entries @ state / np.linalg.norm(entries, axis=-1) * np.asarray(BANK.values)[: len(entries)]
-            )
+            score = entries @ state / np.linalg.norm(entries, axis=-1) * np.asarray(BANK.values)[: len(entries)]
             best = [slot for slot in np.argsort(-score)[:2] if score[slot] > 0]
             assert readings.slots[place][readings.found[place]].tolist() == best
             share = np.exp(logits[place][order[0]]) / np.exp(logits[place]).sum()
             np.testing.assert_allclose(readings.probabilities[place][0], share, rtol=1e-4)
-            np.testing.assert_allclose(
-                readings.norms[place], np.linalg.norm(thoughts.embeddings[place]), rtol=1e-5
-            )
+            np.testing.assert_allclose(readings.norms[place], np.linalg.norm(thoughts.embeddings[place]), rtol=1e-5)
         np.testing.assert_allclose(
             readings.values[row, column, : count + 1], values[row, column, : count + 1], atol=1e-5
         )
@@ -74,17 +69,13 @@ def test_readings_are_those_of_the_thoughts_that_were_fed_back():
 
 
 def test_generations_show_their_thoughts(model):
-    result = model.generate(
-        ["a=6 n=a+2 i=n*3 i?", "b=1 c=b+4 c?"], 2, return_all_trajectories=True, thoughts=2
-    )
+    result = model.generate(["a=6 n=a+2 i=n*3 i?", "b=1 c=b+4 c?"], 2, return_all_trajectories=True, thoughts=2)
     for generation in result:
         for trajectory in generation.trajectories:
             assert [round(thought.norm, 3) for thought in trajectory.lens] == [
                 round(norm, 3) for norm in trajectory.thought_norms
             ]
-            assert [thought.stop_probability for thought in trajectory.lens] == [
-                *trajectory.stop_probabilities[:-1]
-            ]
+            assert [thought.stop_probability for thought in trajectory.lens] == [*trajectory.stop_probabilities[:-1]]
             for thought in trajectory.lens:
                 probabilities = [probability for _, probability in thought.nearest]
                 assert len(probabilities) == 3 and sorted(probabilities, reverse=True) == probabilities
@@ -124,9 +115,9 @@ def test_a_donors_thought_is_put_in_and_thinking_goes_on_from_it(model):
     found = measure_donors(pretrained, problems, batch_size=6)
     assert found.operations == 2 and found.questions == 6 and all(0 <= share <= 1 for share in found.lens)
 
-    decoder = Decoder(pretrained.graph, pretrained.layout, 2, pretrained.answer_length)
+    decoder = Decoder(pretrained.graphdef, pretrained.layout, 2, pretrained.answer_length)
     prompts = pretrained.layout.prompts(problems)
-    reasoner = nnx.merge(pretrained.graph, *pretrained.weights)
+    reasoner = nnx.merge(pretrained.graphdef, *pretrained.params)
     encoded = encode(reasoner, *map(jnp.asarray, prompts))
     own = encoded.hidden[:, None, None]  # raw hidden states are fed back: the first thought
     after = think_given(reasoner, encoded, own, jnp.ones((6, 1), int)).hidden[:, :, 1:]
@@ -136,13 +127,13 @@ def test_a_donors_thought_is_put_in_and_thinking_goes_on_from_it(model):
     given[0] = jnp.concatenate([first, second], axis=2)
     layout = pretrained.layout
     nearest, tokens = swapped_answers(
-        pretrained.graph, layout.opening, layout.tokens.end, pretrained.answer_length, 2,
-        pretrained.weights, None, *prompts,
+        pretrained.graphdef, layout.opening, layout.tokenizer.end, pretrained.answer_length, 2,
+        pretrained.params, None, *prompts,
     )  # fmt: skip
     for thought in (0, 1):
-        expected = decoder.decode_given(pretrained.weights, prompts, given[thought], np.full((6, 1), 2))
+        expected = decoder.decode_given(pretrained.params, prompts, given[thought], np.full((6, 1), 2))
         np.testing.assert_array_equal(tokens[thought], expected.tokens)
-    np.testing.assert_array_equal(nearest[:, 0], np.argmax(reasoner.llama.logits(own[:, 0, 0]), axis=-1))
+    np.testing.assert_array_equal(nearest[:, 0], np.argmax(reasoner.backbone.logits(own[:, 0, 0]), axis=-1))
 
 
 @pytest.mark.parametrize(

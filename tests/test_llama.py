@@ -85,9 +85,7 @@ def test_golden_numbers_depend_on_position_and_order(golden):
     """The fixture would notice: turned the wrong way or with another base, the same weights miss the bound."""
     tokens, logits = golden
     llama = golden_llama()
-    hidden, _ = call(
-        llama, llama.embed(tokens), jnp.zeros(tokens.shape, jnp.int32), jnp.ones(tokens.shape, bool)
-    )
+    hidden, _ = call(llama, llama.embed(tokens), jnp.zeros(tokens.shape, jnp.int32), jnp.ones(tokens.shape, bool))
     assert np.abs(llama.logits(hidden) - logits).max() > 0.1
 
 
@@ -197,9 +195,7 @@ def test_remat_does_recompute(llama):
 
     def products(remat: bool) -> int:
         graph, state = nnx.split(same_weights(llama, remat=remat))
-        program = jax.make_jaxpr(jax.grad(loss), static_argnums=1)(
-            state, graph, tokens, jnp.ones((2, 7), bool)
-        )
+        program = jax.make_jaxpr(jax.grad(loss), static_argnums=1)(state, graph, tokens, jnp.ones((2, 7), bool))
         return str(program).count("dot_general")
 
     assert products(remat=True) > products(remat=False)

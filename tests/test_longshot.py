@@ -13,14 +13,13 @@ import pytest
 from flax import nnx
 from run_folders import CURRICULUM, PPO, save_run
 
-from longshot_jax import LongShot
+from longshot_jax.checkpoints.convert import from_hf
 from longshot_jax.config import RunConfig
-from longshot_jax.conversion import from_hf
+from longshot_jax.config.curriculum import CurriculumConfig
 from longshot_jax.data.problems import Problem
-from longshot_jax.data.tokens import Tokens
+from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
-from longshot_jax.longshot import Generation
-from longshot_jax.training.settings import CurriculumConfig
+from longshot_jax.longshot import Generation, LongShot
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden_llama3"
 QUESTION = "a=6 n=a+2 i=n*3 i?"
@@ -43,49 +42,49 @@ def golden():
 
 
 @pytest.fixture(scope="module")
-def llama():
+def backbone():
     return LongShot.from_pretrained(GOLDEN, latent_token_id=91)
 
 
-def test_logits_are_those_of_transformers(llama, golden):
-    result = llama.logits(golden["ids"][:, :99])
+def test_logits_are_those_of_transformers(backbone, golden):
+    result = backbone.logits(golden["ids"][:, :99])
     assert result.shape == (3, 99, 96) and result.dtype == np.float32
     plain = LongShot.from_pretrained(GOLDEN)
     np.testing.assert_allclose(plain.logits(golden["ids"]), golden["logits"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.law
-def test_logits_with_thoughts_are_coconuts(llama, golden):
+def test_logits_with_thoughts_are_coconuts(backbone, golden):
     """Rows of 2, 3 and 4 thoughts, padded on both sides, against the published implementation."""
     mask = golden["c_mask"] == 1
-    result = llama.logits(golden["c_ids"], golden["c_mask"])
+    result = backbone.logits(golden["c_ids"], golden["c_mask"])
     np.testing.assert_allclose(result[mask], golden["c_logits"][mask], atol=1e-4, rtol=0)
     unfilled = LongShot.from_pretrained(GOLDEN).logits(golden["c_ids"], golden["c_mask"])
     assert np.abs(unfilled[mask] - golden["c_logits"][mask]).max() > 0.1
 
 
-def test_scattered_latents_are_filled_one_by_one(llama):
+def test_scattered_latents_are_filled_one_by_one(backbone):
     """Against the definition: each thought is the last hidden state of the sequence before it."""
     tokens = np.array([[3, 91, 5, 6, 91, 91, 7], [91, 8, 9, 4, 91, 2, 91]])
     mask = np.array([[1, 1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 1, 1, 1]])
-    result = llama.logits(tokens, mask)
-    reasoner = nnx.merge(llama.model.graph, *llama.model.weights)
+    result = backbone.logits(tokens, mask)
+    reasoner = nnx.merge(backbone.model.graphdef, *backbone.model.params)
     for row in range(2):
         kept = np.flatnonzero(mask[row])
         inputs = np.zeros((0, 48), np.float32)
         for index in kept:
-            token = reasoner.llama.embed(jnp.asarray(tokens[row, index]))
+            token = reasoner.backbone.embed(jnp.asarray(tokens[row, index]))
             if tokens[row, index] == 91:
                 token = _hidden(reasoner, inputs)[-1]
             inputs = np.concatenate([inputs, np.asarray(token)[None]])
-        expected = reasoner.llama.logits(_hidden(reasoner, inputs))
+        expected = reasoner.backbone.logits(_hidden(reasoner, inputs))
         np.testing.assert_allclose(result[row, kept], expected, atol=2e-5)
 
 
 @nnx.jit
 def _forward(reasoner, inputs):
     length = inputs.shape[0]
-    return reasoner.llama(inputs[None], jnp.arange(length)[None], jnp.ones((1, length), bool))[0][0]
+    return reasoner.backbone(inputs[None], jnp.arange(length)[None], jnp.ones((1, length), bool))[0][0]
 
 
 def _hidden(reasoner, inputs):
@@ -95,24 +94,24 @@ def _hidden(reasoner, inputs):
     return _forward(reasoner, jnp.asarray(padded))[: len(inputs)]
 
 
-def test_logits_refuse_what_has_no_meaning(llama):
+def test_logits_refuse_what_has_no_meaning(backbone):
     with pytest.raises(UserError, match="token id 96 is unknown"):
-        llama.logits([[1, 96]])
-    assert np.isfinite(llama.logits([[1, 96]], [[1, 0]])[0, 0]).all()
+        backbone.logits([[1, 96]])
+    assert np.isfinite(backbone.logits([[1, 96]], [[1, 0]])[0, 0]).all()
     with pytest.raises(UserError, match="starts with the latent token"):
-        llama.logits([[0, 91, 2]], [[0, 1, 1]])
+        backbone.logits([[0, 91, 2]], [[0, 1, 1]])
     with pytest.raises(UserError, match="attention_mask has shape"):
-        llama.logits([[1, 2]], [[1]])
+        backbone.logits([[1, 2]], [[1]])
     with pytest.raises(UserError, match="whole numbers"):
-        llama.logits([[0.5]])
+        backbone.logits([[0.5]])
     with pytest.raises(UserError, match="latent_token_id 96"):
         LongShot.from_pretrained(GOLDEN, latent_token_id=96)
     with pytest.raises(UserError, match="no tokenizer"):
-        llama.generate("1+1?")
+        backbone.generate("1+1?")
     with pytest.raises(UserError, match="does not choose their number"):
-        llama.generate("1+1?", num_trajectories="own")
+        backbone.generate("1+1?", num_trajectories="own")
     with pytest.raises(UserError, match="fusion is 'most'"):
-        llama.generate("1+1?", 2, fusion="most")
+        backbone.generate("1+1?", 2, fusion="most")
 
 
 def test_a_converted_directory_has_the_same_logits(folder, golden):
@@ -127,9 +126,9 @@ def test_a_llama_with_a_tokenizer_answers_and_thinks_when_told(folder):
     """Its tokenizer does not know the latent tokens, so their rows are new."""
     directory = folder / "llama"
     shutil.copytree(GOLDEN, directory)
-    Tokens.for_chains().save(directory)
+    Tokenizer.for_chains().save(directory)
     model = LongShot.from_pretrained(directory)
-    assert model.latent_token_id == Tokens.load(str(directory)).latent
+    assert model.latent_token_id == Tokenizer.load(str(directory)).latent
     plain = model.generate(QUESTION, answer_length=3, return_all_trajectories=True)
     assert isinstance(plain, Generation) and plain.trajectories[0].thoughts == 0
     thinking = model.generate(QUESTION, answer_length=3, thoughts=2, return_all_trajectories=True)
@@ -138,14 +137,14 @@ def test_a_llama_with_a_tokenizer_answers_and_thinks_when_told(folder):
 
 def test_a_run_is_restored_with_all_that_it_needs(ppo):
     reasoner, model = ppo
-    restored = nnx.merge(model.model.graph, *model.model.weights)
+    restored = nnx.merge(model.model.graphdef, *model.model.params)
     for ours, theirs in zip(
         jax.tree.leaves(nnx.split(reasoner)[1]), jax.tree.leaves(nnx.split(restored)[1]), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
     assert model.model.memory is not None and model.model.memory.positions.shape == (2, 4)
-    assert model.model.sigma == 0.1 and float(model.model.temperatures.std) == pytest.approx(0.2)
-    assert (model.model.rule.kind, model.model.rule.least, model.model.rule.most) == ("own", 1, 3)
+    assert model.model.sigma == 0.1 and float(model.model.temperatures.thought_std) == pytest.approx(0.2)
+    assert (model.model.rule.kind, model.model.rule.min_thoughts, model.model.rule.max_thoughts) == ("own", 1, 3)
 
 
 def test_generate(ppo):
@@ -189,9 +188,7 @@ def test_a_curriculum_takes_as_many_thoughts_as_steps_in_evaluation_and_all_alon
     problems = [Problem(QUESTION, ("8", "4"), "4"), Problem("b=1 c=b+1 c?", ("2",), "2")]
     results = model.evaluate(problems, num_trajectories=0, controls=False)
     assert results["mean_thoughts"] == 1.5
-    assert (
-        results["config"] | {"sigma": 0.0, "stage": "curriculum", "step": 7, "seed": 0} == results["config"]
-    )
+    assert results["config"] | {"sigma": 0.0, "phase": "curriculum", "step": 7, "seed": 0} == results["config"]
     assert json.loads(json.dumps(results)) == results
     alone = model.generate(QUESTION, return_all_trajectories=True)
     assert alone.trajectories[0].thoughts == 4
@@ -199,7 +196,7 @@ def test_a_curriculum_takes_as_many_thoughts_as_steps_in_evaluation_and_all_alon
 
 
 def test_a_model_without_thoughts_has_none(folder):
-    run = RunConfig(stages=("curriculum",), curriculum=CurriculumConfig(mode="no_cot"))
+    run = RunConfig(phases=("curriculum",), curriculum=CurriculumConfig(mode="no_cot"))
     save_run(folder / "direct", run, "curriculum")
     model = LongShot.from_pretrained(folder / "direct")
     assert model.generate(QUESTION, return_all_trajectories=True).trajectories[0].thoughts == 0
@@ -220,7 +217,4 @@ def test_missing_and_foreign_folders(tmp_path, folder):
 
 def test_the_package_is_cheap_to_import():
     code = "import sys, longshot_jax.errors; sys.exit('jax' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[1]).returncode
-        == 0
-    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[1]).returncode == 0

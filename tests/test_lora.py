@@ -13,33 +13,31 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 from run_folders import PPO as RUN
 from run_folders import save_run
-from test_policy_update import PPO, rewards, rolled_out, updated
-from tiny_run import tiny
+from test_ppo_update import PPO, rewards, rolled_out, updated
+from tiny_run import tiny, watch_batches
 
-from longshot_jax import LongShot
-from longshot_jax.config import ModelConfig
-from longshot_jax.data.tokens import Tokens
+from longshot_jax.checkpoints.checkpoint import Checkpoints
+from longshot_jax.checkpoints.initialize import abstract_reasoner, build_reasoner
+from longshot_jax.config.model import LoraConfig, ModelConfig
+from longshot_jax.config.optimizer import OptimizerConfig
+from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
+from longshot_jax.longshot import LongShot
 from longshot_jax.model.llama import Llama, LlamaConfig
-from longshot_jax.model.lora import LoraConfig
 from longshot_jax.model.sharding import make_mesh, shardings
 from longshot_jax.model.storage import plain_weights
-from longshot_jax.training.ahead import Ahead
-from longshot_jax.training.checkpoint import Checkpoints
-from longshot_jax.training.loop import train
+from longshot_jax.train import train
 from longshot_jax.training.optimizer import make_optimizer
-from longshot_jax.training.settings import OptimizerConfig
-from longshot_jax.training.setup import build_reasoner, draw
 
 SHAPE = LlamaConfig(**SMALL)
 TOKENS = np.array([[1, 4, 2, 7], [3, 3, 5, 0]], np.int32)
 
 
 @jax.jit
-def logits(llama):
+def logits(backbone):
     positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    hidden, _ = llama(llama.embed(jnp.asarray(TOKENS)), positions, jnp.ones(TOKENS.shape, bool))
-    return llama.logits(hidden)
+    hidden, _ = backbone(backbone.embed(jnp.asarray(TOKENS)), positions, jnp.ones(TOKENS.shape, bool))
+    return backbone.logits(hidden)
 
 
 def plain_graph(shape=SHAPE):
@@ -59,7 +57,7 @@ def test_a_fresh_adapter_changes_nothing():
 @pytest.mark.parametrize("targets", [ADAPTERS.targets, ("query", "down")], ids=["all", "two"])
 def test_merged_weights_compute_the_same(targets):
     lora = replace(ADAPTERS, targets=targets)
-    adapted = small_reasoner(lora=lora).llama
+    adapted = small_reasoner(lora=lora).backbone
     weights = nnx.split(adapted)[1]
     np.testing.assert_allclose(logits(without_adapters(weights, lora)), logits(adapted), atol=1e-5)
     assert np.abs(logits(without_adapters(weights, None)) - logits(adapted)).max() > 0.1
@@ -95,7 +93,7 @@ def test_only_adapters_and_navigator_are_trained():
     for old, new in zip(jax.tree.leaves(before.frozen), jax.tree.leaves(after.frozen), strict=True):
         np.testing.assert_array_equal(old, new)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.trainable, after.trainable)
-    assert all(jax.tree.leaves(moved["llama"])), moved
+    assert all(jax.tree.leaves(moved["backbone"])), moved
     trained = {path for path, _ in nnx.to_flat_state(before.trainable)}
     assert all("navigator" in path or "lora" in path for path in trained)
     assert jax.tree.structure(before.reference) == jax.tree.structure(before.trainable)
@@ -118,7 +116,7 @@ ADAPTED = {
 
 def arrays(folder, step="latest"):
     with Checkpoints.reader(folder) as checkpoints:
-        return checkpoints._read_layout(checkpoints._resolve(step))["arrays"]
+        return checkpoints._read_metadata(checkpoints._resolve(step))[1]
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +129,13 @@ def folder(tmp_path_factory):
 
 def test_a_run_is_asked_with_its_adapters(folder):
     saved = arrays(folder)
-    assert not any(name.startswith("trainable.llama") and ".lora." not in name for name in saved)
+    assert not any(name.startswith("trainable.backbone") and ".lora." not in name for name in saved)
     model = LongShot.from_pretrained(folder)
     assert isinstance(model.generate("a=6 n=a+2 n?"), str)
-    weights = model.model.weights[0]["llama"]
-    plain = nnx.merge(plain_graph(model.model.llama), plain_weights(weights, ADAPTERS))
+    weights = model.model.params[0]["backbone"]
+    plain = nnx.merge(plain_graph(model.model.backbone), plain_weights(weights, ADAPTERS))
     np.testing.assert_allclose(model.logits(TOKENS), logits(plain), atol=1e-5)
-    unadapted = nnx.merge(plain_graph(model.model.llama), plain_weights(weights, None))
+    unadapted = nnx.merge(plain_graph(model.model.backbone), plain_weights(weights, None))
     assert np.abs(model.logits(TOKENS) - logits(unadapted)).max() > 0.01
 
 
@@ -149,14 +147,14 @@ def test_a_run_is_asked_with_its_adapters(folder):
 def test_another_run_starts_from_it(folder, other):
     """With the same adapters, or with these merged into the matrices."""
     same = {"model__lora__rank": 2, "model__lora__alpha": 1.0}
-    run = tiny(**ADAPTED | same | {"stages": ("ppo",), "initialize_from": str(folder)} | other)
-    blueprint = draw(run, Tokens.load(str(folder / "tokenizer")), make_mesh(run.mesh), None)
-    weights = build_reasoner(run, blueprint, None)
+    run = tiny(**ADAPTED | same | {"phases": ("ppo",), "initialize_from": str(folder)} | other)
+    abstract = abstract_reasoner(run, Tokenizer.load(str(folder / "tokenizer")), make_mesh(run.mesh), None)
+    weights = build_reasoner(run, abstract, None)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), weights) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), blueprint.abstract
+        lambda x: (x.shape, x.dtype), abstract.params
     )
     expected = LongShot.from_pretrained(folder).logits(TOKENS)
-    result = logits(nnx.merge(blueprint.graph, weights).llama)
+    result = logits(nnx.merge(abstract.graphdef, weights).backbone)
     np.testing.assert_allclose(result, expected, atol=3e-2 if "model__weight_dtype" in other else 1e-5)
 
 
@@ -166,24 +164,20 @@ def test_a_run_trains_adapters_alone_and_resumes_with_the_same_bits(tmp_path, mo
     start, end = arrays(tmp_path / "whole", 6), arrays(tmp_path / "whole")  # of PPO
     moved = {name for name in end if start[name].get("fingerprint") != end[name].get("fingerprint")}
     assert not any(name.startswith("frozen") for name in moved)
-    assert any(name.startswith("trainable.llama.layers.lora.down_out") for name in moved)
+    assert any(name.startswith("trainable.backbone.layers.lora.down_out") for name in moved)
     stopping = [4, 7]  # in the curriculum, then in PPO
-    take, taken = Ahead.take, 0
 
-    def stops(self):
-        nonlocal taken
-        taken += 1
+    def stop(taken: int) -> None:
         if stopping and taken == stopping[0]:
             stopping.pop(0)
             raise KeyboardInterrupt
-        return take(self)
 
-    monkeypatch.setattr(Ahead, "take", stops)
+    watch_batches(monkeypatch.setattr, stop)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             train(tiny(**ADAPTED), tmp_path / "parts", io.StringIO())
     with Checkpoints.reader(tmp_path / "parts") as checkpoints:
-        assert checkpoints.host()["stage"] == "ppo" and checkpoints.latest_step < 8
+        assert checkpoints.metadata()["phase"] == "ppo" and checkpoints.steps[-1] < 8
     train(tiny(**ADAPTED), tmp_path / "parts", io.StringIO())
     assert arrays(tmp_path / "parts") == end
 
@@ -204,5 +198,5 @@ def test_refusals(changes, message):
 
 
 def test_a_rank_above_the_matrix_is_refused(tmp_path):
-    with pytest.raises(UserError, match="rank 17 is more than the matrix 'query' has, which is 16"):
+    with pytest.raises(UserError, match="rank 17 exceeds the largest rank of the matrix 'query', 16"):
         train(tiny(**ADAPTED | {"model__lora__rank": 17}), tmp_path, io.StringIO())

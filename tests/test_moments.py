@@ -8,11 +8,11 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
+from longshot_jax.config.optimizer import OptimizerConfig
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.sharding import shardings
-from longshot_jax.training.factored import kept_axes
+from longshot_jax.training.adafactor import kept_axes
 from longshot_jax.training.optimizer import make_optimizer
-from longshot_jax.training.settings import OptimizerConfig
 
 BYTES = {"float32": 8.0, "bfloat16": 6.0, "factored": 2.0}
 
@@ -52,9 +52,7 @@ def test_factored_moments_are_cut_like_their_weights():
 def test_they_descend(kind):
     target = jax.random.normal(jax.random.key(0), (130, 140))
     weights = nnx.State({"w": nnx.Param(jnp.zeros((130, 140)), logical_axes=("embed", "mlp"))})
-    optimizer = make_optimizer(
-        OptimizerConfig(learning_rate=0.1, weight_decay=0.0, moments=kind, clip_norm=1e9), 50
-    )
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.0, moments=kind, clip_norm=1e9), 50)
 
     def loss(weights):
         return jnp.mean(jnp.square(weights["w"][...] - target))

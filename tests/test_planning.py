@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import start
 from flax import nnx
 from tiny_run import tiny
 
-from longshot_jax.command_line import parse_plan
-from longshot_jax.config import MeshConfig
+from longshot_jax.config.model import MeshConfig
 from longshot_jax.errors import UserError
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.planning import accelerators
 from longshot_jax.planning.arithmetic import Arithmetic, Product, count
+from longshot_jax.planning.phases import Phase
 from longshot_jax.planning.plan import _largest, advice, as_json, make_plan
 from longshot_jax.planning.report import report
-from longshot_jax.planning.shapes import planned_llama
-from longshot_jax.planning.stages import Stage
+from longshot_jax.planning.shapes import planned_backbone
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,15 +31,15 @@ ROOT = Path(__file__).parents[1]
 def loss(layers, rows=4, length=32):
     """A Llama's loss and gradient, and what they are called with."""
     config = LlamaConfig(64, 32, 96, layers, 4, 2, 8)
-    graph, weights = nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0), remat=True)))
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0), remat=True)))
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
 
-    def value(weights, tokens):
-        llama = nnx.merge(graph, weights)
-        hidden, _ = llama(llama.embed(tokens), jnp.arange(length)[None].repeat(rows, 0), tokens >= 0)
-        return jnp.mean(jax.nn.logsumexp(llama.logits(hidden), axis=-1))
+    def value(params, tokens):
+        backbone = nnx.merge(graphdef, params)
+        hidden, _ = backbone(backbone.embed(tokens), jnp.arange(length)[None].repeat(rows, 0), tokens >= 0)
+        return jnp.mean(jax.nn.logsumexp(backbone.logits(hidden), axis=-1))
 
-    return jax.grad(value), (weights, tokens)
+    return jax.grad(value), (params, tokens)
 
 
 def test_flops_are_those_of_the_unrolled_function():
@@ -82,14 +82,14 @@ def test_roofline_takes_the_slower_of_arithmetic_and_traffic():
 
 @pytest.fixture(scope="module")
 def plan():
-    run = tiny(stages=("ppo",), thoughts__feedback="navigator", ppo__memory_slots=16, ppo__minibatches=1,
+    run = tiny(phases=("ppo",), thoughts__feedback="navigator", ppo__memory_slots=16, ppo__minibatches=1,
                thoughts__memory_top=2)  # fmt: skip
     return make_plan(run, None, "a100-40g", search=False)
 
 
 def test_memory_by_kind(plan):
-    (stage,) = as_json(plan)["stages"].values()
-    update, rollout = stage["programs"]["update"], stage["programs"]["rollout"]
+    (phase,) = as_json(plan)["phases"].values()
+    update, rollout = phase["programs"]["update"], phase["programs"]["rollout"]
     weights = 4 * as_json(plan)["parameters"]
     for program in (update, rollout):
         memory = program["memory"]
@@ -101,39 +101,35 @@ def test_memory_by_kind(plan):
     # 8 questions of 15 tokens, with 2 trajectories of 2 thoughts, 1 marker and 5 answer tokens.
     assert rollout["memory"]["caches"] == 2 * 2 * 8 * 4 * 8 * (15 + 2 * (2 + 1 + 5))
     assert update["flops"] > 0 and set(update["seconds"]) == set(accelerators.ACCELERATORS)
-    assert stage["largest_batch"] is None
+    assert phase["largest_batch"] is None
     assert json.loads(json.dumps(as_json(plan))) == as_json(plan)
 
 
 def test_report_and_verdict(plan, monkeypatch):
-    (stage,) = plan.stages
-    searched = report(replace(plan, stages=(replace(stage, largest=12),)))
-    assert (
-        plan.fits
-        and "\nfits: " in searched
-        and "largest config.ppo.questions that fits: 12 (set: 8)" in searched
-    )
+    (phase,) = plan.phases
+    searched = report(replace(plan, phases=(replace(phase, largest=12),)))
+    assert plan.fits and "\nfits: " in searched and "largest config.ppo.questions that fits: 12 (set: 8)" in searched
     small = accelerators.Accelerator(plan.peak * 1.05, 1e12, 1e12, "")
     monkeypatch.setitem(accelerators.ACCELERATORS, "small", small)
     # It would go in, but without a tenth to spare.
     tight = replace(plan, accelerator="small")
     assert not tight.fits and "config.mesh.fsdp 2 instead of 1 would, on 2 devices" in advice(tight)
-    fewer = replace(tight, stages=(replace(stage, largest=4),))
+    fewer = replace(tight, phases=(replace(phase, largest=4),))
     assert "config.ppo.questions 4 instead of 8 would fit" in advice(fewer)
     monkeypatch.setitem(accelerators.ACCELERATORS, "small", replace(small, memory=1000.0))
     assert "its activations and caches alone do not" in advice(tight)
 
 
 def test_the_largest_batch_lies_on_a_straight_line():
-    stage = Stage("ppo", "config.ppo.questions", batch=8, batch_step=4, programs=())
+    phase = Phase("ppo", "config.ppo.questions", batch=8, batch_step=4, programs=())
     # 10 + 5 x batch and 30 + 2 x batch bytes: the first reaches 100 at 18 problems.
-    assert _largest(stage, [50, 46], [90, 62], 100.0) == 16
-    assert _largest(stage, [50, 46], [90, 62], 20.0) == 0
+    assert _largest(phase, [50, 46], [90, 62], 100.0) == 16
+    assert _largest(phase, [50, 46], [90, 62], 20.0) == 0
 
 
 def test_published_shapes_and_local_folders(tmp_path):
     def of(name, **overrides):
-        return planned_llama(tiny(model__source=name, stages=("ppo",), **overrides))
+        return planned_backbone(tiny(model__source=name, phases=("ppo",), **overrides))
 
     assert of("meta-llama/Meta-Llama-3-8B-Instruct").hidden_size == 4096
     assert of("meta-llama/Llama-3.1-70B").num_hidden_layers == 80
@@ -155,18 +151,29 @@ def test_published_shapes_and_local_folders(tmp_path):
         (["--accelerator", "h100"], "--accelerator 'h100' is not known: take one of a100-40g, a100-80g, h100-80g"),
         (["--accelerator", "h200", "--devices", "3"], "1 = 1 devices, but --devices is 3: take --devices 1 or config.mesh.fsdp 3"),
         (["--accelerator", "h200", "--config.mesh.fsdp=64", "--devices", "1"], "but there are 1: data 1 x fsdp 1"),
-        (["--accelerator", "h200", "--devices", "many"], "--devices is 'many'"),
-        (["--accelerator", "h200", "--devices", "-1"], "--devices is '-1': it must be a positive number"),
+        (["--accelerator", "h200", "--devices", "many"], "argument --devices: 'many' is not a whole number from 1"),
+        (["--accelerator", "h200", "--devices", "-1"], "argument --devices: '-1' is not a whole number from 1"),
+        (["--accelerator", "h200", "--devices", "0"], "argument --devices: '0' is not a whole number from 1"),
         ([], "no accelerator was given"),
         (["--accelerators", "h200"], "did you mean --accelerator?"),
-        (["--accelerator", "h200", "--config.stages=()"], "config.stages is empty"),
+        (["--accelerator", "h200", "--config.phases=()"], "config.phases is empty"),
+        (["--accelerator", "h200", "--output", str(ROOT)], "is a folder: give the name of a file"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_planned(arguments, sentence):
-    with pytest.raises(UserError) as error:
-        asked = parse_plan(["plan.py", "--config", str(ROOT / "configs" / "tiny.py"), *arguments])
-        make_plan(asked.run, asked.devices, asked.accelerator)
-    assert sentence in str(error.value)
+def test_what_cannot_be_planned(arguments, sentence, monkeypatch, capsys):
+    updates = {}
+    monkeypatch.setattr(jax.config, "update", updates.__setitem__)  # this process has its devices already
+    assert start("plan.py", "--config", ROOT / "configs" / "tiny.py", *arguments) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and "Traceback" not in said
+    if "jax_num_cpu_devices" in updates:
+        requested = arguments[arguments.index("--devices") + 1] if "--devices" in arguments else 1
+        assert updates == {"jax_platforms": "cpu", "jax_num_cpu_devices": int(requested)}
+
+
+def test_a_run_without_phases_has_no_plan():
+    with pytest.raises(UserError, match="phases is empty"):
+        make_plan(replace(tiny(), phases=()), 1, "h200")
 
 
 def planned(tmp_path, *arguments):
@@ -183,10 +190,10 @@ def planned(tmp_path, *arguments):
 def test_a_plan_that_does_not_fit_ends_with_code_1(tmp_path):
     code, written, shown = planned(
         tmp_path, "--config", str(ROOT / "configs" / "tiny.py"), "--accelerator", "a100-40g",
-        "--config.stages=('ppo',)", "--config.ppo.questions=100000000",
+        "--config.phases=('ppo',)", "--config.ppo.questions=100000000",
     )  # fmt: skip
     assert code == 1 and not written["fits"]
-    assert f"config.ppo.questions {written['stages']['ppo']['largest_batch']} instead of 100000000" in shown
+    assert f"config.ppo.questions {written['phases']['ppo']['largest_batch']} instead of 100000000" in shown
 
 
 @pytest.mark.slow
@@ -195,21 +202,22 @@ def test_single_fits_an_a100_of_40_gb(tmp_path):
         tmp_path, "--config", str(ROOT / "configs" / "single.py"), "--devices", "1", "--accelerator", "a100-40g"
     )  # fmt: skip
     assert code == 0 and written["fits"] and written["peak"] < 36e9
-    assert written["stages"]["ppo"]["largest_batch"] >= 64
-    assert written["stages"]["ppo"]["programs"]["rollout"]["memory"]["weights"] == pytest.approx(
-        16.25e9, rel=0.01
-    )
+    assert written["phases"]["ppo"]["largest_batch"] >= 64
+    assert written["phases"]["ppo"]["programs"]["rollout"]["memory"]["weights"] == pytest.approx(16.25e9, rel=0.01)
 
 
 # Compiles without searching for the largest batch: half the time.
 COMPILED = """
 import json, sys, jax
-from longshot_jax.command_line import parse_plan
-asked = parse_plan(sys.argv)
+from longshot_jax.cli import command_parser, parse_command
+parser = command_parser(None)
+parser.add_argument("--devices", type=int)
+parser.add_argument("--accelerator")
+run, _, options = parse_command(parser)
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", asked.devices)
+jax.config.update("jax_num_cpu_devices", options.devices)
 from longshot_jax.planning.plan import as_json, make_plan
-print(json.dumps(as_json(make_plan(asked.run, asked.devices, asked.accelerator, search=False))))
+print(json.dumps(as_json(make_plan(run, options.devices, options.accelerator, search=False))))
 """
 
 
@@ -231,7 +239,7 @@ def test_multi_fits_h100s(devices, overrides, parameters):
     assert done.returncode == 0, done.stderr[-2000:]
     written = json.loads(done.stdout.splitlines()[-1])
     assert written["fits"] and written["parameters"] == pytest.approx(parameters, rel=0.01)
-    update = written["stages"]["ppo"]["programs"]["update"]
+    update = written["phases"]["ppo"]["programs"]["update"]
     memory = update["memory"]
     state = memory["weights"] + memory["optimizer"] + memory["reference"] + memory["gradients"]
     # Five float32 copies of every weight, cut over all devices.

@@ -58,12 +58,12 @@ def test_coconut_json_ignores_other_keys(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "place", "mend"),
+    ("name", "text", "place", "words"),
     [
         ("a.txt", "Good?||<<1+1=2>> #### 2\nBroken #### 3\n", "line 2", "no ||"),
         ("a.txt", "Broken?||<<1+1=2>> 2\n", "line 1", "no ####"),
         ("a.txt", "Broken?||<<1+1=2>> and so #### 2\n", "line 1", "'and so'"),
-        ("a.txt", "Broken?||<<1+1=2> #### 2\n", "line 1", "no equation"),
+        ("a.txt", "Broken?||<<1+1=2> #### 2\n", "line 1", "is not an equation"),
         ("a.txt", "Empty?||<<1+1=2>> ####  \n", "line 1", '"answer" is empty'),
         ("a.txt", "\n \n  ||<<1+1=2>> #### 2\n", "line 3", '"question" is empty'),
         ("a.txt", "", "a.txt", "no problems"),
@@ -97,12 +97,12 @@ def test_coconut_json_ignores_other_keys(tmp_path):
         ("a.csv", "question,answer", "a.csv", ".json, .jsonl or .txt"),
     ],
 )
-def test_broken_files_are_named(tmp_path, name, text, place, mend):
+def test_broken_files_are_named(tmp_path, name, text, place, words):
     path = write(tmp_path, name, text)
     with pytest.raises(UserError) as caught:
         load_problems(path)
     message = str(caught.value)
-    assert message.startswith(path) and place in message and mend in message
+    assert message.startswith(path) and place in message and words in message
     assert "\n" not in message
 
 
@@ -132,8 +132,8 @@ def test_a_downloaded_data_set_needs_no_network(monkeypatch, tmp_path):
     """As the library leaves it in its cache; HF_HUB_OFFLINE=0 does not mean that the hub is out of reach."""
     import datasets
 
-    asked = []
-    monkeypatch.setattr(problems_module, "hub_reachable", lambda: asked.append(1) or False)
+    requested = []
+    monkeypatch.setattr(problems_module, "hub_reachable", lambda: requested.append(1) or False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     write(tmp_path, "rows.jsonl", json.dumps(PROSE[0]))
@@ -146,7 +146,7 @@ def test_a_downloaded_data_set_needs_no_network(monkeypatch, tmp_path):
     (tmp_path / "openai___gsm8k" / "main" / "0.0.0").mkdir(parents=True)
     made.parent.rename(tmp_path / "openai___gsm8k" / "main" / "0.0.0" / ("0" * 40))
     (problem,) = load_problems("openai/gsm8k:main:train")
-    assert problem.answer == "72" and asked == [1]
+    assert problem.answer == "72" and requested == [1]
     assert not datasets.config.HF_HUB_OFFLINE
     with pytest.raises(UserError, match=r"out of reach \(no network\) and was not downloaded before"):
         load_problems("openai/gsm8k:socratic:train")
@@ -155,11 +155,11 @@ def test_a_downloaded_data_set_needs_no_network(monkeypatch, tmp_path):
 def test_hub_rows_of_both_forms(monkeypatch):
     import datasets
 
-    asked = []
+    requested = []
     sets = {"main": PROSE, "steps": [PROSQA], "broken": [PROSE[0], {"question": "a"}], "none": []}
 
     def load_dataset(name, config, split):
-        asked.append((name, config, split))
+        requested.append((name, config, split))
         if config == "unknown":
             raise ValueError("BuilderConfig 'unknown' not found.\nAvailable: main")
         return sets[config]
@@ -167,7 +167,7 @@ def test_hub_rows_of_both_forms(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(problems_module, "hub_reachable", lambda: True)
     assert load_problems("openai/gsm8k:main:train")[0].answer == "72"
-    assert asked == [("openai/gsm8k", "main", "train")]
+    assert requested == [("openai/gsm8k", "main", "train")]
     assert load_problems("gsm8k:steps:train[:10%]")[0].answer == "Tom is a lempus."
     with pytest.raises(UserError, match=r"gsm8k:broken:test, item 2: \"answer\" is missing"):
         load_problems("gsm8k:broken:test")

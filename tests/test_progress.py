@@ -1,4 +1,4 @@
-"""What is shown while a run is at work and at its end."""
+"""What is shown while a run is at work."""
 
 import io
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from longshot_jax.training import progress
-from longshot_jax.training.progress import Progress, summary
+from longshot_jax.training.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -69,33 +69,3 @@ def test_bar_on_a_terminal():
     assert "ppo" in text and "10/10" in text and "100%" in text
     assert "loss 0.5, accuracy 0.75" in text and "questions/s" in text
     assert "kept as the best\n" in text
-
-
-def test_summary_of_single_values():
-    table = summary(
-        {"accuracy": 0.98764, "thoughts": jnp.float32(3.5), "updates": 1200, "checkpoint": "runs/x"}
-    )
-    assert table.splitlines() == [
-        "accuracy    0.9876",
-        "thoughts    3.5",
-        "updates     1200",
-        "checkpoint  runs/x",
-    ]
-
-
-def test_summary_with_columns():
-    table = summary(
-        {
-            "coconut": {"1": 99.5, "4": 77.25},
-            "ppo": {"1": 100.0, "4": np.float32(98.5), "seconds": 123456.7},
-            "control": {},
-        }
-    )
-    assert table.splitlines() == [
-        "            1      4  seconds",
-        "-------  ----  -----  -------",
-        "coconut  99.5  77.25",
-        "ppo       100   98.5   123457",
-        "control",
-    ]
-    assert summary({}) == ""

@@ -20,9 +20,7 @@ class Read:
 
     def __init__(self, problem):
         body, question = problem.question.rsplit(". ", 1)
-        self.edges = [
-            re.fullmatch(r"(?:Every )?(\w+) is a (\w+)", text).groups() for text in body.split(". ")
-        ]
+        self.edges = [re.fullmatch(r"(?:Every )?(\w+) is a (\w+)", text).groups() for text in body.split(". ")]
         self.nodes = {node for edge in self.edges for node in edge}
         self.root, self.first, self.second = re.fullmatch(r"Is (\w+) a (\w+) or (\w+)\?", question).groups()
         root, self.target = re.fullmatch(r"(\w+) is a (\w+)\.", problem.answer).groups()
@@ -62,9 +60,7 @@ def check_sound(problem):
     assert read.rival not in distances and read.rival in read.nodes
     assert len(set(read.edges)) == len(read.edges)
     node = read.root
-    for (
-        step
-    ) in problem.steps:  # each step is a statement of the question and goes on where the last one ended
+    for step in problem.steps:  # each step is a statement of the question and goes on where the last one ended
         assert f"{step} " in problem.question
         subject, concept = re.fullmatch(r"(?:Every )?(\w+) is a (\w+)\.", step).groups()
         assert subject == node

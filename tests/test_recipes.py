@@ -15,7 +15,7 @@ from longshot_jax import LongShot
 from longshot_jax.config import parse_config
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.lora import is_adapter
-from longshot_jax.training.loop import train
+from longshot_jax.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ ROWS = 266  # 265 tokens; the reserved ones stand for the latent tokens
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory):
+def backbone(tmp_path_factory):
     """A directory like an instruct model's: weights, tokenizer, chat template."""
     folder = tmp_path_factory.mktemp("llama")
     llama_files(folder, LLAMA_SPECIALS, TEMPLATE, **LLAMA)
@@ -50,13 +50,13 @@ def problems(tmp_path_factory):
     return file
 
 
-def recipe(name, llama, problems, iterations):
+def recipe(name, backbone, problems, iterations):
     """The config's own values, but for the model, the data and how long it runs."""
     spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    config.model.source, config.data.train, config.data.test = str(llama), str(problems), str(problems)
+    config.model.source, config.data.train, config.data.test = str(backbone), str(problems), str(problems)
     config.ppo.iterations = iterations
     config.mesh.fsdp = 1
     config.model.lora.rank = 4  # no matrix of so small a Llama has 16
@@ -65,17 +65,15 @@ def recipe(name, llama, problems, iterations):
 
 
 @pytest.mark.parametrize("name", ["single", "multi"])
-def test_recipe_trains_a_hugging_face_directory(name, llama, problems, tmp_path):
-    run = recipe(name, llama, problems, iterations=2)
+def test_recipe_trains_a_hugging_face_directory(name, backbone, problems, tmp_path):
+    run = recipe(name, backbone, problems, iterations=2)
     result = train(run, tmp_path / "run", io.StringIO())
-    assert result.stages["ppo"]["updates"] == 2 * run.ppo.epochs * run.ppo.minibatches
+    assert result.phases["ppo"]["updates"] == 2 * run.ppo.epochs * run.ppo.minibatches
     model = LongShot.from_pretrained(tmp_path / "run", which="latest")
-    before = load_weights(llama, read_config(llama))
-    weights = nnx.split(nnx.merge(model.model.graph, *model.model.weights))[1]["llama"]
-    adapters, after = nnx.split_state(weights, is_adapter, ...)
-    seconds = [
-        leaf for path, leaf in jax.tree.leaves_with_path(adapters) if "_out" in jax.tree_util.keystr(path)
-    ]
+    before = load_weights(backbone, read_config(backbone))
+    params = nnx.split(nnx.merge(model.model.graphdef, *model.model.params))[1]["backbone"]
+    adapters, after = nnx.split_state(params, is_adapter, ...)
+    seconds = [leaf for path, leaf in jax.tree.leaves_with_path(adapters) if "_out" in jax.tree_util.keystr(path)]
     assert len(seconds) == (7 if run.lora else 0) and all(np.any(leaf) for leaf in seconds)
     moved = [
         not np.array_equal(np.asarray(a, np.float32)[: len(b)], np.asarray(b.astype(a.dtype), np.float32))
@@ -84,4 +82,4 @@ def test_recipe_trains_a_hugging_face_directory(name, llama, problems, tmp_path)
     assert all(moved) if run.ppo.trainable == "all" else not any(moved)
     found = model.generate("What is 3 + 4?", num_trajectories=3, return_all_trajectories=True)
     counts = [trajectory.thoughts for trajectory in found.trajectories]
-    assert len(counts) == 3 and all(run.ppo.min_steps <= count <= run.ppo.max_steps for count in counts)
+    assert len(counts) == 3 and all(run.ppo.min_thoughts <= count <= run.ppo.max_thoughts for count in counts)

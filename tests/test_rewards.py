@@ -1,18 +1,16 @@
 """Each reward term on outcomes small enough to read, and the ancestor's published sums."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from longshot_jax.cli import load_config
+from longshot_jax.config import default_config, parse_config
+from longshot_jax.config.ppo import RewardWeights
 from longshot_jax.errors import UserError
-from longshot_jax.training.rewards import (
-    Outcome,
-    RewardWeights,
-    answer_rewards,
-    shared_rewards,
-    thought_cost_rewards,
-)
+from longshot_jax.ppo.rewards import Outcome, answer_rewards, shared_rewards, thought_cost_rewards
 
 
 def outcome(correct, thoughts, ended=True, natural=True, trajectories=1) -> Outcome:
@@ -20,9 +18,9 @@ def outcome(correct, thoughts, ended=True, natural=True, trajectories=1) -> Outc
     return Outcome(
         correct=np.broadcast_to(np.asarray(correct, bool), shape),
         ended=np.broadcast_to(np.asarray(ended, bool), shape),
-        thoughts=np.asarray(thoughts),
+        num_thoughts=np.asarray(thoughts),
         natural_stop=np.broadcast_to(np.asarray(natural, bool), shape),
-        trajectories=np.broadcast_to(np.asarray(trajectories), shape),
+        num_trajectories=np.broadcast_to(np.asarray(trajectories), shape),
     )
 
 
@@ -59,9 +57,7 @@ def test_each_term_alone(term, weights, expected):
         natural=[[1, 1, 0, 1, 1]],
         trajectories=5,
     )
-    result = dataclasses.replace(
-        result, vote_correct=np.array([[True]]), diversity=np.array([[0, 0.25, 0.5, 0.75, 1]])
-    )
+    result = dataclasses.replace(result, vote_correct=np.array([[True]]), diversity=np.array([[0, 0.25, 0.5, 0.75, 1]]))
     terms = answer_rewards(result, dataclasses.replace(NOTHING, **weights))
     assert list(terms) == [term]
     assert terms[term].dtype == np.float32
@@ -90,16 +86,21 @@ def test_no_weights_give_no_terms_and_a_total_of_zero():
     np.testing.assert_array_equal(total(outcome([[1]], [[2]]), NOTHING), [[0.0]])
 
 
+def published(name: str) -> RewardWeights:
+    """LongShot's published weights, as the config of that name states them."""
+    return parse_config(load_config(Path(__file__).parents[1] / "configs" / f"{name}.py")).ppo.rewards
+
+
 def test_published_values_for_one_trajectory():
     thoughts = [[0, 1, 3, 4, 5, 6, 8]]
-    right = total(outcome(True, thoughts), RewardWeights.single())
+    right = total(outcome(True, thoughts), published("single"))
     np.testing.assert_allclose(right, [[1 - 1.5, 1, 1 + 0.2 + 0.3, 1.8, 1.5, 1, 1 - 0.6]], rtol=1e-5)
-    forced_and_wrong = total(outcome(False, thoughts, natural=False), RewardWeights.single())
+    forced_and_wrong = total(outcome(False, thoughts, natural=False), published("single"))
     np.testing.assert_allclose(forced_and_wrong, [[-1.8, -0.3, -0.1, 0.2, -0.1, -0.3, -0.9]], rtol=1e-5)
 
 
 def test_published_values_for_several_trajectories():
-    reward = total(outcome([[1, 0]], [[4, 4]], trajectories=[[5, 5]]), RewardWeights.multi())
+    reward = total(outcome([[1, 0]], [[4, 4]], trajectories=[[5, 5]]), published("multi"))
     np.testing.assert_allclose(reward, [[1 + 0.04 + 0.05, -1.0]], rtol=1e-6)
 
 
@@ -107,9 +108,9 @@ def test_number_of_trajectories_may_be_given_once_per_question():
     result = Outcome(
         correct=np.ones((2, 3), bool),
         ended=np.ones((2, 3), bool),
-        thoughts=np.zeros((2, 3), int),
+        num_thoughts=np.zeros((2, 3), int),
         natural_stop=np.ones((2, 3), bool),
-        trajectories=np.array([[2], [3]]),
+        num_trajectories=np.array([[2], [3]]),
     )
     weights = dataclasses.replace(NOTHING, success_per_trajectory=1.0)
     np.testing.assert_array_equal(total(result, weights), [[2, 2, 2], [3, 3, 3]])
@@ -129,20 +130,27 @@ def test_thought_cost_is_no_part_of_the_answers_reward():
 
 def test_reward_reads_nothing_of_the_problem_but_its_outcome():
     fields = {f.name for f in dataclasses.fields(Outcome)}
-    own = {"correct", "ended", "thoughts", "natural_stop", "trajectories"}
+    own = {"correct", "ended", "num_thoughts", "natural_stop", "num_trajectories"}
     assert fields == own | {"vote_correct", "diversity"}
 
 
-def test_bad_weights_are_refused_by_name():
-    with pytest.raises(UserError, match=r"thought_cost is -0.1"):
-        RewardWeights(thought_cost=-0.1)
-    with pytest.raises(UserError, match=r"natural_stop_range is \(5, 2\)"):
-        RewardWeights(natural_stop_range=(5, 2))
+@pytest.mark.parametrize(
+    ("weight", "value", "message"),
+    [
+        ("thought_cost", -0.1, r"config\.ppo\.rewards\.thought_cost is -0\.1: it must be at least 0"),
+        ("natural_stop_range", (5, 2), r"config\.ppo\.rewards\.natural_stop_range is \(5, 2\): give the smaller"),
+    ],
+)
+def test_bad_weights_are_refused_by_name(weight, value, message):
+    config = default_config()
+    config.ppo.rewards[weight] = value
+    with pytest.raises(UserError, match=message):
+        parse_config(config)
 
 
 def test_shared_rewards_are_the_mean_total_of_those_that_exist():
     answers, thoughts = np.array([[1.0, 0.0, 9.0], [1.0, 2.0, 3.0]]), np.full((2, 3, 2), -0.5)
-    exists = np.array([[True, True, False], [True, True, True]])
-    earned, spent = shared_rewards(answers, thoughts, exists)
+    active = np.array([[True, True, False], [True, True, True]])
+    earned, spent = shared_rewards(answers, thoughts, active)
     np.testing.assert_allclose(earned, [[-0.5, -0.5, 0.0], [1.0, 1.0, 1.0]])
     assert not spent.any() and earned.dtype == np.float32

@@ -2,19 +2,19 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
-from run_folders import PPO, save_run
+from run_folders import PPO, edit_metadata, save_run
 from tiny_run import tiny
 
-from longshot_jax.conversion import llama_to_json
-from longshot_jax.data.tokens import Tokens
+from longshot_jax.checkpoints.checkpoint import Checkpoints
+from longshot_jax.config.curriculum import CurriculumConfig
+from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
+from longshot_jax.files import part_of
 from longshot_jax.model.llama import LlamaConfig
-from longshot_jax.training import loop
-from longshot_jax.training.checkpoint import Checkpoints
-from longshot_jax.training.settings import CurriculumConfig
+from longshot_jax.train import train
 
 
 class Drawn(Exception):
@@ -26,8 +26,8 @@ def start(monkeypatch):
     """Starts a run up to that point; the vocabulary of its tokenizer."""
     sizes = []
 
-    def draw(run, tokens, mesh, folder):
-        sizes.append(tokens.vocabulary_size)
+    def abstract_reasoner(run, tokenizer, mesh, folder):
+        sizes.append(tokenizer.vocabulary_size)
         return None
 
     def checkpoints(*_):
@@ -35,10 +35,10 @@ def start(monkeypatch):
 
     def started(run, folder):
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "draw", draw)
-            patch.setattr(loop, "Checkpoints", type("Stopping", (Checkpoints,), {"__init__": checkpoints}))
+            patch.setattr("longshot_jax.train.abstract_reasoner", abstract_reasoner)
+            patch.setattr("longshot_jax.train.Checkpoints", type("Stopping", (Checkpoints,), {"__init__": checkpoints}))
             with pytest.raises(Drawn):
-                loop.train(run, folder)
+                train(run, folder)
         return sizes.pop()
 
     return started
@@ -63,47 +63,44 @@ def test_only_a_checkpoint_binds_to_its_settings(tmp_path, start):
     start(PPO, folder)
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"another config: seed \(stored 0, now 1\)"):
-        loop.train(replace(PPO, seed=1), folder)
+        train(replace(PPO, seed=1), folder)
     with pytest.raises(UserError, match=r"another config: .*curriculum\.c_thought \(stored 1, now 2\)"):
-        loop.train(replace(PPO, curriculum=CurriculumConfig(c_thought=2)), folder)
+        train(replace(PPO, curriculum=CurriculumConfig(c_thought=2)), folder)
 
 
 def test_settings_that_came_or_went_since_a_checkpoint_do_not_matter(tmp_path, start):
     save_run(tmp_path, PPO, "ppo")
-    (host,) = (tmp_path / "checkpoints").glob("*/host/metadata")
-    saved = json.loads(host.read_text())
-    del saved["host"]["config"]["ppo"]["early_stop_kl"]
-    saved["host"]["config"]["evaluation"]["num_trajectories"] = (
-        5  # which once was a setting that nothing read
-    )
-    host.write_text(json.dumps(saved))
+    with edit_metadata(tmp_path, 7) as metadata:
+        del metadata["config"]["ppo"]["early_stop_kl"]
+        metadata["config"]["evaluation"]["num_trajectories"] = 5  # which once was a setting that nothing read
     start(PPO, tmp_path)
 
 
 def test_converted_weights_are_no_run(tmp_path):
     shape = LlamaConfig(9, 8, 12, 1, 2, 1, 4)
     with Checkpoints(tmp_path, 1, 0) as checkpoints:
-        checkpoints.save(0, {"x": 1.0}, {"llama": llama_to_json(shape), "llama_path": "trainable.llama"})
+        checkpoints.save(0, {"x": 1.0}, {"backbone": asdict(shape), "backbone_path": "trainable.backbone"})
     with pytest.raises(UserError, match=r"converted weights, not a run: name it as config\.initialize_from"):
-        loop.train(tiny(), tmp_path)
+        train(tiny(), tmp_path)
 
 
 def test_the_tokenizer_is_this_starts_own_until_there_is_a_checkpoint(tmp_path, start):
     with pytest.raises(UserError, match="prompt_length"):
-        loop.train(bpe(300, data__prompt_length=8), tmp_path)
+        train(bpe(300, data__prompt_length=8), tmp_path)
     assert not (tmp_path / "tokenizer").exists()
     assert start(bpe(270), tmp_path) == 270
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("half of")
-    (tmp_path / ".tokenizer.part").mkdir()
+    part = part_of(tmp_path / "tokenizer")
+    part.mkdir()
     assert start(bpe(265), tmp_path) == 265
-    assert Tokens.load(str(tmp_path / "tokenizer")).vocabulary_size == 265
-    assert not (tmp_path / ".tokenizer.part").exists()
+    assert Tokenizer.load(str(tmp_path / "tokenizer")).vocabulary_size == 265
+    assert not part.exists()
 
 
 def test_a_checkpoints_tokenizer_stays(tmp_path, start):
     run = replace(PPO, data=replace(PPO.data, tokenizer="bpe"))
     save_run(tmp_path, run, "ppo")  # beside it the tokenizer of the chains
-    assert start(run, tmp_path) == Tokens.for_chains().vocabulary_size
+    assert start(run, tmp_path) == Tokenizer.for_chains().vocabulary_size
     shutil.rmtree(tmp_path / "tokenizer")
     with pytest.raises(UserError, match=r"tokenizer is missing, and the checkpoints beside it need it"):
-        loop.train(run, tmp_path)
+        train(run, tmp_path)

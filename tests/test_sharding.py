@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from longshot_jax.config import MeshConfig
+from longshot_jax.config.model import MeshConfig
 from longshot_jax.errors import UserError
-from longshot_jax.model.activations import constrain, on_mesh
 from longshot_jax.model.sharding import (
     check_divides,
+    constrain,
     fetch,
     make_mesh,
+    on_mesh,
     partition_spec,
     place_batch,
     shardings,
 )
-from longshot_jax.thoughts.memory import empty_bank
+from longshot_jax.thoughts.reads.memory_bank import empty_bank
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):
@@ -60,21 +61,15 @@ def test_activations_are_pinned_where_a_mesh_is_known():
         traced = jax.make_jaxpr(on_mesh(mesh, lambda x: constrain(x, *names)))(jnp.zeros(shape))
         return [equation.params["sharding"].spec for equation in traced.eqns]
 
-    assert specs((8, 6, 4, 2), "batch", None, "heads", None) == [
-        PartitionSpec(("data", "fsdp"), None, "tensor", None)
-    ]
-    assert specs((6, 3), "batch", "mlp") == [PartitionSpec(None, None)], (
-        "four parts of six rows, two of three"
-    )
+    assert specs((8, 6, 4, 2), "batch", None, "heads", None) == [PartitionSpec(("data", "fsdp"), None, "tensor", None)]
+    assert specs((6, 3), "batch", "mlp") == [PartitionSpec(None, None)], "four parts of six rows, two of three"
     assert not jax.make_jaxpr(lambda x: constrain(x, "batch"))(jnp.zeros(8)).eqns
 
 
 def test_refuses_one_axis_twice_and_uneven_parts():
-    with pytest.raises(UserError, match=r"llama\.x has two dimensions along mesh axis fsdp"):
-        partition_spec((8, 8), ("embed", "embed"), mesh_of(fsdp=2), name="llama.x")
-    with pytest.raises(
-        UserError, match=r"config\.mesh\.tensor 4 does not divide dimension heads of w, which is 6: 3"
-    ):
+    with pytest.raises(UserError, match=r"backbone\.x has two dimensions along mesh axis fsdp"):
+        partition_spec((8, 8), ("embed", "embed"), mesh_of(fsdp=2), name="backbone.x")
+    with pytest.raises(UserError, match=r"config\.mesh\.tensor 4 does not divide dimension heads of w, which is 6: 3"):
         partition_spec((8, 6), ("embed", "heads"), mesh_of(tensor=4), name="w")
     with pytest.raises(KeyError):
         partition_spec((8,), ("no such axis",), mesh_of())
@@ -82,9 +77,7 @@ def test_refuses_one_axis_twice_and_uneven_parts():
 
 def test_refuses_more_devices_than_exist():
     count = len(jax.devices())
-    with pytest.raises(
-        UserError, match=rf"= {4 * count} devices, but there are {count}: data 1 x fsdp {count} x"
-    ):
+    with pytest.raises(UserError, match=rf"= {4 * count} devices, but there are {count}: data 1 x fsdp {count} x"):
         make_mesh(MeshConfig(data=2, fsdp=2 * count))
     with pytest.raises(UserError, match="at least 1"):
         make_mesh(MeshConfig(fsdp=0))
@@ -92,9 +85,7 @@ def test_refuses_more_devices_than_exist():
 
 def test_batches_must_be_divisible():
     check_divides(8, "config.ppo.questions", mesh_of(2, 4))
-    with pytest.raises(
-        UserError, match=r"config\.ppo\.questions 12 is not a multiple of the 8 parts.*: 16 would be"
-    ):
+    with pytest.raises(UserError, match=r"config\.ppo\.questions 12 is not a multiple of the 8 parts.*: 16 would be"):
         check_divides(12, "config.ppo.questions", mesh_of(2, 4, 2))
 
 

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from longshot_jax.errors import UserError
-from longshot_jax.evaluation.tensorboard import RunWriter, samples_table
+from longshot_jax.training.tensorboard import RunWriter, samples_table
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -30,9 +30,7 @@ def test_everything_written_is_read_back(tmp_path):
     array = jnp.concatenate([jnp.linspace(-2, 3, 101), jnp.array([jnp.nan, jnp.inf])])
     with RunWriter(tmp_path) as writer:
         for step in (1, 2):
-            writer.scalars(
-                step, {"loss/policy": jnp.float32(0.5 / step), "accuracy": np.float64(0.25), "n": 3}
-            )
+            writer.scalars(step, {"loss/policy": jnp.float32(0.5 / step), "accuracy": np.float64(0.25), "n": 3})
         writer.histogram(2, "thoughts/rms", array)
         writer.histogram(2, "one", jnp.bfloat16(1.5))
         writer.histogram(2, "nothing", jnp.full((3,), jnp.nan))
@@ -118,17 +116,15 @@ def test_what_is_written_can_be_read_before_the_end(tmp_path):
 
 def fill_disk(writer, left_over=b""):
     """From here on the writer's file is the device that answers every write as a full disk does."""
-    writer._file._file.close()
-    writer._file._file = open("/dev/full", "wb")
-    writer._file._file.write(left_over)
+    writer._file.close()
+    writer._file = open("/dev/full", "wb")
+    writer._file.write(left_over)
 
 
 def test_a_full_disk_is_one_sentence_and_hides_no_earlier_error(tmp_path):
     with RunWriter(tmp_path) as writer:
         fill_disk(writer)
-        with pytest.raises(
-            UserError, match=r"cannot be written to .* \(No space left on device\): free some"
-        ):
+        with pytest.raises(UserError, match=r"cannot be written to .* \(No space left on device\): free some"):
             writer.scalars(1, {"loss": 1.0})
         for step in range(20):  # more than a queue would hold
             writer.scalars(step, {"loss": 1.0})
@@ -158,7 +154,7 @@ def test_unwritable_folder(tmp_path):
 
 def test_neither_tensorflow_nor_pytorch_is_imported(tmp_path):
     code = (
-        "import sys; from longshot_jax.evaluation.tensorboard import RunWriter; "
+        "import sys; from longshot_jax.training.tensorboard import RunWriter; "
         "RunWriter(sys.argv[1]).hyperparameters({}, []); "
         "print([m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'torch')])"
     )
@@ -194,8 +190,6 @@ def test_samples_table_keeps_every_text_in_its_cell():
 def test_samples_table_is_one_table_to_tensorboards_own_markdown():
     from tensorboard import plugin_util
 
-    page = plugin_util.markdown_to_safe_html(
-        samples_table([{"q": "x|y\nz <b>*s*", "a": "1,000"}, {"q": "", "a": 2}])
-    )
+    page = plugin_util.markdown_to_safe_html(samples_table([{"q": "x|y\nz <b>*s*", "a": "1,000"}, {"q": "", "a": 2}]))
     assert page.count("<tr>") == 3 and page.count("<td>") == 4
     assert "<td>x|y<br>z &lt;b&gt;*s*</td>" in page.replace("&#124;", "|")

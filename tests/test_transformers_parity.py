@@ -92,9 +92,7 @@ def theirs(request, tmp_path_factory) -> tuple[Path, np.ndarray, np.ndarray]:
 
 
 def their_logits(folder: Path, tokens: np.ndarray, dtype=torch.float32) -> np.ndarray:
-    model = transformers.LlamaForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager"
-    ).eval()
+    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
     with torch.no_grad():
         return model(torch.from_numpy(tokens)).logits.float().numpy()
 
@@ -104,10 +102,10 @@ def our_logits(state: nnx.State, config: LlamaConfig, tokens: np.ndarray, dtype=
 
     @jax.jit
     def forward(state, tokens):
-        llama = nnx.merge(graph, state)
+        backbone = nnx.merge(graph, state)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        hidden, _ = llama(llama.embed(tokens), positions, jnp.ones(tokens.shape, bool))
-        return llama.logits(hidden)
+        hidden, _ = backbone(backbone.embed(tokens), positions, jnp.ones(tokens.shape, bool))
+        return backbone.logits(hidden)
 
     return np.asarray(forward(state, jnp.asarray(tokens, jnp.int32)))
 

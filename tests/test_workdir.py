@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from child_process import run_script
 
-from longshot_jax.errors import UserError
-from longshot_jax.training.workdir import (
+from longshot_jax.checkpoints.run_folder import (
     check_same_config,
     config_differences,
     prepare_workdir,
     read_config,
     write_config,
 )
+from longshot_jax.errors import UserError
 
 
 def test_config_differences_by_dotted_key():
@@ -48,7 +48,7 @@ def test_config_differences_by_dotted_key():
 
 
 def test_config_beside_the_checkpoints(tmp_path):
-    config = {"seed": 1, "ppo": {"clip": 0.2}, "stages": ["curriculum", "ppo"]}
+    config = {"seed": 1, "ppo": {"clip": 0.2}, "phases": ["curriculum", "ppo"]}
     write_config(tmp_path, config)
     assert read_config(tmp_path) == config == json.loads((tmp_path / "config.json").read_text())
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
@@ -64,8 +64,8 @@ def test_config_beside_the_checkpoints(tmp_path):
 
 def test_one_run_writes_one_workdir(tmp_path):
     path = tmp_path / "runs" / "x"
-    with prepare_workdir(path) as lock:
-        assert lock.path == path and path.is_dir()
+    with prepare_workdir(path):
+        assert path.is_dir()
         with pytest.raises(UserError, match=rf"process {os.getpid()}\) is writing to .*runs/x"):
             prepare_workdir(path)
     prepare_workdir(path).close()
@@ -75,7 +75,7 @@ def test_lock_of_a_killed_run_is_stale(tmp_path):
     done = run_script(
         """
         import os, signal, sys
-        from longshot_jax.training.workdir import prepare_workdir
+        from longshot_jax.checkpoints.run_folder import prepare_workdir
         lock = prepare_workdir(sys.argv[1])
         os.kill(os.getpid(), signal.SIGKILL)
         """,

@@ -7,10 +7,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
 
 from longshot_jax.config import RunConfig, default_config, parse_config
-from longshot_jax.training.ahead import Ahead
-from longshot_jax.training.loop import train
+from longshot_jax.data.loader import prefetched
+from longshot_jax.train import train
 
 
 def tiny(**overrides) -> RunConfig:
@@ -23,7 +26,7 @@ def tiny(**overrides) -> RunConfig:
     data.operations, data.prompt_length, data.generated_train, data.answer_length = (1, 2), 15, 512, 5
     curriculum.stages, curriculum.max_latent_stage, curriculum.batch_size = (0, 1, 2), 2, 16
     curriculum.max_steps_per_stage = 4
-    ppo.iterations, ppo.questions, ppo.num_trajectories, ppo.max_steps = 6, 8, 2, 2
+    ppo.iterations, ppo.questions, ppo.num_trajectories, ppo.max_thoughts = 6, 8, 2, 2
     ppo.epochs, ppo.minibatches = 1, 2
     ppo.optimizer.learning_rate = 1e-3
     config.evaluation.every, config.evaluation.every_iterations = 0, 3
@@ -34,19 +37,36 @@ def tiny(**overrides) -> RunConfig:
     return parse_config(config)
 
 
+def watch_batches(patch: Callable[[Any, str, Any], None], seen: Callable[[int], None]) -> None:
+    """Calls `seen(n)` for the n-th batch, counted from 1, that training asks for, in all phases together.
+
+    `patch` is `setattr` or that of pytest's monkeypatch.
+    """
+    taken = 0
+
+    @contextmanager
+    def watched(items, first):
+        def count(batch):
+            nonlocal taken
+            taken += 1
+            seen(taken)
+            return batch
+
+        with prefetched(items, first) as batches:
+            yield map(count, batches)
+
+    for name in ("curriculum", "ppo"):
+        patch(sys.modules[f"longshot_jax.{name}.loop"], "prefetched", watched)
+
+
 def kill_after(batches: int, delay: float) -> None:
     """Ends this process without any warning, some time after it has asked for that many batches."""
-    taken = 0
-    take = Ahead.take
 
-    def counted(self):
-        nonlocal taken
-        taken += 1
+    def seen(taken: int) -> None:
         if taken == batches:
             threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        return take(self)
 
-    Ahead.take = counted
+    watch_batches(setattr, seen)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One of two processes with four devices each that are one run; run as a program by test_processes.
+"""One of two processes with four devices each that are one run; run as a program by test_distributed.
 
 Measures an update of each kind against the same update on one device, then trains, evaluates, saves, loses its last
 checkpoint and goes on from the one before.
@@ -18,18 +18,18 @@ from jax.sharding import AxisType
 from sharded_updates import compare, measure
 from tiny_run import tiny
 
-from longshot_jax.config import MeshConfig
+from longshot_jax.checkpoints.checkpoint import Checkpoints
+from longshot_jax.config.model import MeshConfig
+from longshot_jax.distributed import join_processes
 from longshot_jax.model.sharding import AXES, make_mesh
-from longshot_jax.processes import join_processes
-from longshot_jax.training.checkpoint import Checkpoints
-from longshot_jax.training.loop import train
+from longshot_jax.train import train
 
 
 def prints(folder):
     """Fingerprints of the newest checkpoint, and its step."""
     with Checkpoints.reader(folder) as checkpoints:
         step = checkpoints.latest_step
-        arrays = checkpoints._read_layout(step)["arrays"]
+        _, arrays = checkpoints._read_metadata(step)
     return step, {name: array.get("fingerprint") for name, array in arrays.items()}
 
 
@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
                evaluation__questions=12, checkpoint__every=1, curriculum__stages=(1,),
                curriculum__max_steps_per_stage=2)  # fmt: skip
     result = train(run, folder, io.StringIO())
-    report["stages"] = sorted(result.stages)
+    report["phases"] = sorted(result.phases)
     step, first = prints(folder)
     multihost_utils.sync_global_devices("read")
     if jax.process_index() == 0:

@@ -1,4 +1,4 @@
-"""The measurements of `scripts/bench.py`, each a function of the run's shape that gives figures by name."""
+"""The measurements of `scripts/bench.py`. Each takes the run's shape and returns named figures."""
 
 import os
 import platform
@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import jax
@@ -15,42 +16,35 @@ from flax import nnx
 
 from longshot_jax.benchmarks import torch_coconut
 from longshot_jax.benchmarks.timing import copy, fitted_exponent, interleaved, matrix_product
-from longshot_jax.benchmarks.workload import (
-    Measured,
-    curriculum_step,
-    generation,
-    policy,
-    random_questions,
-    with_shape,
-)
+from longshot_jax.benchmarks.workload import Measured, curriculum_step, generation, policy, random_questions, with_shape
 from longshot_jax.config import RunConfig
-from longshot_jax.model.huggingface import load_weights, save_weights
+from longshot_jax.curriculum.batch import CurriculumBatch
+from longshot_jax.curriculum.loss import curriculum_sums
+from longshot_jax.model.huggingface.weights import load_weights, save_weights
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import make_mesh
-from longshot_jax.training.curriculum import CurriculumBatch, curriculum_sums
-from longshot_jax.training.curriculum_programs import max_curriculum_thoughts
-from longshot_jax.training.setup import blueprint_of, random_weights
+from longshot_jax.thoughts.reasoner import AbstractReasoner
 
 Figures = dict[str, Any]
-WIDE = 1024  # width at which an update is held against the peak: below it no machine reaches its own
+_FEW, _MORE = 2, 8  # thoughts or tokens of a short rollout, and the further ones of a long one
+WIDE = 1024  # width at which an update is compared with the peak; smaller products reach it on no machine
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all measurements share.
+    """The shape and options that all measurements share; parameters are random.
 
     Attributes:
-      run, llama: shape; weights are random.
-      repetitions: turns of each timing; seconds: after which a timing takes no further turn.
-      clock: of `timing.CLOCKS`.
-      generated: questions of one batch of greedy answers.
-      long_prompt: tokens of the prompt in the comparison of N = 5 with N = 1.
-      growth: factors by which a size grows along a curve.
-      depths: layers of the two steps whose compilation is compared.
+      run, backbone: the shape.
+      repetitions, seconds, clock: turns, time budget and clock of a timing, see `timing.interleaved`.
+      generated: questions per batch of greedy answers.
+      long_prompt: prompt length for comparing N = 5 with N = 1.
+      growth: factors of a size along a curve.
+      depths: the two numbers of layers whose compilation times are compared.
     """
 
     run: RunConfig
-    llama: LlamaConfig
+    backbone: LlamaConfig
     repetitions: int = 7
     seconds: float = 60.0
     clock: str = "wall"
@@ -60,26 +54,18 @@ class Bench:
     depths: tuple[int, int] = (4, 32)
 
     def times(self, functions: dict[str, Callable[[], Any]]) -> dict[str, float]:
-        """Interleaved medians."""
+        """Median seconds by name, interleaved."""
         return interleaved(functions, self.repetitions, self.seconds, self.clock)
 
-    @property
-    def answer_length(self) -> int:
-        """A of PPO's answers."""
-        return self.run.ppo.answer_length or self.run.data.answer_length
-
-    @property
-    def with_torch(self) -> bool:
-        """Whether the baseline can be run beside: on a CPU, with PyTorch installed."""
-        return jax.default_backend() == "cpu" and torch_coconut.installed()
-
-    def baseline(self, thoughts: int, answer: int) -> torch_coconut.TorchCoconut:
-        """The published scheme at this shape."""
-        return torch_coconut.TorchCoconut(self.llama, self.run.data.prompt_length, thoughts, answer)
+    def baseline(self, thoughts: int, answer: int) -> torch_coconut.TorchCoconut | None:
+        """The published scheme at this shape; None unless on a CPU with PyTorch installed."""
+        if jax.default_backend() != "cpu" or not torch_coconut.installed():
+            return None
+        return torch_coconut.TorchCoconut(self.backbone, self.run.data.prompt_length, thoughts, answer)
 
 
 def machine(bench: Bench) -> Figures:
-    """Where this was measured."""
+    """Device, versions and options of the measurement."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
@@ -94,9 +80,9 @@ def machine(bench: Bench) -> Figures:
 
 
 def peaks(bench: Bench) -> Figures:
-    """Matrix products at the model's width and at 1,024, and a copy: the ceilings of this machine, just now."""
+    """Peaks of this machine: matrix products at the model's width and at 1,024, and a copy."""
     dtype = jnp.dtype(bench.run.model.compute_dtype)
-    own, own_flops = matrix_product(bench.llama.hidden_size, dtype)
+    own, own_flops = matrix_product(bench.backbone.hidden_size, dtype)
     wide, wide_flops = matrix_product(WIDE, dtype)
     copying, moved = copy(64)
     seconds = bench.times({"own": own, "wide": wide, "copy": copying})
@@ -118,13 +104,13 @@ def _costs(measured: Measured, seconds: float, peak: float) -> Figures:
 
 
 def measure_curriculum(bench: Bench, peak: float) -> Figures:
-    """One supervised update, beside the published scheme's."""
+    """One supervised update, compared with the published scheme."""
     run = bench.run
-    rows, thoughts = run.curriculum.batch_size, max_curriculum_thoughts(run.curriculum)
-    ours = curriculum_step(run, bench.llama)
+    rows, thoughts = run.curriculum.batch_size, run.curriculum.max_thoughts
+    ours = curriculum_step(run, bench.backbone)
     functions = {"ours": ours.call}
-    if bench.with_torch:
-        functions["torch"] = bench.baseline(thoughts, run.data.answer_length).step(rows)
+    if baseline := bench.baseline(thoughts, run.data.answer_length):
+        functions["torch"] = baseline.step(rows)
     seconds = bench.times(functions)
     positions = run.data.prompt_length + thoughts + run.data.answer_length
     return {
@@ -138,18 +124,17 @@ def measure_curriculum(bench: Bench, peak: float) -> Figures:
 
 
 def measure_generation(bench: Bench, peak: float) -> Figures:
-    """Greedy answers of a batch, beside the published scheme's for one question and `generate` of transformers."""
-    questions, thoughts = bench.generated, bench.run.ppo.max_steps
-    ours = generation(bench.run, bench.llama, questions)
+    """Greedy answers of a batch, compared with the published scheme (one question) and `generate` of transformers."""
+    questions, thoughts = bench.generated, bench.run.ppo.max_thoughts
+    ours = generation(bench.run, bench.backbone, questions)
     functions = {"ours": ours.call}
-    if bench.with_torch:
-        baseline = bench.baseline(thoughts, bench.answer_length)
+    if baseline := bench.baseline(thoughts, bench.run.sampled_length):
         functions |= {"torch": baseline.generate_one(), "batch": baseline.generate_batch(questions)}
     seconds = bench.times(functions)
     each = seconds["ours"] / questions
     return {
         "seconds_per_question": each,
-        "tokens_per_second": bench.answer_length / each,
+        "tokens_per_second": bench.run.sampled_length / each,
         "thoughts_per_second": thoughts / each,
         "ratio_to_torch": seconds["torch"] / each if "torch" in seconds else None,
         "ratio_to_transformers_batch": seconds["batch"] / seconds["ours"] if "batch" in seconds else None,
@@ -157,39 +142,50 @@ def measure_generation(bench: Bench, peak: float) -> Figures:
     }
 
 
+def _probes(run: RunConfig) -> dict[str, RunConfig]:
+    """Shapes whose rollout times give the marginal cost of a thought and of a token."""
+    few, many = _FEW, _FEW + _MORE
+    return {
+        "few": with_shape(run, thoughts=few, answer=few),
+        "thoughts": with_shape(run, thoughts=many, answer=few),
+        "tokens": with_shape(run, thoughts=few, answer=many),
+    }
+
+
+def _marginal_seconds(seconds: dict[str, float]) -> tuple[float, float]:
+    """Seconds of one more thought and of one more token, from the times of `_probes`."""
+    return (seconds["thoughts"] - seconds["few"]) / _MORE, (seconds["tokens"] - seconds["few"]) / _MORE
+
+
 def measure_rollout(bench: Bench, peak: float) -> Figures:
-    """A rollout, what one more thought and one more token cost in it, and N = 5 beside N = 1."""
-    run, llama = bench.run, bench.llama
-    few, more = 2, 8
+    """A rollout, the marginal cost of a thought and of a token, and N = 5 compared with N = 1."""
+    run, backbone = bench.run, bench.backbone
     shapes = {
         "rollout": run,
-        "few": with_shape(run, thoughts=few, answer=few),
-        "thoughts": with_shape(run, thoughts=few + more, answer=few),
-        "tokens": with_shape(run, thoughts=few, answer=few + more),
+        **_probes(run),
         "n1": with_shape(run, prompt=bench.long_prompt, trajectories=1),
         "n5": with_shape(run, prompt=bench.long_prompt, trajectories=5),
     }
-    rollouts = {name: policy(shape, llama, update=False)[0] for name, shape in shapes.items()}
+    rollouts = {name: policy(shape, backbone, update=False)[0] for name, shape in shapes.items()}
     seconds = bench.times({name: rollout.call for name, rollout in rollouts.items()})
-    thought = (seconds["thoughts"] - seconds["few"]) / more
-    token = (seconds["tokens"] - seconds["few"]) / more
+    thought, token = _marginal_seconds(seconds)
     rows = run.ppo.questions * run.ppo.num_trajectories
     return {
         "thought_seconds": thought,
         "token_seconds": token,
-        "encode_seconds": seconds["few"] - few * (thought + token),
+        "encode_seconds": seconds["few"] - _FEW * (thought + token),
         "thought_over_token": thought / token,
         "n5_over_n1": seconds["n5"] / seconds["n1"],
-        "thoughts_per_second": rows * run.ppo.max_steps / seconds["rollout"],
-        "tokens_per_second": rows * bench.answer_length / seconds["rollout"],
+        "thoughts_per_second": rows * run.ppo.max_thoughts / seconds["rollout"],
+        "tokens_per_second": rows * run.sampled_length / seconds["rollout"],
         **_costs(rollouts["rollout"], seconds["rollout"], peak),
     }
 
 
 def measure_update(bench: Bench, wide_peak: float) -> Figures:
-    """PPO's update with and without thoughts at equal length, both ways of rescoring, and at width 1,024."""
-    run, llama = bench.run, bench.llama
-    thoughts, answer = run.ppo.max_steps, bench.answer_length
+    """PPO's update with and without thoughts at equal length, with both rescore methods, and at width 1,024."""
+    run, backbone = bench.run, bench.backbone
+    thoughts, answer = run.ppo.max_thoughts, run.sampled_length
     score = replace(run, ppo=replace(run.ppo, gradient="score"))
     shapes = {
         "parallel": score,
@@ -198,7 +194,7 @@ def measure_update(bench: Bench, wide_peak: float) -> Figures:
     }
     heads = WIDE // 64
     wide = replace(
-        llama,
+        backbone,
         hidden_size=WIDE,
         intermediate_size=43 * WIDE // 16,
         num_hidden_layers=2,
@@ -206,7 +202,7 @@ def measure_update(bench: Bench, wide_peak: float) -> Figures:
         num_key_value_heads=max(heads // 2, 1),
         head_dim=64,
     )
-    updates = {name: policy(shape, llama)[1] for name, shape in shapes.items()}
+    updates = {name: policy(shape, backbone)[1] for name, shape in shapes.items()}
     updates["wide"] = policy(with_shape(score, questions=8, trajectories=2), wide)[1]
     seconds = bench.times({name: update.call for name, update in updates.items() if update is not None})
     measured = updates["wide"]
@@ -217,52 +213,37 @@ def measure_update(bench: Bench, wide_peak: float) -> Figures:
         "seconds": seconds["parallel"],
         "thoughts": thoughts,
         "wide_seconds": seconds["wide"],
-        **{
-            name: value
-            for name, value in _costs(measured, seconds["wide"], wide_peak).items()
-            if name != "seconds"
-        },
+        **{name: value for name, value in _costs(measured, seconds["wide"], wide_peak).items() if name != "seconds"},
     }
 
 
 def measure_bandwidth(bench: Bench, copy_peak: float) -> Figures:
-    """One thought and one token at batch 1 and 8, against the time in which the weights could be read once."""
+    """Fractions of the copy bandwidth at which a thought and a token read the parameters, at batch 1 and 8."""
     figures: Figures = {}
-    few, more, llama = 2, 8, bench.llama
+    backbone = bench.backbone
     itemsize = jnp.dtype(bench.run.model.weight_dtype).itemsize
-    table = llama.vocab_size * llama.hidden_size
-    attention = (
-        llama.hidden_size * llama.head_dim * 2 * (llama.num_attention_heads + llama.num_key_value_heads)
-    )
-    layers = llama.num_hidden_layers * (attention + 3 * llama.hidden_size * llama.intermediate_size)
+    table = backbone.vocab_size * backbone.hidden_size
+    layers = backbone.num_hidden_layers * sum(prod(x.inputs + x.outputs) for x in backbone.matrices.values())
     for questions in (1, 8):
-        base = with_shape(bench.run, questions=questions, trajectories=1)
-        shapes = {
-            "few": with_shape(base, thoughts=few, answer=few),
-            "thoughts": with_shape(base, thoughts=few + more, answer=few),
-            "tokens": with_shape(base, thoughts=few, answer=few + more),
-        }
-        calls = {name: policy(shape, llama, update=False)[0].call for name, shape in shapes.items()}
-        seconds = bench.times(calls)
-        thought = (seconds["thoughts"] - seconds["few"]) / more
-        token = (seconds["tokens"] - seconds["few"]) / more
+        shapes = _probes(with_shape(bench.run, questions=questions, trajectories=1))
+        calls = {name: policy(shape, backbone, update=False)[0].call for name, shape in shapes.items()}
+        thought, token = _marginal_seconds(bench.times(calls))
         figures[f"thought_at_batch_{questions}"] = layers * itemsize / copy_peak / thought
         figures[f"token_at_batch_{questions}"] = (layers + table) * itemsize / copy_peak / token
     return figures
 
 
 def measure_conversion(bench: Bench) -> Figures:
-    """Weights to a Hugging Face folder and back."""
-    weights = random_weights(bench.run, blueprint_of(bench.run, bench.llama, make_mesh(bench.run.mesh)))[
-        "llama"
-    ]
-    size = sum(x.nbytes for x in jax.tree.leaves(weights))
+    """Seconds of writing the parameters to a Hugging Face folder and of reading them."""
+    abstract = AbstractReasoner.of(bench.run, bench.backbone, make_mesh(bench.run.mesh))
+    params = abstract.random_params(bench.run)["backbone"]
+    size = sum(x.nbytes for x in jax.tree.leaves(params))
     dtype = bench.run.model.weight_dtype
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        save_weights(weights, bench.llama, folder, dtype=dtype)
+        save_weights(params, bench.backbone, folder, dtype=dtype)
         saved = time.perf_counter()
-        jax.block_until_ready(load_weights(folder, bench.llama, jnp.dtype(dtype)))
+        jax.block_until_ready(load_weights(folder, bench.backbone, jnp.dtype(dtype)))
         loaded = time.perf_counter()
     return {
         "to_hf_seconds": saved - start,
@@ -273,14 +254,14 @@ def measure_conversion(bench: Bench) -> Figures:
 
 
 def measure_curves(bench: Bench) -> Figures:
-    """Seconds of a rollout as one size grows, the others as configured, with fitted exponents."""
-    run, llama = bench.run, bench.llama
+    """Seconds of a rollout against one size at a time, with fitted exponents."""
+    run, backbone = bench.run, bench.backbone
     sizes = {
-        "B": (run.ppo.questions, lambda n: (with_shape(run, questions=n), llama)),
-        "N": (1, lambda n: (with_shape(run, trajectories=n), llama)),
-        "T": (max(run.ppo.max_steps // 2, 1), lambda n: (with_shape(run, thoughts=n), llama)),
-        "prompt": (run.data.prompt_length, lambda n: (with_shape(run, prompt=n), llama)),
-        "depth": (llama.num_hidden_layers, lambda n: (run, replace(llama, num_hidden_layers=n))),
+        "B": (run.ppo.questions, lambda n: (with_shape(run, questions=n), backbone)),
+        "N": (1, lambda n: (with_shape(run, trajectories=n), backbone)),
+        "T": (max(run.ppo.max_thoughts // 2, 1), lambda n: (with_shape(run, thoughts=n), backbone)),
+        "prompt": (run.data.prompt_length, lambda n: (with_shape(run, prompt=n), backbone)),
+        "depth": (backbone.num_hidden_layers, lambda n: (run, replace(backbone, num_hidden_layers=n))),
     }
     curves: dict[str, Any] = {}
     for name, (start, shape) in sizes.items():
@@ -289,17 +270,17 @@ def measure_curves(bench: Bench) -> Figures:
         seconds = bench.times(rollouts)
         curves[name] = {"sizes": grown, "seconds": [seconds[str(n)] for n in grown]}
     exponents = {name: fitted_exponent(curve["sizes"], curve["seconds"]) for name, curve in curves.items()}
-    return {"curves": curves, "exponents": exponents}
+    return {"exponents": exponents, "curves": curves}
 
 
 def measure_compilation(bench: Bench) -> Figures:
-    """Seconds that compiling a supervised update takes at two depths, and recompilations over ragged batches."""
+    """Compile seconds of a supervised update at two depths, and recompilations over ragged batches."""
     shallow, deep = bench.depths
     run = with_shape(bench.run, questions=min(bench.run.curriculum.batch_size, 4))
-    seconds = {}
-    for depth in bench.depths:
-        llama = replace(bench.llama, num_hidden_layers=depth)
-        seconds[depth] = curriculum_step(run, llama).compile_seconds
+    seconds = {
+        depth: curriculum_step(run, replace(bench.backbone, num_hidden_layers=depth)).compile_seconds
+        for depth in bench.depths
+    }
     return {
         f"depth{shallow}_seconds": seconds[shallow],
         f"depth{deep}_seconds": seconds[deep],
@@ -309,21 +290,21 @@ def measure_compilation(bench: Bench) -> Figures:
 
 
 def _recompiles(bench: Bench) -> int:
-    """Programs compiled after the first, over batches with other lengths and numbers of thoughts."""
-    blueprint = blueprint_of(bench.run, bench.llama, make_mesh(bench.run.mesh))
-    weights = random_weights(bench.run, blueprint)
-    most = max(max_curriculum_thoughts(bench.run.curriculum), 1)
+    """The number of recompilations over batches of different lengths and numbers of thoughts."""
+    abstract = AbstractReasoner.of(bench.run, bench.backbone, make_mesh(bench.run.mesh))
+    params = abstract.random_params(bench.run)
+    most = max(bench.run.curriculum.max_thoughts, 1)
     rng = np.random.default_rng(3)
 
     @jax.jit
-    def loss(weights: Any, batch: CurriculumBatch) -> Any:
-        return curriculum_sums(nnx.merge(blueprint.graph, weights), batch, most).loss_sum
+    def loss(params: Any, batch: CurriculumBatch) -> Any:
+        return curriculum_sums(nnx.merge(abstract.graphdef, params), batch, most).loss_sum
 
     for _ in range(4):
-        prompt, mask = random_questions(bench.run, bench.llama, 4)
+        prompt, mask = random_questions(bench.run, bench.backbone, 4)
         mask = np.arange(mask.shape[1]) >= rng.integers(0, mask.shape[1], (4, 1))
-        answer = rng.integers(0, bench.llama.vocab_size, (4, bench.run.data.answer_length)).astype(np.int32)
+        answer = rng.integers(0, bench.backbone.vocab_size, (4, bench.run.data.answer_length)).astype(np.int32)
         real = np.arange(answer.shape[1]) < rng.integers(1, answer.shape[1] + 1, (4, 1))
         counts = rng.integers(0, most + 1, 4).astype(np.int32)
-        loss(weights, CurriculumBatch(prompt, mask, counts, answer, real, real))  # pyright: ignore[reportArgumentType]
+        loss(params, CurriculumBatch(prompt, mask, counts, answer, real, real))  # pyright: ignore[reportArgumentType]
     return loss._cache_size() - 1  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,6 +1,6 @@
-"""All measurements of a run's shape in one dictionary, as a table, and as a figure of cost against size."""
+"""All measurements of a run's shape as a dictionary, a text table, and a figure of cost against size."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from longshot_jax.benchmarks.measurements import (
@@ -18,58 +18,38 @@ from longshot_jax.benchmarks.measurements import (
     peaks,
 )
 
-SECTIONS = (
-    "curriculum_step",
-    "generation",
-    "rollout",
-    "update",
-    "bandwidth",
-    "conversion",
-    "curves",
-    "compile",
-)
+# The measurement of each section, from the bench and the peaks of the machine.
+_MEASUREMENTS: Mapping[str, Callable[[Bench, Figures], Figures]] = {
+    "curriculum_step": lambda bench, peak: measure_curriculum(bench, peak["matrix_flops_per_second"]),
+    "generation": lambda bench, peak: measure_generation(bench, peak["matrix_flops_per_second"]),
+    "rollout": lambda bench, peak: measure_rollout(bench, peak["matrix_flops_per_second"]),
+    "update": lambda bench, peak: measure_update(bench, peak["wide_matrix_flops_per_second"]),
+    "bandwidth": lambda bench, peak: measure_bandwidth(bench, peak["copy_bytes_per_second"]),
+    "conversion": lambda bench, _: measure_conversion(bench),
+    "curves": lambda bench, _: measure_curves(bench),
+    "compile": lambda bench, _: measure_compilation(bench),
+}
+SECTIONS = tuple(_MEASUREMENTS)
 
 
 def measure(bench: Bench, only: Collection[str] = SECTIONS, note: Callable[[str], None] = print) -> Figures:
-    """Runs the measurements; what is left out is absent.
-
-    Args:
-      bench: shape and patience.
-      only: names of `SECTIONS`.
-      note: told what is being measured.
-    """
+    """Runs the sections in `only`; `note` receives progress messages."""
     note("peaks of this machine")
-    found = peaks(bench)
-    own, wide = found["matrix_flops_per_second"], found["wide_matrix_flops_per_second"]
-    makers: dict[str, Callable[[], Figures]] = {
-        "curriculum_step": lambda: measure_curriculum(bench, own),
-        "generation": lambda: measure_generation(bench, own),
-        "rollout": lambda: measure_rollout(bench, own),
-        "update": lambda: measure_update(bench, wide),
-        "bandwidth": lambda: measure_bandwidth(bench, found["copy_bytes_per_second"]),
-        "conversion": lambda: measure_conversion(bench),
-        "curves": lambda: measure_curves(bench),
-        "compile": lambda: measure_compilation(bench),
-    }
-    results: Figures = {"machine": machine(bench), "peaks": found}
+    results: Figures = {"machine": machine(bench), "peaks": peaks(bench)}
     for name in SECTIONS:
         if name in only:
             note(name)
-            results[name] = makers[name]()
-    if "curves" in results:
-        both = results.pop("curves")
-        results |= {"exponents": both["exponents"], "curves": both["curves"]}
-    return results
+            results[name] = _MEASUREMENTS[name](bench, results["peaks"])
+    curves = results.pop("curves", {})  # holds two sections
+    return results | curves
 
 
 def table(results: Figures) -> str:
-    """One line for every figure."""
+    """One line per figure."""
     lines = []
     for section, figures in results.items():
-        if section == "curves":
-            continue
-        lines.append(section)
-        lines += [f"  {name:<32} {_shown(name, value)}" for name, value in figures.items()]
+        if section != "curves":
+            lines += [section, *(f"  {name:<32} {_shown(name, value)}" for name, value in figures.items())]
     return "\n".join(lines)
 
 
@@ -95,7 +75,7 @@ _WIDTH, _HEIGHT, _MARGIN = 190, 170, 42
 
 
 def figure(results: Figures) -> str:
-    """Cost against size, one panel a curve, as SVG; both axes start at zero, so that linear is a straight line."""
+    """Cost against size as SVG, one panel per curve; both axes start at zero, so linear growth is a line through it."""
     panels = []
     for place, (name, curve) in enumerate(results["curves"].items()):
         exponent = results["exponents"][name]

@@ -1,12 +1,12 @@
-"""The published COCONUT scheme in PyTorch (Hao et al. 2024, arXiv:2412.06769), as the baseline of the benchmark.
+"""The published COCONUT scheme in PyTorch (Hao et al. 2024, arXiv:2412.06769), the baseline of the benchmark.
 
-Training: one pass for each thought over what is new since the last, on the sliced cache of the passes before it, the
-thought put into the sequence of embeddings, then one pass over the rest; the head runs on every position. Generation:
-one question at a time, thoughts the same way, then the whole sequence again for every token. Beside it `generate` of
-transformers: a batch, greedy, with a cache, pauses in place of thoughts.
+Training: one pass per thought over the positions since the last one, with the earlier passes' sliced cache; the thought
+is inserted into the embeddings; one pass over the rest follows. The head runs on every position. Generation: one
+question at a time, thoughts as in training, then the whole sequence again for every token. For comparison also
+`generate` of transformers: a batch, greedy, with a cache and pause tokens in place of thoughts.
 
-It is kinder than the published code where that costs nothing to say: thoughts are put in by one concatenation instead
-of a list of every position. PyTorch is imported here and nowhere else; `installed` says whether it is there.
+One difference favours the baseline: a thought is inserted by one concatenation, where the published code builds a list
+of all positions. Only this file imports PyTorch.
 """
 
 import importlib.util
@@ -17,13 +17,19 @@ from typing import Any
 from longshot_jax.model.llama import LlamaConfig
 
 
+_SHAPE = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "tie_word_embeddings", "max_position_embeddings"),
+)
+
+
 def installed() -> bool:
     """Whether PyTorch can be imported."""
     return importlib.util.find_spec("torch") is not None
 
 
 class TorchCoconut:
-    """A random Llama of the same shape, and the published procedures on random questions of one length."""
+    """A random Llama of the same shape with the published procedures, on random questions of one length."""
 
     def __init__(self, config: LlamaConfig, prompt_length: int, thoughts: int, answer_length: int):
         import torch  # pyright: ignore[reportMissingImports]  (an extra; the type checker runs without it)
@@ -33,29 +39,17 @@ class TorchCoconut:
         self.torch, self.thoughts, self.answer_length = torch, thoughts, answer_length
         self.prompt_length = prompt_length
         torch.manual_seed(0)
-        self.model: Any = LlamaForCausalLM(
-            HuggingFaceConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                num_hidden_layers=config.num_hidden_layers,
-                num_attention_heads=config.num_attention_heads,
-                num_key_value_heads=config.num_key_value_heads,
-                head_dim=config.head_dim,
-                tie_word_embeddings=config.tie_word_embeddings,
-                max_position_embeddings=config.max_position_embeddings,
-            )
-        )
+        self.model: Any = LlamaForCausalLM(HuggingFaceConfig(**{name: getattr(config, name) for name in _SHAPE}))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
 
     def _tokens(self, batch: int, length: int) -> Any:
         return self.torch.randint(3, self.model.config.vocab_size, (batch, length))
 
     def _pass(self, embeddings: Any, cache: Any, start: int) -> Any:
-        """New positions from `start` on, after those in the cache."""
+        """A forward pass over new positions from `start` on, with the cache of the earlier ones."""
         positions = self.torch.arange(start, start + embeddings.shape[1])[None]
         with warnings.catch_warnings():
-            # The cache's keyword is being renamed between the versions of transformers that are supported.
+            # The supported versions of transformers differ in the cache's keyword.
             warnings.simplefilter("ignore", FutureWarning)
             return self.model(
                 inputs_embeds=embeddings,
@@ -66,7 +60,7 @@ class TorchCoconut:
             )
 
     def _think(self, embeddings: Any) -> tuple[Any, Any, list[Any]]:
-        """Embeddings with thoughts put in, the cache of all before the last thought, logits of the passes."""
+        """Embeddings with the thoughts inserted, the cache before the last thought, and logits of the passes."""
         torch, start, cache, logits = self.torch, 0, None, []
         for end in range(self.prompt_length, self.prompt_length + self.thoughts):
             output = self._pass(embeddings[:, start:end], cache, start)
@@ -77,7 +71,7 @@ class TorchCoconut:
         return embeddings, cache, logits
 
     def step(self, batch: int) -> Callable[[], None]:
-        """One update with AdamW on a batch: the loss is that of the answer."""
+        """One AdamW update on a batch, with the loss on the answer."""
         torch = self.torch
         before = self.prompt_length + self.thoughts
         tokens = self._tokens(batch, before + self.answer_length)
@@ -98,7 +92,7 @@ class TorchCoconut:
         return update
 
     def generate_one(self) -> Callable[[], None]:
-        """Thoughts and a greedy answer for one question, the whole sequence again for every token."""
+        """Thoughts and a greedy answer for one question; each token runs the whole sequence again."""
         torch = self.torch
         tokens = self._tokens(1, self.prompt_length + self.thoughts)
 
@@ -114,7 +108,7 @@ class TorchCoconut:
         return generate
 
     def generate_batch(self, batch: int) -> Callable[[], None]:
-        """`generate` of transformers with its cache: a pause token stands for each thought."""
+        """`generate` of transformers with its cache and one pause token per thought."""
         torch = self.torch
         tokens = self._tokens(batch, self.prompt_length + self.thoughts)
         length = self.answer_length

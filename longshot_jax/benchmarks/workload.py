@@ -1,5 +1,6 @@
-"""What is measured: the functions that training compiles, on random weights and full-length random questions."""
+"""The measured functions: those that training compiles, on random parameters and full-length random questions."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,30 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from longshot_jax.benchmarks.timing import compile_timed, temporary_bytes
 from longshot_jax.config import RunConfig
+from longshot_jax.curriculum.batch import CurriculumBatch
+from longshot_jax.curriculum.update import CurriculumPrograms
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import make_mesh, place_batch
 from longshot_jax.planning.arithmetic import count
-from longshot_jax.thoughts.rollout import Lengths, Temperatures, sample_rollout
-from longshot_jax.training.curriculum import CurriculumBatch
-from longshot_jax.training.curriculum_programs import CurriculumPrograms, max_curriculum_thoughts
-from longshot_jax.training.ppo_programs import PPOPrograms
-from longshot_jax.training.setup import blueprint_of, random_weights
+from longshot_jax.ppo.update import PPOPrograms
+from longshot_jax.thoughts.reasoner import AbstractReasoner
+from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, make_temperatures, sample_rollout
+from longshot_jax.thoughts.stopping import Lengths
 
-OPENING = (0,)  # which token it is changes nothing
-NO_TOKEN = -1  # as the end token: no answer ends, so that every row decodes its whole length
+OPENING = (0,)  # an arbitrary token
+NO_TOKEN = -1  # as end token, so that no answer ends early
 
 
 @dataclass
 class Measured:
-    """A compiled function of the project, ready to be called again and again.
+    """A compiled function.
 
     Attributes:
-      call: runs it once.
-      flops: of its matrix products in one call, counted by the planner.
-      compile_seconds: that compiling took.
-      temporary_bytes: besides inputs and outputs.
+      call: runs it once; may be repeated.
+      flops: FLOPs of its matrix products per call, counted by the planner.
+      compile_seconds: seconds of compilation.
+      temporary_bytes: memory besides inputs and outputs as the compiler reports it, 0 if it does not.
     """
 
     call: Callable[[], Any]
@@ -50,7 +51,7 @@ def with_shape(
     prompt: int | None = None,
     answer: int | None = None,
 ) -> RunConfig:
-    """The run with another B, N, T, S or A, and every question in one micro-batch where B is given."""
+    """The run with other sizes B, N, T, S or A; a given B is one minibatch without micro-batches."""
     ppo, curriculum, data = run.ppo, run.curriculum, run.data
     if questions is not None:
         ppo = replace(ppo, questions=questions, minibatches=1, micro_batches=1)
@@ -58,7 +59,7 @@ def with_shape(
     if trajectories is not None:
         ppo = replace(ppo, num_trajectories=trajectories)
     if thoughts is not None:
-        ppo = replace(ppo, max_steps=thoughts, min_steps=0, target_steps=(), target_iterations=0)
+        ppo = replace(ppo, max_thoughts=thoughts, min_thoughts=0, target_thoughts=(), target_iterations=0)
         curriculum = replace(curriculum, c_thought=1, max_latent_stage=thoughts)
     if prompt is not None:
         data = replace(data, prompt_length=prompt)
@@ -69,12 +70,14 @@ def with_shape(
 
 def _compiled(jitted: Any, arguments: tuple[Any, ...], loop_trips: int = 1) -> tuple[Any, Measured]:
     flops = count(jitted, *arguments, loop_trips=loop_trips).flops
-    compiled, seconds = compile_timed(jitted, *arguments)
-    return compiled, Measured(lambda: compiled(*arguments), flops, seconds, temporary_bytes(compiled))
+    lowered, start = jitted.lower(*arguments), time.perf_counter()
+    compiled = lowered.compile()
+    seconds, memory = time.perf_counter() - start, compiled.memory_analysis()
+    return compiled, Measured(lambda: compiled(*arguments), flops, seconds, memory.temp_size_in_bytes if memory else 0)
 
 
 def _with_state(jitted: Any, state: Any, arguments: tuple[Any, ...]) -> Measured:
-    """An update, whose state is given away at each call and taken from its result."""
+    """An update whose state is donated to each call and replaced by its result."""
     compiled, measured = _compiled(jitted, (state, *arguments))
     held = [state]
 
@@ -86,80 +89,67 @@ def _with_state(jitted: Any, state: Any, arguments: tuple[Any, ...]) -> Measured
     return measured
 
 
-def random_questions(run: RunConfig, llama: LlamaConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
+def random_questions(run: RunConfig, backbone: LlamaConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Token ids [B, S] without padding, and their mask."""
     shape = (rows, run.data.prompt_length)
-    return np.random.default_rng(0).integers(0, llama.vocab_size, shape).astype(np.int32), np.ones(
-        shape, bool
-    )
+    return np.random.default_rng(0).integers(0, backbone.vocab_size, shape).astype(np.int32), np.ones(shape, bool)
 
 
-def curriculum_step(run: RunConfig, llama: LlamaConfig) -> Measured:
-    """One supervised update with as many thoughts as the curriculum ever has."""
+def curriculum_step(run: RunConfig, backbone: LlamaConfig) -> Measured:
+    """One supervised update with the curriculum's largest number of thoughts."""
     mesh = make_mesh(run.mesh)
-    blueprint = blueprint_of(run, llama, mesh)
-    programs = CurriculumPrograms(run, blueprint, mesh, pause_token=0, limit=1000)
-    rows, thoughts = run.curriculum.batch_size, max_curriculum_thoughts(run.curriculum)
-    prompt, mask = random_questions(run, llama, rows)
-    answers = np.random.default_rng(1).integers(0, llama.vocab_size, (rows, run.data.answer_length))
+    abstract = AbstractReasoner.of(run, backbone, mesh)
+    programs = CurriculumPrograms(run, abstract, mesh, latent_token=0, limit=1000)
+    rows, thoughts = run.curriculum.batch_size, run.curriculum.max_thoughts
+    prompt, mask = random_questions(run, backbone, rows)
+    answers = np.random.default_rng(1).integers(0, backbone.vocab_size, (rows, run.data.answer_length))
     real = np.ones(answers.shape, bool)
     counts = np.full(rows, thoughts, np.int32)
     batch = CurriculumBatch(prompt, mask, counts, answers.astype(np.int32), real, real)  # pyright: ignore[reportArgumentType]
-    state = programs.start(random_weights(run, blueprint))
+    state = programs.start(abstract.random_params(run))
     return _with_state(programs.update, state, (place_batch(batch, mesh),))
 
 
-def policy(run: RunConfig, llama: LlamaConfig, update: bool = True) -> tuple[Measured, Measured | None]:
-    """A rollout of PPO with every thought and every token of the answer, and the update on what it gives."""
+def policy(run: RunConfig, backbone: LlamaConfig, update: bool = True) -> tuple[Measured, Measured | None]:
+    """A PPO rollout with all thoughts and full-length answers, and the update on it (None if not `update`)."""
     mesh, config = make_mesh(run.mesh), run.ppo
-    blueprint = blueprint_of(run, llama, mesh)
-    programs = PPOPrograms(run, blueprint, mesh, OPENING, NO_TOKEN)
+    abstract = AbstractReasoner.of(run, backbone, mesh)
+    programs = PPOPrograms(run, abstract, mesh, OPENING, NO_TOKEN)
     shape = (config.questions, config.num_trajectories)
-    most = np.full(shape, config.max_steps, np.int32)
+    most = np.full(shape, config.max_thoughts, np.int32)
     inputs = place_batch(
-        (*random_questions(run, llama, config.questions), Lengths(most, most)),  # pyright: ignore[reportArgumentType]
+        (*random_questions(run, backbone, config.questions), Lengths(most, most)),  # pyright: ignore[reportArgumentType]
         mesh,
     )
     warm = Temperatures(*(np.float32(value) for value in (0.2, 1.0, 1.0)))  # pyright: ignore[reportArgumentType]
-    state = programs.start(random_weights(run, blueprint))
-    trips = programs.answer_length
-    compiled, rollout = _compiled(programs.rollout, (state, *inputs, warm, np.int32(0)), trips)
+    state = programs.start(abstract.random_params(run))
+    arguments = (state, *inputs, warm, np.int32(0))
+    compiled, rollout = _compiled(programs.rollout, arguments, run.sampled_length)
     if not update:
         return rollout, None
-    sampled, recorded, _ = compiled(state, *inputs, warm, np.int32(0))
+    sampled, recorded, _ = compiled(*arguments)
     rewards = np.random.default_rng(2).normal(size=shape).astype(np.float32)
-    costs = np.zeros((*shape, config.max_steps + 1), np.float32)
+    costs = np.zeros((*shape, config.max_thoughts + 1), np.float32)
     experience = (sampled, recorded, *place_batch((rewards, costs), mesh))
-    rollout.call = lambda: None  # its state is given away to the update
+    rollout.call = lambda: None  # its state is donated to the update
     return rollout, _with_state(programs.update, state, experience)
 
 
-def generation(run: RunConfig, llama: LlamaConfig, questions: int) -> Measured:
-    """Greedy answers with all thoughts, as an evaluation decodes them."""
-    blueprint = blueprint_of(run, llama, make_mesh(run.mesh))
-    weights = random_weights(run, blueprint)
-    prompt, mask = random_questions(run, llama, questions)
-    most = jnp.full((questions, 1), run.ppo.max_steps, jnp.int32)
-    length = run.ppo.answer_length or run.data.answer_length
+def generation(run: RunConfig, backbone: LlamaConfig, questions: int) -> Measured:
+    """Greedy answers with all thoughts, as in an evaluation."""
+    abstract = AbstractReasoner.of(run, backbone, make_mesh(run.mesh))
+    params = abstract.random_params(run)
+    prompt, mask = random_questions(run, backbone, questions)
+    most = jnp.full((questions, 1), run.ppo.max_thoughts, jnp.int32)
+    length = run.sampled_length
+    shape = RolloutShape(1, run.ppo.max_thoughts, length, OPENING, NO_TOKEN)
 
     @jax.jit
-    def answers(weights: nnx.State, prompt: Any, mask: Any) -> Any:
+    def answers(params: nnx.State, prompt: Any, mask: Any) -> Any:
+        reasoner, keys = nnx.merge(abstract.graphdef, params), jax.random.split(jax.random.key(0), questions)
         rollout, _ = sample_rollout(
-            nnx.merge(blueprint.graph, weights),
-            prompt,
-            mask,
-            None,
-            Lengths(most, most),
-            Temperatures(*map(jnp.float32, (0.0, 1.0, 1.0))),
-            jax.random.split(jax.random.key(0), questions),
-            num_trajectories=1,
-            max_thoughts=run.ppo.max_steps,
-            answer_length=length,
-            opening=OPENING,
-            end_token=NO_TOKEN,
-            scaling="summed",
-            greedy=True,
+            reasoner, prompt, mask, None, Lengths(most, most), make_temperatures(), keys, shape, greedy=True
         )
         return rollout.tokens
 
-    return _compiled(answers, (weights, jnp.asarray(prompt), jnp.asarray(mask)), length)[1]
+    return _compiled(answers, (params, jnp.asarray(prompt), jnp.asarray(mask)), length)[1]

@@ -2,18 +2,17 @@
 
     b=3 d=b+4 a=d*7 a?        steps 7, 9        answer 9
 
-A start value, then k operations, each on the variable before: +1 ... +9, *3, *7, *9. All are invertible modulo 10, so
-the answer is uniform whatever is known of a part of the chain, and guessing scores 10 %.
+A start value, then k operations, each on the previous variable: +1 ... +9, *3, *7, *9. All are invertible modulo 10, so
+the answer is uniform given any part of the chain, and guessing scores 10 %.
 
-Train, validation and test are disjoint *as functions*: a problem without its variable names is a start value and k
-operations, and a hash of that decides once and for all on which side it is (a fifth is test, a tenth validation). For
-k = 1 there are only 120 functions: 20 of them, two with each answer, are test, 10 are validation, and a test set
-repeats them under other names; for k = 4 there are 207,360. What a test chain shares with training is its parts,
-never the whole.
+Train, validation and test are disjoint *as functions*: without its variable names a problem is a start value and k
+operations, and a hash of these fixes its split (a fifth is test, a tenth validation). k = 1 has only 120 functions: 20
+are test, two with each answer, 10 are validation, and a test set repeats them under other names. k = 4 has 207,360. A
+test chain shares parts with training chains, never the whole function.
 
-Distractors are statements after the chain about further variables, computed from others before them but never from the
-asked variable. They make prompts of equal length for every number of steps: where the chain ends has to be read, off the
-asked name, or off the first statement that does not use the variable before it.
+Distractors are statements after the chain about further variables, computed from earlier ones but never from the asked
+variable. They make all prompts equally long, so the end of the chain has to be read from the asked name, or from the
+first statement that does not use the variable before it.
 """
 
 import functools
@@ -38,12 +37,12 @@ _SPLITS: tuple[Split, ...] = ("train", "test", "validation")  # numbered in the 
 
 
 def chain_words() -> list[str]:
-    """Every token of the task: 14 names, 10 digits, `=+*?`, and `#` for COCONUT's `###`. White space is dropped."""
+    """The tokens: 14 names, 10 digits, `=+*?`, and `#` for COCONUT's `###`. White space is dropped."""
     return [*NAMES, *"0123456789", *"=+*?#"]
 
 
 def split_of(start: int, operations: Sequence[str]) -> Split:
-    """The side of the function `start`, `operations` (such as 3, ("+4", "*7")); stable over machines and versions."""
+    """The split of a function such as 3, ("+4", "*7"); the same on every machine and in every version."""
     if len(operations) == 1:
         return _single_step_splits().get((start, operations[0]), "train")
     place = _hash(start, operations) % _SHARES
@@ -52,9 +51,9 @@ def split_of(start: int, operations: Sequence[str]) -> Split:
 
 @functools.cache
 def _single_step_splits() -> dict[tuple[int, str], Split]:
-    """The functions of one operation that are not for training: of the 12 with each answer 2 for test, 1 for validation.
+    """Held-out functions of one operation: of the 12 with each answer, 2 are test and 1 is validation.
 
-    With so few, a hash alone would leave some answers three times as frequent as others, and guessing above 10 %.
+    With so few functions, a hash alone makes some answers three times as frequent as others, so guessing would pay.
     """
     chosen: dict[tuple[int, str], Split] = {}
     for answer in range(10):
@@ -70,12 +69,11 @@ def _hash(start: int, operations: Sequence[str]) -> int:
 
 
 def chain_problem(seed: int, index: int, operations: int, split: Split, distractors: int = 0) -> Problem:
-    """Problem `index` of the stream `seed`: a pure function of its arguments.
+    """Problem `index` of the stream `seed`, a pure function of its arguments; its prompt has 5 (k + distractors) + 5
+    tokens.
 
-    operations: k, the length of the chain, 1 to 9. distractors: statements that lead nowhere; k + 1 + distractors
-    variables must have names, 14 at most. The prompt has 5 (k + distractors) + 5 tokens.
-
-    Errors: UserError if a count is out of range or the seed negative.
+    `operations` is k, 1 to 9; k + 1 + distractors must not exceed the 14 names. Raises UserError if a count is out of
+    range or the seed or index is negative.
     """
     _check_counts(seed, (operations,), distractors)
     if index < 0:
@@ -95,19 +93,16 @@ def chain_problem(seed: int, index: int, operations: int, split: Split, distract
         steps.append(str(value))
     for position in range(operations + 1, operations + distractors + 1):
         others = [*names[:operations], *names[operations + 1 : position]]
-        source, operation = (
-            others[int(rng.integers(len(others)))],
-            OPERATIONS[int(rng.integers(len(OPERATIONS)))],
-        )
+        source, operation = (others[int(rng.integers(len(others)))], OPERATIONS[int(rng.integers(len(OPERATIONS)))])
         statements.append(f"{names[position]}={source}{operation}")
     return Problem(" ".join([*statements, f"{names[operations]}?"]), tuple(steps), steps[-1])
 
 
 class ChainProblems(Sequence[Problem]):
-    """`count` chains, made when they are asked for; chain lengths alternate through `operations`, equally often.
+    """`count` chains, generated on access; their lengths alternate through `operations`.
 
-    distractors: 0 for none. Otherwise the longest chain gets this many and a shorter one as many more as it lacks
-    operations, so that every prompt is equally long and does not tell the number of steps.
+    If `distractors` is not 0, the longest chains have that number and a shorter chain one more for each operation that
+    it lacks, so that all prompts are equally long.
     """
 
     def __init__(
@@ -143,20 +138,20 @@ class ChainProblems(Sequence[Problem]):
 def write_chains(
     path: str | Path, operations: int, count: int, seed: int, split: Split = "test", distractors: int = 0
 ) -> None:
-    """Write `count` chains of `operations` operations to `path` as COCONUT's JSON, which load_problems reads.
+    """Writes `count` chains to `path` in COCONUT's JSON form, which `load_problems` reads.
 
-    Errors: UserError if a count is out of range or the file cannot be written.
+    Raises UserError if a count is out of range or the file cannot be written.
     """
     problems = ChainProblems(seed, count, (operations,), split, distractors)
     rows = [{"question": p.question, "steps": list(p.steps), "answer": p.answer} for p in problems]
     try:
         Path(path).write_text(json.dumps(rows), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): choose another place") from None
+        raise UserError(f"{path} cannot be written ({error.strerror}): choose another folder") from None
 
 
 def apply_operation(operation: str, value: int) -> int:
-    """What an operation such as `+4` or `*7` makes of a value, modulo 10."""
+    """The result of an operation such as `+4` or `*7` on a value, modulo 10."""
     operand = int(operation[1:])
     return (value + operand if operation[0] == "+" else value * operand) % 10
 
@@ -169,6 +164,4 @@ def _check_counts(seed: int, operations: tuple[int, ...], distractors: int) -> N
             raise UserError(f"operations must be from 1 to {MAX_OPERATIONS}, not {length}")
     if distractors < 0 or max(operations) + 1 + distractors > len(NAMES):
         most = len(NAMES) - 1 - max(operations)
-        raise UserError(
-            f"distractors must be from 0 to {most} beside {max(operations)} operations, not {distractors}"
-        )
+        raise UserError(f"distractors must be from 0 to {most} beside {max(operations)} operations, not {distractors}")

@@ -1,4 +1,4 @@
-"""Can the Hugging Face hub be reached? Asked once, quickly, before a library starts its minute of retries."""
+"""Checks whether the Hugging Face hub is reachable, before a library starts a minute of retries."""
 
 import os
 import urllib.error
@@ -9,10 +9,7 @@ from typing import Any
 
 
 def hub_reachable(timeout: float = 4.0) -> bool:
-    """True if the hub answers within `timeout` seconds, with whatever status (proxies and HF_ENDPOINT count).
-
-    With HF_HUB_OFFLINE=1 nothing is sent: the hub then counts as out of reach.
-    """
+    """True if the hub (HF_ENDPOINT, by proxy if set) answers in `timeout` seconds; False if HF_HUB_OFFLINE is set."""
     if os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}:
         return False
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
@@ -21,15 +18,15 @@ def hub_reachable(timeout: float = 4.0) -> bool:
             return True
     except urllib.error.HTTPError as refusal:
         refusal.close()
-        return True  # an answer, if not a friendly one
-    except (OSError, ValueError):  # no route, no name, no such URL
+        return True
+    except (OSError, ValueError):  # no route, unknown host, invalid URL
         return False
 
 
 @contextmanager
 def cache_alone() -> Iterator[None]:
-    """Within it the hub's libraries look into their caches alone, as if HF_HUB_OFFLINE had been set from the start."""
-    import datasets.config  # takes more than a second, so only here
+    """Restricts the hub's libraries to their caches, as if HF_HUB_OFFLINE had been set before their import."""
+    import datasets.config  # takes more than a second
     import huggingface_hub.constants
 
     places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)

@@ -1,12 +1,10 @@
-"""A problem (question, steps, answer) and the files and hub data sets that problems are read from.
+"""A problem (question, steps, answer), read from a file or a hub data set.
 
-The form of a local file is known by its ending:
+The suffix of a local file states its form; `name:config:split` is a data set on the Hugging Face hub.
 
     .json   a list of objects with `question`, `steps`, `answer`: COCONUT's form, also ProsQA and ProntoQA
-    .jsonl  one object a line with `question` and `answer`, prose that ends in `#### N`: GSM8K as published
-    .txt    one `question||<<a+b=c>> <<...>> #### N` a line: the equation form of GSM8K
-
-Anything else of the form `name:config:split` is a data set on the Hugging Face hub.
+    .jsonl  one object per line with `question` and `answer`, prose that ends in `#### N`: GSM8K as published
+    .txt    one `question||<<a+b=c>> <<...>> #### N` per line: the equation form of GSM8K
 """
 
 import json
@@ -18,22 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from longshot_jax.data.hub import cache_alone, hub_reachable
-from longshot_jax.errors import UserError
+from longshot_jax.errors import UserError, first_line
 
 _EQUATION = re.compile(r"<<[^<>]+>>")
-_SURROGATE = re.compile("[\ud800-\udfff]")  # which JSON can write, and UTF-8 cannot
-_HUB_NAME = re.compile(
-    r"(?P<name>[\w.-]+(/[\w.-]+)?):(?P<config>[\w.+-]+):(?P<split>[\w.+\[\]%:-]+)", re.ASCII
-)
+_SURROGATE = re.compile("[\ud800-\udfff]")  # expressible in JSON, not in UTF-8
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?):(?P<config>[\w.+-]+):(?P<split>[\w.+\[\]%:-]+)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its written reasoning and its answer.
+    """A question, its reasoning as one text per step (may be ()), and its correct answer without the `####` marker.
 
-    question: what the model is asked, never empty.
-    steps: the reasoning that leads to the answer, one text a step; () where the source gives none.
-    answer: what is compared with the model's answer, never empty and without the `####` marker.
+    No text is empty.
     """
 
     question: str
@@ -42,13 +36,12 @@ class Problem:
 
 
 def load_problems(source: str) -> list[Problem]:
-    """Every problem of `source`, in its order: a `.json`, `.jsonl` or `.txt` file, or `name:config:split` on the hub.
+    """All problems of `source` in order: a `.json`, `.jsonl` or `.txt` file, or `name:config:split` on the hub.
 
-    Of prose answers (GSM8K) each line before `#### N` is a step, calculator marks `<<...>>` included.
+    In a prose answer (GSM8K) each line before `#### N` is a step, including calculator marks `<<...>>`.
 
-    Errors: UserError, naming the file and the line (or item, counted from 1), for a file that is missing, empty or
-    of another form, for a broken line, and for a question or answer that is missing, empty or of the wrong type;
-    for a hub name without network.
+    Raises UserError, naming the file and line (or item, counted from 1), if a source is missing, empty, unreadable or
+    of another form, or if the hub is out of reach.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -62,9 +55,8 @@ def load_problems(source: str) -> list[Problem]:
 
 
 def _from_file(path: Path) -> list[Problem]:
-    readers = {".json": _from_json, ".jsonl": _from_lines_of_json, ".txt": _from_equation_lines}
-    reader = readers.get(path.suffix.lower())
-    if reader is None or not path.is_file():
+    suffix = path.suffix.lower()
+    if suffix not in (".json", ".jsonl", ".txt") or not path.is_file():
         raise UserError(f"{path} is not a data file: give a file that ends in .json, .jsonl or .txt")
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -72,7 +64,13 @@ def _from_file(path: Path) -> list[Problem]:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
-    problems = reader(path, text)
+    if suffix == ".json":
+        problems = _from_json(path, text)
+    else:
+        from_line = _from_json_line if suffix == ".jsonl" else _from_equation_line
+        # Only newlines end a line: U+2028 may occur in a question.
+        lines = enumerate(text.split("\n"), start=1)
+        problems = [from_line(f"{path}, line {number}", line) for number, line in lines if line.strip()]
     if not problems:
         raise UserError(f"{path} holds no problems: give a file with at least one")
     return problems
@@ -84,86 +82,69 @@ def _from_json(path: Path, text: str) -> list[Problem]:
     try:
         items = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: broken JSON ({error.msg}): mend the file") from None
+        raise UserError(f"{path}, line {error.lineno}: broken JSON ({error.msg}): fix the file") from None
     except RecursionError:
         raise UserError(f"{path}: JSON nested too deeply: give a list of objects") from None
-    except ValueError as error:  # such as a number of more digits than Python reads
-        raise UserError(f"{path}: unreadable JSON ({error}): mend the file") from None
+    except ValueError as error:  # such as a number with more digits than Python reads
+        raise UserError(f"{path}: unreadable JSON ({error}): fix the file") from None
     if not isinstance(items, list):
         raise UserError(f"{path} holds no JSON list: give a list of objects with question, steps and answer")
     return [_from_coconut_row(f"{path}, item {number}", item) for number, item in enumerate(items, start=1)]
 
 
-def _from_lines_of_json(path: Path, text: str) -> list[Problem]:
-    problems = []
-    for place, line in _lines(path, text):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            fault = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
-            raise UserError(f"{place}: broken JSON ({fault}): mend or remove the line") from None
-        problems.append(_from_prose_row(place, row))
-    return problems
+def _from_json_line(place: str, line: str) -> Problem:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        fault = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
+        raise UserError(f"{place}: broken JSON ({fault}): fix or remove the line") from None
+    return _from_prose_row(place, row)
 
 
-def _from_equation_lines(path: Path, text: str) -> list[Problem]:
-    problems = []
-    for place, line in _lines(path, text):
-        question, bars, solution = line.rpartition("||")
-        equations, marker, answer = solution.rpartition("####")
-        if not bars or not marker:
-            lacking = "||" if not bars else "####"
-            raise UserError(f"{place}: no {lacking}: write it as question||<<a+b=c>> #### answer")
-        leftover = _EQUATION.sub("", equations).strip()
-        if leftover:
-            raise UserError(f"{place}: {leftover[:40]!r} is no equation <<a+b=c>>: mend or remove it")
-        steps = tuple(_EQUATION.findall(equations))
-        problems.append(Problem(_text(place, "question", question), steps, _text(place, "answer", answer)))
-    return problems
+def _from_equation_line(place: str, line: str) -> Problem:
+    question, bars, solution = line.rpartition("||")
+    equations, marker, answer = solution.rpartition("####")
+    if not bars or not marker:
+        lacking = "||" if not bars else "####"
+        raise UserError(f"{place}: no {lacking}: write it as question||<<a+b=c>> #### answer")
+    leftover = _EQUATION.sub("", equations).strip()
+    if leftover:
+        raise UserError(f"{place}: {leftover[:40]!r} is not an equation <<a+b=c>>: fix or remove it")
+    steps = tuple(_EQUATION.findall(equations))
+    return Problem(_text(place, "question", question), steps, _text(place, "answer", answer))
 
 
 def _from_hub(source: str, name: str, config: str, split: str) -> list[Problem]:
-    mend = "give a local .json, .jsonl or .txt file instead"
+    advice = "give a local .json, .jsonl or .txt file instead"
     offline = not hub_reachable()
-    import datasets  # takes more than a second, so only here
+    import datasets  # takes more than a second
 
     try:
         with cache_alone() if offline else nullcontext():
             rows: Iterable[Any] = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # the library's own errors are many: each means that this name gave no data
+    except Exception as error:  # the library raises errors of many types
         if offline:
             raise UserError(
-                f"the hub data set {source} is out of reach (no network) and was not downloaded before: {mend}"
+                f"the hub data set {source} is out of reach (no network) and was not downloaded before: {advice}"
             ) from None
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the hub data set {source} cannot be loaded ({first_line}): mend the name or {mend}"
+            f"the hub data set {source} cannot be loaded ({first_line(error)}): fix the name or {advice}"
         ) from None
-    problems = []
-    for number, row in enumerate(rows, start=1):
-        has_steps = isinstance(row, dict) and "steps" in row
-        problems.append(
-            (_from_coconut_row if has_steps else _from_prose_row)(f"{source}, item {number}", row)
-        )
+    problems = [_from_hub_row(f"{source}, item {number}", row) for number, row in enumerate(rows, start=1)]
     if not problems:
-        raise UserError(f"the hub data set {source} holds no problems: choose another split or {mend}")
+        raise UserError(f"the hub data set {source} holds no problems: choose another split or {advice}")
     return problems
 
 
-def _lines(path: Path, text: str) -> Iterable[tuple[str, str]]:
-    """The lines that hold anything, each with its place. Only newlines end one: U+2028 may stand in a question."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", line
+def _from_hub_row(place: str, row: Any) -> Problem:
+    return (_from_coconut_row if isinstance(row, dict) and "steps" in row else _from_prose_row)(place, row)
 
 
 def _from_coconut_row(place: str, row: Any) -> Problem:
     question, answer = _field(place, row, "question"), _field(place, row, "answer")
     steps = row.get("steps")
     if not isinstance(steps, list) or not all(isinstance(step, str) and step.strip() for step in steps):
-        raise UserError(
-            f'{place}: "steps" must be a list of texts that are not empty: mend or remove the item'
-        )
+        raise UserError(f'{place}: "steps" must be a list of texts that are not empty: fix or remove the item')
     return Problem(question, tuple(_text(place, "steps", step) for step in steps), answer)
 
 
@@ -171,13 +152,13 @@ def _from_prose_row(place: str, row: Any) -> Problem:
     question, prose = _field(place, row, "question"), _field(place, row, "answer")
     *steps, last = [line.strip() for line in prose.split("\n") if line.strip()]
     if not last.startswith("####"):
-        raise UserError(f'{place}: the last line of "answer" must be "#### N": mend or remove the line')
+        raise UserError(f'{place}: the last line of "answer" must be "#### N": fix or remove the line')
     return Problem(question, tuple(steps), _text(place, "answer", last.removeprefix("####")))
 
 
 def _field(place: str, row: Any, key: str) -> str:
     if not isinstance(row, dict):
-        raise UserError(f"{place}: not an object with question and answer: mend or remove it")
+        raise UserError(f"{place}: not an object with question and answer: fix or remove it")
     if key not in row:
         raise UserError(f'{place}: "{key}" is missing: add it or remove the item')
     return _text(place, key, row[key])
@@ -185,13 +166,9 @@ def _field(place: str, row: Any, key: str) -> str:
 
 def _text(place: str, key: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise UserError(
-            f'{place}: "{key}" must be a text, not {type(value).__name__}: mend or remove the item'
-        )
+        raise UserError(f'{place}: "{key}" must be a text, not {type(value).__name__}: fix or remove the item')
     if _SURROGATE.search(value):
-        raise UserError(
-            f'{place}: "{key}" holds half a character (a lone surrogate): mend or remove the item'
-        )
+        raise UserError(f'{place}: "{key}" holds half a character (a lone surrogate): fix or remove the item')
     if not value.strip():
         raise UserError(f'{place}: "{key}" is empty: fill it in or remove the item')
     return value.strip()

@@ -1,15 +1,13 @@
-"""A generator of problems in the form of ProsQA (the reasoning task of the COCONUT paper, arXiv:2412.06769).
+"""A generator of problems in the form of ProsQA, the reasoning task of the COCONUT paper (arXiv:2412.06769).
 
     Every shumpus is a rempus. Alex is a rempus. ... Tom is a terpus. Is Tom a lempus or scrompus?
 
-Two entities stand at the roots of a directed acyclic graph of concepts. The target is a concept that only the asked
-entity reaches, at the wanted distance; the other candidate is one that only the other entity reaches. Both are
-leaves, so neither is betrayed by having successors. The steps are a shortest chain from the entity to the target.
-
-Sizes are calibrated to the measured statistics of the published validation file: 22.8 nodes and 36.3 statements on
-average, distances 3 to 6 in its proportions. One thing departs on purpose: in the published data the target tends to
-have fewer statements that lead to it than its rival (picking that one scores about 65 %), and a model would learn
-this instead of reasoning. Here the rival has the target's number of them wherever the graph offers one.
+Two entities are roots of a directed acyclic graph of concepts. Only the asked entity reaches the target, at a given
+distance, and only the other one reaches its rival. Both are leaves, so that successors do not distinguish them. The
+steps are a shortest chain to the target. Sizes are calibrated to the published validation file: 22.8 nodes and 36.3
+statements on average, distances 3 to 6 in its proportions. One departure: the published targets tend to have fewer
+incoming statements than their rivals, a shortcut worth about 65 %; here both have the same number if the graph allows
+it.
 """
 
 from collections import deque
@@ -22,9 +20,7 @@ import numpy as np
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 
-NAMES = tuple(
-    "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
-)
+NAMES = tuple("Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split())
 CONCEPTS = tuple(
     "bompus boompus brimpus chorpus dumpus felpus fompus gerpus gorpus grimpus gwompus hilpus impus jelpus jompus "
     "kerpus lempus lorpus numpus quimpus rempus rompus rorpus scrompus shumpus sterpus storpus terpus timpus tumpus "
@@ -33,26 +29,25 @@ CONCEPTS = tuple(
 HOPS = {3: 124, 4: 133, 5: 36, 6: 7}  # problems by shortest distance in the published validation file
 
 _NODES_MEAN, _NODES_SPREAD, _NODES_RANGE = 22.6, 1.95, (17, 28)
-_EXTRA_ENTITY = 0.035  # a node nobody leads to: one more entity, as bystander
-_PARENTS = (0.40, 0.33, 0.18, 0.065, 0.025)  # shares of nodes with 1, 2, ... 5 statements that lead to them
-_OWN_SIDE = 0.35  # parents from one root's side alone; the same for the other; else from anywhere
-_ATTEMPTS = 1000  # at a problem that is wanted
+_EXTRA_ENTITY = 0.035  # probability of a node without parents: a further, uninvolved entity
+_PARENTS = (0.40, 0.33, 0.18, 0.065, 0.025)  # proportions of nodes with 1, 2, ... 5 incoming statements
+_OWN_SIDE = 0.35  # probability of parents from one root's side only, for each root; otherwise any nodes
+_ATTEMPTS = 1000  # to find a problem that passes the filter
 _ROOT, _OTHER = 0, 1
-_ASKED, _RIVAL = 1, 2  # bits: reached by the asked entity, by the other one
+_ASKED, _RIVAL = 1, 2  # bits: reached by the asked entity, by the other
 
 
 def prosqa_problem(seed: int, index: int, hops: tuple[int, ...] = (3, 4, 5, 6)) -> Problem:
-    """Problem `index` of the stream `seed`: a pure function of its arguments.
+    """Problem `index` of the stream `seed`, a pure function of its arguments.
 
-    hops: the distances from entity to target (= number of steps) that occur, in the published proportions.
-
-    Errors: UserError for a hop outside 3 to 6, or a negative seed or index.
+    `hops` are the distances to the target (numbers of steps), drawn in the published proportions. Raises UserError for
+    a hop outside 3 to 6 or given twice, and for a negative seed or index.
     """
-    shares = _hop_shares(seed, hops)
+    proportions = _hop_proportions(seed, hops)
     if index < 0:
         raise UserError(f"a problem's index must not be negative, not {index}")
     rng = np.random.default_rng((seed, index))
-    distance = int(rng.choice(hops, p=shares))
+    distance = int(rng.choice(hops, p=proportions))
     while True:
         graph = _Graph(rng)
         pair = graph.candidates(rng, distance)
@@ -61,17 +56,17 @@ def prosqa_problem(seed: int, index: int, hops: tuple[int, ...] = (3, 4, 5, 6)) 
 
 
 class ProsQAProblems(Sequence[Problem]):
-    """`count` problems, made when they are asked for; see prosqa_problem."""
+    """`count` problems, generated on access; see `prosqa_problem`."""
 
     def __init__(self, seed: int, count: int, hops: tuple[int, ...] = (3, 4, 5, 6)):
-        _hop_shares(seed, hops)
+        _hop_proportions(seed, hops)
         if count < 1:
             raise UserError(f"count must be at least 1 problem, not {count}")
         self.seed, self.size, self.hops = seed, count, hops
         self._wanted: Callable[[Problem], bool] | None = None
 
-    def those(self, wanted: Callable[[Problem], bool]) -> "ProsQAProblems":
-        """As many problems, all of them wanted: another one is replaced by a later problem of the stream."""
+    def filtered(self, wanted: Callable[[Problem], bool]) -> "ProsQAProblems":
+        """The same number of problems; those that are not `wanted` are replaced by later ones of the stream."""
         chosen = ProsQAProblems(self.seed, self.size, self.hops)
         chosen._wanted = wanted
         return chosen
@@ -87,28 +82,25 @@ class ProsQAProblems(Sequence[Problem]):
             problem = prosqa_problem(self.seed, position + attempt * self.size, self.hops)
             if self._wanted is None or self._wanted(problem):
                 return problem
-        raise UserError(
-            f"none of {_ATTEMPTS} generated problems is short enough: raise the lengths of the data"
-        )
+        raise UserError(f"none of {_ATTEMPTS} generated problems is short enough: raise the lengths of the data")
 
 
 class _Graph:
-    """A random graph; nodes 0 and 1 are the asked and the other entity, and every edge leads to a later node."""
+    """A random graph. Nodes 0 and 1 are the asked and the other entity; every edge points to a later node."""
 
     def __init__(self, rng: np.random.Generator):
-        low, high = _NODES_RANGE
-        nodes = min(max(round(rng.normal(_NODES_MEAN, _NODES_SPREAD)), low), high)
+        nodes = int(np.clip(round(rng.normal(_NODES_MEAN, _NODES_SPREAD)), *_NODES_RANGE))
         kinds, pools = rng.random(nodes).tolist(), rng.random(nodes).tolist()
         numbers = (1 + rng.choice(len(_PARENTS), size=nodes, p=_PARENTS)).tolist()
         clocks = rng.exponential(size=(nodes, nodes)).tolist()
         self.parents: list[list[int]] = [[], []]
-        self.sides = [_ASKED, _RIVAL]  # which of the two entities reach a node, as bits
+        self.sides = [_ASKED, _RIVAL]  # bits: the entities that reach each node
         depths = [0, 0]
         for node in range(2, nodes):
             chosen: list[int] = []
             if kinds[node] >= _EXTRA_ENTITY or node == 2:
-                # A weighted draw without replacement: the clocks that ring first, each at the rate of its weight.
-                # Deeper nodes weigh more, or chains of five and six would be rare.
+                # Weighted draw without replacement: the first of exponential clocks whose rates are the weights.
+                # Deeper nodes weigh more, otherwise chains of five and six would be rare.
                 rings = [(clocks[node][p] / (1.5 * depths[p] + 1.0), p) for p in self._pool(pools[node])]
                 chosen = [parent for _, parent in sorted(rings)[: numbers[node]]]
             side = 0
@@ -119,14 +111,14 @@ class _Graph:
             depths.append(1 + max((depths[parent] for parent in chosen), default=-1))
 
     def _pool(self, draw: float) -> list[int]:
-        """The nodes from which one node's parents are taken."""
+        """The candidates for one node's parents."""
         if draw >= 2 * _OWN_SIDE:
             return list(range(len(self.parents)))
         side = _ASKED if draw < _OWN_SIDE else _RIVAL
         return [node for node, reached in enumerate(self.sides) if reached in (0, side)]
 
     def distances(self) -> dict[int, int]:
-        """The shortest distance from the asked entity to each node that it reaches."""
+        """Shortest distances from the asked entity to the nodes that it reaches."""
         children: list[list[int]] = [[] for _ in self.parents]
         for node, parents in enumerate(self.parents):
             for parent in parents:
@@ -141,7 +133,7 @@ class _Graph:
         return found
 
     def candidates(self, rng: np.random.Generator, distance: int) -> tuple[int, int] | None:
-        """A target at `distance` and its rival, or None where this graph has no such pair."""
+        """A target at `distance` and its rival; None if the graph has no such pair."""
         inner = {parent for parents in self.parents for parent in parents}
         leaves = [node for node in range(2, len(self.parents)) if node not in inner]
         found = self.distances()
@@ -162,11 +154,9 @@ def _in_words(rng: np.random.Generator, graph: _Graph, target: int, rival: int) 
         subject = f"Every {words[parent]}" if graph.parents[parent] else words[parent]
         return f"{subject} is a {words[child]}."
 
-    statements = [
-        statement(parent, child) for child, parents in enumerate(graph.parents) for parent in parents
-    ]
+    statements = [statement(parent, child) for child, parents in enumerate(graph.parents) for parent in parents]
     order = rng.permutation(len(statements))
-    # Back from the target, always to a parent that is one step nearer to the entity.
+    # Back from the target, each time to a parent that is one step nearer to the entity.
     distances, chain = graph.distances(), [target]
     while chain[-1] != _ROOT:
         nearer = distances[chain[-1]] - 1
@@ -181,7 +171,7 @@ def _in_words(rng: np.random.Generator, graph: _Graph, target: int, rival: int) 
     )
 
 
-def _hop_shares(seed: int, hops: tuple[int, ...]) -> list[float]:
+def _hop_proportions(seed: int, hops: tuple[int, ...]) -> list[float]:
     if not hops or any(hop not in HOPS for hop in hops) or len(set(hops)) < len(hops):
         raise UserError(f"hops must be different numbers from 3 to 6, not {hops}")
     if seed < 0:

@@ -1,4 +1,4 @@
-"""All problems of an evaluation in batches of one shape, and which of the decoded answers are right."""
+"""Decodes all problems of an evaluation in batches of one shape, and grades the answers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,31 +7,33 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from longshot_jax.data.answers import extract_answer, same_answer
-from longshot_jax.data.examples import Layout
+from longshot_jax.data.grading import extract_answer, same_answer
+from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
-from longshot_jax.evaluation.decoding import Decoder, ThoughtRule, Trajectories, Weights, full_batches
+from longshot_jax.evaluation.decoder import Decoder, Trajectories, full_batches
 from longshot_jax.model.sharding import fetch
-from longshot_jax.thoughts.memory import MemoryBank
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank
+from longshot_jax.thoughts.reasoner import Params
 from longshot_jax.thoughts.rollout import Temperatures
+from longshot_jax.thoughts.stopping import ThoughtRule
 
 UNFINISHED = " <|unfinished|>"
 
 
 class Batches:
-    """All problems in batches of one shape; results come back without the padding rows, as NumPy."""
+    """Decodes all problems in batches of one shape; results are NumPy arrays without padding rows."""
 
     def __init__(
         self,
         decoder: Decoder,
-        weights: Weights,
+        params: Params,
         problems: Sequence[Problem],
         rule: ThoughtRule,
         memory: MemoryBank | None,
         batch_size: int,
         seed: int,
     ):
-        self.decoder, self.weights, self.problems, self.memory = decoder, weights, problems, memory
+        self.decoder, self.params, self.problems, self.memory = decoder, params, problems, memory
         self.key = jax.random.key(seed)
         self.prompt, self.mask = decoder.layout.prompts(problems)
         self.least, self.most = rule.bounds(problems)
@@ -45,16 +47,12 @@ class Batches:
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
     def run(
-        self,
-        temperatures: Temperatures,
-        num_trajectories: int = 0,
-        together: bool = False,
-        adaptive: bool = False,
+        self, temperatures: Temperatures, num_trajectories: int = 0, ensemble: bool = False, adaptive: bool = False
     ) -> Any:
-        """N samples of every problem, or the greedy trajectory for 0: `Trajectories` of NumPy arrays."""
+        """`Trajectories` of all problems: N samples of each, or for N = 0 the greedy trajectory."""
         return self._over(
             lambda rows: self.decoder.decode(
-                self.weights,
+                self.params,
                 (self.prompt[rows], self.mask[rows]),
                 (self.least[rows], self.most[rows]),
                 temperatures,
@@ -62,38 +60,34 @@ class Batches:
                 key=self.key,
                 memory=self.memory,
                 num_trajectories=num_trajectories,
-                together=together,
+                ensemble=ensemble,
                 adaptive=adaptive,
             )
         )
 
-    def accuracy_from(self, thoughts: np.ndarray, counts: Int[np.ndarray, " Q"]) -> float:
-        """Accuracy of greedy answers from given thoughts [Q, T, D]."""
-        return self.accuracy_from_all(thoughts[:, None], counts[:, None])
-
-    def accuracy_from_all(self, thoughts: np.ndarray, counts: Int[np.ndarray, "Q N"]) -> float:
-        """Accuracy of greedy answers that attend to all of a question's given thoughts [Q, N, T, D]."""
+    def accuracy_from(self, thoughts: np.ndarray, num_thoughts: Int[np.ndarray, "Q N"]) -> float:
+        """Accuracy of greedy answers that attend to all given thoughts [Q, N, T, D] of their question."""
         decoded = self._over(
             lambda rows: self.decoder.decode_given(
-                self.weights, (self.prompt[rows], self.mask[rows]), thoughts[rows], counts[rows]
+                self.params, (self.prompt[rows], self.mask[rows]), thoughts[rows], num_thoughts[rows]
             )
         )
         return self.accuracy([texts[0] for texts in answer_texts(decoded.tokens, self.decoder.layout)])
 
     def accuracy(self, answers: Sequence[str]) -> float:
-        """Share of the problems whose answer is right."""
+        """Proportion of right answers."""
         return float(are_correct(answers, self.problems).mean())
 
 
 def answer_texts(tokens: Int[np.ndarray, "B N A"], layout: Layout) -> list[list[str]]:
-    """The answers' texts, without steps and markers, of every trajectory.
+    """Texts of the answers of every trajectory, without steps and markers.
 
-    An answer without its end token ran into the length limit and says so by `UNFINISHED` after its text, so that it is
-    never right: nobody knows how it would have gone on.
+    `UNFINISHED` is appended to an answer without an end token, which reached the length limit: it is never right, because
+    its continuation is unknown.
     """
 
     def text(ids: list[int]) -> str:
-        return extract_answer(layout.answer_text(ids)) + ("" if layout.tokens.end in ids else UNFINISHED)
+        return extract_answer(layout.answer_text(ids)) + ("" if layout.tokenizer.end in ids else UNFINISHED)
 
     return [[text(ids) for ids in row] for row in tokens.tolist()]
 

@@ -1,11 +1,10 @@
-"""The lens: what each thought says, read through the output head, its norm, stop probability, value and memory reads.
+"""The lens: each thought's nearest tokens under the output head, its norm, stop probability, value and memory reads.
 
-A thought is an input embedding, and the head's rows are compared with it as with any last hidden state (the logit
-lens, nostalgebraist 2020, applied to continuous thoughts). Where thoughts are raw hidden states (`hidden`, COCONUT's),
-what is read is what the model would have written in place of the thought. Where they are decoded or normalised, only
-the order of the tokens means something, not their probabilities.
+A thought is an input embedding; its logits are computed as for a last hidden state (the logit lens, nostalgebraist 2020,
+applied to continuous thoughts). For raw hidden states (feedback `hidden`, COCONUT's) they predict the token that the model
+would have written in place of the thought. For decoded or normalised thoughts only their order is meaningful.
 
-Shapes: B questions, N trajectories, T thoughts, K tokens shown for each.
+Shapes: B questions, N trajectories, T thoughts, K tokens per thought.
 """
 
 from collections.abc import Sequence
@@ -19,27 +18,29 @@ import numpy as np
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
-from longshot_jax.data.tokens import Tokens
-from longshot_jax.evaluation.decoding import Trajectories, Weights
+from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.evaluation.decoder import Trajectories
 from longshot_jax.model.sharding import fetch
-from longshot_jax.thoughts.memory import MemoryBank, nearest_entries
-from longshot_jax.thoughts.navigator import Reasoner
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank, nearest_entries
+from longshot_jax.thoughts.reasoner import Params, Reasoner
 from longshot_jax.thoughts.think import encode, think_given
 
-# Height and width in pixels: 64 questions and seven decisions make a picture that fits a card.
+# Height and width in pixels, so that 64 questions with seven decisions fit an image card of TensorBoard.
 _CELL = (6, 48)
 
 
 @struct.dataclass
 class Readings:
-    """What the lens sees; zeros after a trajectory's last thought.
+    """Readings of thoughts as arrays; zeros after a trajectory's last thought.
 
     Attributes:
-      tokens: Int [B, N, T, K], nearest first; probabilities: Float [B, N, T, K], of the head's softmax.
+      tokens: Int [B, N, T, K], nearest first.
+      probabilities: Float [B, N, T, K], softmax of the head's logits.
       norms: Float [B, N, T], Euclidean.
       values: Float [B, N, T + 1], expected return at h_0 ... h_T, in units of reward.
-      slots: Int [B, N, T, M'], entries of the memory bank that each thought read, the strongest first; found: Bool,
-        whether there was such an entry; entry_values, entry_ages: what the bank says of them. None without a bank.
+      slots: Int [B, N, T, M'], entries of the memory bank that each thought reads, strongest first.
+      found: Bool [B, N, T, M'], whether there is such an entry.
+      entry_values, entry_ages: [B, N, T, M'], values and ages of the entries. These four are None without a bank.
     """
 
     tokens: Array
@@ -57,7 +58,9 @@ class MemoryRead:
     """An entry of the memory bank that a thought read.
 
     Attributes:
-      slot: its place in the bank. value: what it earned, in units of reward. age: writes since it was stored.
+      slot: index in the bank.
+      value: return that it earned, in units of reward.
+      age: number of writes since it was stored.
     """
 
     slot: int
@@ -67,14 +70,14 @@ class MemoryRead:
 
 @dataclass(frozen=True)
 class ThoughtReading:
-    """One thought under the lens.
+    """The reading of one thought.
 
     Attributes:
-      nearest: tokens, the nearest first, with their probability under the output head.
-      norm: Euclidean norm of what was fed back.
-      stop_probability: of answering instead of taking this thought.
-      value: expected return before it was taken, in units of reward; 0 before PPO.
-      reads: entries of the memory bank that it read, the strongest first.
+      nearest: nearest tokens with their probability under the output head, nearest first.
+      norm: Euclidean norm of the embedding that was fed back.
+      stop_probability: probability of answering instead of taking this thought.
+      value: expected return before the thought, in units of reward; 0 before PPO.
+      reads: entries of the memory bank that it read, strongest first.
     """
 
     nearest: tuple[tuple[str, float], ...]
@@ -89,28 +92,28 @@ def read_thoughts(
     prompt: Int[Array, "B S"],
     mask: Bool[Array, "B S"],
     thoughts: Float[Array, "B N T D"],
-    counts: Int[Array, "B N"],
+    num_thoughts: Int[Array, "B N"],
     nearest: int,
     memory: MemoryBank | None = None,
 ) -> Readings:
-    """Reads thoughts that were fed back, in one causal pass over them; `nearest` is K, `memory` the bank they read."""
-    given = think_given(reasoner, encode(reasoner, prompt, mask), thoughts, counts)
-    probabilities, tokens = jax.lax.top_k(jax.nn.softmax(reasoner.llama.logits(thoughts), axis=-1), nearest)
-    taken = given.taken
-    reached = jnp.arange(taken.shape[-1] + 1) <= counts[..., None]
+    """Reads thoughts that were fed back, in one causal pass; `nearest` is K, `memory` the bank that they read."""
+    given = think_given(reasoner, encode(reasoner, prompt, mask), thoughts, num_thoughts)
+    probabilities, tokens = jax.lax.top_k(jax.nn.softmax(reasoner.backbone.logits(thoughts), axis=-1), nearest)
+    thought_mask = given.thought_mask
+    reached = jnp.arange(thought_mask.shape[-1] + 1) <= num_thoughts[..., None]
     norms = jnp.linalg.norm(thoughts.astype(jnp.float32), axis=-1)
     navigator, reads = reasoner.navigator, {}
     if memory is not None and navigator.config.reads_bank:
-        # What the bank is asked with: the state before anything is read.
-        asking = navigator.state(given.hidden[:, :, :-1], None, None, jnp.arange(taken.shape[-1]))
+        # The bank is queried with the state before any read.
+        asking = navigator.state(given.hidden[:, :, :-1], None, None, jnp.arange(thought_mask.shape[-1]))
         top = navigator.config.memory_top or navigator.config.graph_neighbours
         slots, found = nearest_entries(memory, asking, top)
-        reads = {"slots": slots, "found": found & taken[..., None]}
+        reads = {"slots": slots, "found": found & thought_mask[..., None]}
         reads |= {"entry_values": memory.values[slots], "entry_ages": memory.ages[slots]}
     return Readings(
-        tokens=jnp.where(taken[..., None], tokens, 0),
-        probabilities=jnp.where(taken[..., None], probabilities, 0.0),
-        norms=jnp.where(taken, norms, 0.0),
+        tokens=jnp.where(thought_mask[..., None], tokens, 0),
+        probabilities=jnp.where(thought_mask[..., None], probabilities, 0.0),
+        norms=jnp.where(thought_mask, norms, 0.0),
         values=jnp.where(reached, reasoner.navigator.value(given.hidden), 0.0),
         **reads,
     )
@@ -118,69 +121,65 @@ def read_thoughts(
 
 @dataclass(frozen=True)
 class Lens:
-    """`read_thoughts`, compiled once for each shape.
+    """`read_thoughts`, compiled once per shape.
 
     Attributes:
-      graph: structure of the `Reasoner`.
-      tokens: the tokenizer.
+      graphdef: structure of the `Reasoner`.
+      tokenizer: tokenizer of the model.
       nearest: K.
     """
 
-    graph: nnx.GraphDef
-    tokens: Tokens
+    graphdef: nnx.GraphDef
+    tokenizer: Tokenizer
     nearest: int = 3
 
     def __call__(
         self,
-        weights: Weights,
+        params: Params,
         prompts: tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]],
         decoded: Trajectories,
         memory: MemoryBank | None = None,
     ) -> list[list[tuple[ThoughtReading, ...]]]:
-        """Of every trajectory of every question its thoughts, in their order."""
-        readings = fetch(self._read(weights, memory, *prompts, decoded.thoughts, decoded.counts))
+        """Readings of the thoughts of every trajectory of every question, in order."""
+        readings = fetch(self._read(params, memory, *prompts, decoded.thoughts, decoded.num_thoughts))
         stops = np.asarray(decoded.stop_probabilities)
         return [
             [
-                tuple(self._one(readings, stops, row, column, step) for step in range(count))
-                for column, count in enumerate(counts)
+                tuple(self._one(readings, stops, (row, column, step)) for step in range(count))
+                for column, count in enumerate(num_thoughts)
             ]
-            for row, counts in enumerate(np.asarray(decoded.counts).tolist())
+            for row, num_thoughts in enumerate(np.asarray(decoded.num_thoughts).tolist())
         ]
 
     @cached_property
     def _read(self) -> Any:
-        def read(weights, memory, prompt, mask, thoughts, counts):
-            reasoner = nnx.merge(self.graph, *weights)
-            nearest = min(self.nearest, self.tokens.vocabulary_size)
-            return read_thoughts(reasoner, prompt, mask, thoughts, counts, nearest, memory)
+        def read(params, memory, prompt, mask, thoughts, num_thoughts):
+            reasoner = nnx.merge(self.graphdef, *params)
+            nearest = min(self.nearest, self.tokenizer.vocabulary_size)
+            return read_thoughts(reasoner, prompt, mask, thoughts, num_thoughts, nearest, memory)
 
         return jax.jit(read)
 
-    def _one(self, readings: Readings, stops: np.ndarray, row: int, column: int, step: int) -> ThoughtReading:
-        place = row, column, step
+    def _one(self, readings: Readings, stops: np.ndarray, place: tuple[int, int, int]) -> ThoughtReading:
         pairs = zip(readings.tokens[place].tolist(), readings.probabilities[place].tolist(), strict=True)
+        reads = ()
+        if readings.slots is not None:
+            columns = (readings.slots, readings.entry_values, readings.entry_ages, readings.found)
+            rows = zip(*(np.asarray(column)[place].tolist() for column in columns), strict=True)
+            reads = tuple(MemoryRead(slot, value, age) for slot, value, age, found in rows if found)
         return ThoughtReading(
-            nearest=tuple((self.tokens.spell(token), probability) for token, probability in pairs),
+            nearest=tuple((self.tokenizer.spell(token), probability) for token, probability in pairs),
             norm=float(readings.norms[place]),
             stop_probability=float(stops[place]),
             value=float(readings.values[place]),
-            reads=self._reads(readings, place),
+            reads=reads,
         )
-
-    @staticmethod
-    def _reads(readings: Readings, place: tuple[int, int, int]) -> tuple[MemoryRead, ...]:
-        if readings.slots is None:
-            return ()
-        columns = (readings.slots, readings.entry_values, readings.entry_ages, readings.found)
-        rows = zip(*(np.asarray(column)[place].tolist() for column in columns), strict=True)
-        return tuple(MemoryRead(slot, value, age) for slot, value, age, found in rows if found)
 
 
 def lens_rows(
     questions: Sequence[str], readings: Sequence[Sequence[tuple[ThoughtReading, ...]]]
 ) -> list[dict[str, str]]:
-    """Rows of a table, one a thought, of each question's first trajectory."""
+    """Rows of a table with one thought each, of the first trajectory of each question."""
     return [
         {
             "question": question if number == 1 else "",
@@ -197,25 +196,25 @@ def lens_rows(
 
 
 def nearest_text(thought: ThoughtReading) -> str:
-    """Such as `'7' 0.98, '3' 0.01`."""
+    """The nearest tokens as text, such as `'7' 0.98, '3' 0.01`."""
     return ", ".join(f"{token!r} {probability:.2f}" for token, probability in thought.nearest)
 
 
 def reads_text(thought: ThoughtReading) -> str:
-    """Such as `slot 7 (value +0.80, age 3)`; empty where nothing was read."""
+    """The memory reads as text, such as `slot 7 (value +0.80, age 3)`; empty without reads."""
     return ", ".join(f"slot {read.slot} (value {read.value:+.2f}, age {read.age})" for read in thought.reads)
 
 
 def stop_figure(
-    stop_probabilities: Float[np.ndarray, "Q Tplus1"], counts: Int[np.ndarray, " Q"], most: int = 64
+    stop_probabilities: Float[np.ndarray, "Q Tplus1"], num_thoughts: Int[np.ndarray, " Q"], most: int = 64
 ) -> np.ndarray:
-    """A picture of when trajectories stop: a row for each question, a column for each of h_0 ... h_T.
+    """An image of stop decisions: a row for each of at most `most` questions, a column for each of h_0 ... h_T.
 
-    Black goes on, white stops; blue was not reached. Rows are sorted by the number of thoughts, of at most `most`
-    questions. Returns uint8 [height, width, 3].
+    Black continues, white stops, blue was not reached. Rows are sorted by the number of thoughts. Returns uint8
+    [height, width, 3].
     """
-    rows = np.argsort(counts[:most], kind="stable")
+    rows = np.argsort(num_thoughts[:most], kind="stable")
     grey = np.rint(255 * np.clip(stop_probabilities[rows], 0.0, 1.0)).astype(np.uint8)
-    picture = np.repeat(grey[..., None], 3, axis=-1)
-    picture[np.arange(grey.shape[1]) > counts[rows][:, None]] = (40, 60, 120)
-    return np.kron(picture, np.ones((*_CELL, 1), np.uint8))
+    image = np.repeat(grey[..., None], 3, axis=-1)
+    image[np.arange(grey.shape[1]) > num_thoughts[rows][:, None]] = (40, 60, 120)
+    return np.kron(image, np.ones((*_CELL, 1), np.uint8))

@@ -1,7 +1,5 @@
-"""`results.json`: written whole or not at all, read back, shown as a table, compared with another model's."""
+"""`results.json`: written atomically, read, shown as a table, compared with the results of another model."""
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import numpy as np
 
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.intervals import paired_interval
+from longshot_jax.files import read_json, write_json
 
 _FUSIONS = {
     "mean": "mean thought",
@@ -18,50 +17,23 @@ _FUSIONS = {
 }
 
 
-def check_writable(path: str | Path) -> None:
-    """UserError unless `path` can be written; to be called before anything is computed. Makes its folder."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"--output {path} is a folder: give the name of a file.")
-    part = _part(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-        part.unlink()
-    except OSError as error:
-        raise _unwritable(path, error) from None
-
-
 def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Writes `results` as JSON; whatever stood there is replaced at once. UserError if it cannot be written."""
-    path = Path(path)
-    part = _part(path)
-    try:
-        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise _unwritable(path, error) from None
+    """Writes `results` as JSON, atomically; a UserError if the file cannot be written."""
+    write_json(path, results, advice="choose another --output")
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """What `write_results` wrote; a UserError for anything else."""
-    try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): give a results.json of eval.py."
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): give a results.json of eval.py.") from None
-    correct = results.get("correct") if isinstance(results, dict) else None
+    """Reads the results of an evaluation; a UserError for any other file."""
+    advice = "give a results.json of eval.py"
+    results = read_json(path, advice=advice)
+    correct = results.get("correct")
     if not isinstance(correct, list) or not correct or any(each not in (0, 1) for each in correct):
-        raise UserError(f"{path} does not say which questions were right: give a results.json of eval.py.")
+        raise UserError(f"{path} does not list which answers are right: {advice}.")
     return results
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """The numbers of `results.json` in a few lines; accuracies in per cent."""
+    """The results as a table in text; accuracies in per cent."""
     low, high = results["confidence_interval"]
     rows = [("greedy accuracy", f"{_percent(results['accuracy'])}   [{_percent(low)}, {_percent(high)}]")]
     trajectories = results.get("config", {}).get("num_trajectories", "N")
@@ -84,15 +56,11 @@ def results_table(results: Mapping[str, Any]) -> str:
     ]
     rows += [(f"thoughts: {kind}", _percent(accuracy)) for kind, accuracy in results["controls"].items()]
     width = max(len(label) for label, _ in rows)
-    return "\n".join(
-        [f"{results['count']} questions", *(f"  {label:{width}}  {text}" for label, text in rows)]
-    )
+    return "\n".join([f"{results['count']} questions", *(f"  {label:{width}}  {text}" for label, text in rows)])
 
 
-def check_same_questions(
-    count: int, fingerprint: str | None, other: Mapping[str, Any], other_path: str | Path
-) -> None:
-    """UserError where another model was not evaluated on these questions, as far as their number and file tell."""
+def check_same_questions(count: int, fingerprint: str | None, other: Mapping[str, Any], other_path: str | Path) -> None:
+    """Raises a UserError if the number or the data file of another model's questions differs."""
     theirs = other.get("config", {}).get("data_fingerprint")
     if count != len(other["correct"]) or (fingerprint and theirs and fingerprint != theirs):
         raise UserError(
@@ -104,8 +72,7 @@ def check_same_questions(
 def comparison(results: Mapping[str, Any], other: Mapping[str, Any], other_path: str | Path) -> str:
     """One line: the difference of two models' accuracies on the same questions, with its paired 95 % interval.
 
-    Raises:
-      UserError: as `check_same_questions`.
+    Raises a UserError as `check_same_questions` does.
     """
     fingerprint = results.get("config", {}).get("data_fingerprint")
     check_same_questions(len(results["correct"]), fingerprint, other, other_path)
@@ -116,13 +83,5 @@ def comparison(results: Mapping[str, Any], other: Mapping[str, Any], other_path:
     )
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:5.1f} %"
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be written ({error.strerror or error}): choose another --output.")
+def _percent(accuracy: float) -> str:
+    return f"{100 * accuracy:5.1f} %"

@@ -1,26 +1,28 @@
-"""Llama 3 (arXiv:2407.21783) as a Flax NNX module: weights stacked over layers, applied by `lax.scan`.
+"""Llama 3 (arXiv:2407.21783) as a Flax NNX module: parameters stacked over layers, applied by `lax.scan`.
 
-The one forward pass serves training, prompts, thoughts and decoding: it reads keys and values that earlier
-passes returned (`context`), and returns those of its own positions. Nothing is written in place, so the caller
-decides what lies in a scan's carry and what stays outside.
+The one forward pass serves training, prompts, thoughts and decoding: it reads keys and values that earlier passes
+returned (`context`), and returns those of its own positions. Nothing is written in place, so the caller decides which
+arrays a scan carries.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
+from jax.nn.initializers import constant, normal
 from jaxtyping import Array, Bool, Float, Int
 
-from longshot_jax.model.activations import constrain, constrain_rows
-from longshot_jax.model.attention import Segment, attend
-from longshot_jax.model.fused_attention import Attention, fused_attend
-from longshot_jax.model.lora import Adapters, LoraConfig, Matrix
-from longshot_jax.model.quantised import dtype_beside, is_quantised, quantise
+from longshot_jax.config.model import Attention, LoraConfig
+from longshot_jax.model.attention import Segment, attend, fused_attend
+from longshot_jax.model.lora import Adapters, Matrix
+from longshot_jax.model.parameters import apply_matrix, weight
+from longshot_jax.model.quantization import dtype_beside, is_quantised, quantise
 from longshot_jax.model.rope import RopeScaling, rotary_angles, rotary_frequencies, rotate
-from longshot_jax.model.weights import apply_matrix, constant, normal, weight
+from longshot_jax.model.sharding import constrain, constrain_rows
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,9 @@ class LlamaConfig:
 
     Attributes:
       vocab_size: rows of the embedding table.
-      hidden_size: D.
+      hidden_size, num_hidden_layers, head_dim: D, L and C.
       intermediate_size: width of the gated feed-forward layer.
-      num_hidden_layers: L.
-      num_attention_heads: H, a multiple of `num_key_value_heads`.
-      num_key_value_heads: K.
-      head_dim: C.
+      num_attention_heads, num_key_value_heads: H and K; H is a multiple of K.
       rope_theta: base of the rotary frequencies.
       rope_scaling: Llama 3.1's scaling, or None.
       rms_norm_eps: added to the mean square in every norm.
@@ -62,6 +61,12 @@ class LlamaConfig:
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "LlamaConfig":
+        """The inverse of `dataclasses.asdict`."""
+        scaling = content["rope_scaling"]
+        return cls(**{**content, "rope_scaling": scaling and RopeScaling(**scaling)})
+
     @property
     def matrices(self) -> dict[str, Matrix]:
         """The matrices of every layer, by name."""
@@ -82,7 +87,7 @@ class LlamaConfig:
 
 @struct.dataclass
 class KeyValues:
-    """Rotated keys and the values of some positions, for every layer; [L, B, N, K, P, C] for N trajectories."""
+    """Rotated keys and values of some positions, for every layer; [L, B, N, K, P, C] for N trajectories."""
 
     keys: Float[Array, "L B K P C"]
     values: Float[Array, "L B K P C"]
@@ -90,20 +95,13 @@ class KeyValues:
 
 @struct.dataclass
 class Context:
-    """What a forward pass may read besides itself: positions that come before all of its own.
-
-    Attributes:
-      cache: their keys and values.
-      mask: Bool [B, P]; False where a position is padding or belongs to a stopped trajectory.
-    """
+    """Earlier positions that a forward pass reads; `mask` is False on padding and after a trajectory's stop."""
 
     cache: KeyValues
     mask: Bool[Array, "B P"]
 
 
-def rms_norm(
-    x: Float[Array, "*batch D"], scale: Float[Array, " D"], epsilon: float
-) -> Float[Array, "*batch D"]:
+def rms_norm(x: Float[Array, "*batch D"], scale: Float[Array, " D"], epsilon: float) -> Float[Array, "*batch D"]:
     """Root-mean-square norm (Zhang & Sennrich 2019, arXiv:1910.07467), computed in float32."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
@@ -126,15 +124,13 @@ class Layers(nnx.Module):
         depth, matrices = config.num_hidden_layers, config.matrices
 
         def norm() -> nnx.Param:
-            return weight(
-                rngs, (depth, config.hidden_size), ("layers", "norm"), constant(1.0), dtype_beside(dtype)
-            )
+            return weight(rngs, (depth, config.hidden_size), ("layers", "norm"), constant(1.0), dtype_beside(dtype))
 
         def declare(name: str) -> nnx.Param:
             matrix = matrices[name]
             shape = (depth, *matrix.inputs, *matrix.outputs)
             axes = ("layers", *matrix.input_axes, *matrix.output_axes)
-            # Both writers into the residual stream start small, so that its scale does not grow with depth.
+            # Both matrices that write to the residual stream start small, so that its scale does not grow with depth.
             writers = 2 * depth if matrix.output_axes == ("embed",) else 1
             spread = normal((math.prod(matrix.inputs) * writers) ** -0.5)
             if not is_quantised(dtype):
@@ -151,7 +147,7 @@ class Layers(nnx.Module):
         self.lora = Adapters(lora, matrices, depth, rngs) if lora else None
 
     def project(self, name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """x through one of the layer's matrices, with its adapter where there is one."""
+        """x through one of the layer's matrices and its adapter, if any."""
         matrix = getattr(self, name)[...]
         result = apply_matrix(x, matrix, len(self.config.matrices[name].inputs))
         if is_quantised(matrix.dtype):
@@ -174,9 +170,7 @@ class Layers(nnx.Module):
             keys = rotate(self.project("key", normed), cosine, sine)
             values = self.project("value", normed)
             queries = constrain(queries, "batch", None, "heads", None)
-            keys, values = (
-                constrain(new.swapaxes(1, 2), "batch", "kv_heads", None, None) for new in (keys, values)
-            )
+            keys, values = (constrain(new.swapaxes(1, 2), "batch", "kv_heads", None, None) for new in (keys, values))
             segments = (*context, Segment(keys, values, visible))
             if self.attention == "plain":
                 mixed = attend(queries, segments)
@@ -195,12 +189,11 @@ class Llama(nnx.Module):
     """Llama without a cache of its own: `hidden, keys_and_values = llama(embeddings, positions, mask, context)`.
 
     Attributes:
-      config: shape.
-      compute_dtype: of activations; weights are stored in `weight_dtype` and cast at use. int8 is for the layers'
-        matrices alone, see `model.quantised`.
+      compute_dtype: of activations; parameters are stored in `weight_dtype` and cast at use. int8 applies only to the
+        layers' matrices, see `model.quantization`.
       remat: recompute each layer in the backward pass instead of keeping its activations.
-      remat_keeps: what is kept nevertheless: `nothing`, or the `products` of activations and weights.
-      lora: adapters of the layers' matrices, in float32; None has none.
+      remat_keeps: kept nevertheless: `nothing`, or the `products` of activations and weights.
+      lora: adapters of the layers' matrices, in float32, or None.
     """
 
     def __init__(
@@ -234,15 +227,13 @@ class Llama(nnx.Module):
 
     @property
     def output_table(self) -> Array:
-        """Float [V, D]: the rows that hidden states are compared with, as stored."""
+        """Float [V, D]: the output head, as stored."""
         return (self.embedding if self.config.tie_word_embeddings else self.head)[...]
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits of (normed) last hidden states, accumulated in float32."""
         table = self.output_table.astype(hidden.dtype)
-        logits = jnp.einsum(
-            "...d,vd->...v", constrain_rows(hidden), table, preferred_element_type=jnp.float32
-        )
+        logits = jnp.einsum("...d,vd->...v", constrain_rows(hidden), table, preferred_element_type=jnp.float32)
         return constrain(logits, *("batch", *(None,) * logits.ndim)[: logits.ndim - 1], "vocab")
 
     def __call__(
@@ -255,21 +246,21 @@ class Llama(nnx.Module):
         """One causal pass over Q new positions.
 
         Args:
-          embeddings: input embeddings, tokens and thoughts alike.
+          embeddings: input embeddings of tokens and thoughts.
           positions: rotary positions, counted over real positions only.
-          mask: False where a position is padding; nobody sees it.
-          context: earlier positions, visible to every query where their mask says so.
+          mask: False on padding, which no query sees.
+          context: earlier positions, visible to every query where their mask is True.
 
         Returns:
-          The last hidden states after the final norm (what COCONUT feeds back and the head reads), and the keys
-          and values of the new positions.
+          The last hidden states after the final norm (fed back by COCONUT, read by the head), and the keys and values
+            of the new positions.
         """
         config = self.config
         frequencies = rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         cosine, sine = rotary_angles(positions, frequencies)
         length = embeddings.shape[1]
         visible = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
-        graph, stacked = nnx.split(self.layers)
+        graphdef, stacked = nnx.split(self.layers)
 
         def layer(x, sliced):
             weights, caches = sliced
@@ -277,7 +268,7 @@ class Llama(nnx.Module):
                 Segment(cache.keys, cache.values, part.mask[:, None])
                 for cache, part in zip(caches, context, strict=True)
             )
-            return nnx.merge(graph, weights)(x, cosine, sine, visible, segments)
+            return nnx.merge(graphdef, weights)(x, cosine, sine, visible, segments)
 
         policies = jax.checkpoint_policies
         kept = policies.dots_with_no_batch_dims_saveable if self.remat_keeps == "products" else None

@@ -1,52 +1,28 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) beside the stacked matrices of a Llama.
 
-A matrix W from some input axes to some output axes becomes W + (alpha / rank) · A B, where A maps the input axes to
-`rank` numbers and B maps these to the output axes. B starts at zero, so an adapted model starts as the model itself.
-W is not trained and may be stored in few bits; A and B are float32.
+A matrix W becomes W + (alpha / rank) · A B, where A maps the input axes of W to `rank` numbers and B maps these to its
+output axes. B starts at zero, so an adapted model starts as the unadapted one. W is not trained and may be quantised; A
+and B are float32.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Float
 
+from longshot_jax.config.model import LoraConfig
 from longshot_jax.errors import UserError
-from longshot_jax.model.weights import apply_matrix, normal, weight, zeros
-
-Target = Literal["query", "key", "value", "output", "gate", "up", "down"]
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Adapters of the Llama; they exist where a stage of the run trains `lora`.
-
-    Attributes:
-      rank: of each adapter.
-      alpha: an adapter's output is multiplied by alpha / rank.
-      targets: which matrices of every layer have one.
-    """
-
-    rank: int = 16
-    alpha: float = 16.0
-    targets: tuple[Target, ...] = ("query", "key", "value", "output", "gate", "up", "down")
-
-    @property
-    def scale(self) -> float:
-        """Factor of A B."""
-        return self.alpha / self.rank
+from longshot_jax.model.parameters import apply_matrix, weight
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """What one matrix of every layer maps to what.
-
-    Attributes:
-      inputs, outputs: sizes of the axes; input_axes, output_axes: their logical names.
-    """
+    """Input and output axes of one matrix of every layer: their sizes and logical names."""
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -55,7 +31,7 @@ class Matrix:
 
     @property
     def most_rank(self) -> int:
-        """The rank of a matrix without any structure."""
+        """The largest possible rank."""
         return min(prod(self.inputs), prod(self.outputs))
 
 
@@ -72,17 +48,12 @@ class Adapters(nnx.Module):
                 ("layers", *matrix.input_axes, "rank"),
                 normal(prod(matrix.inputs) ** -0.5),
             )
-            out = weight(
-                rngs,
-                (depth, config.rank, *matrix.outputs),
-                ("layers", "rank", *matrix.output_axes),
-                zeros(),
-            )
+            out = weight(rngs, (depth, config.rank, *matrix.outputs), ("layers", "rank", *matrix.output_axes), zeros)
             setattr(self, f"{name}_in", into)
             setattr(self, f"{name}_out", out)
 
     def __call__(self, name: str, x: Float[Array, "..."]) -> Float[Array, "..."] | float:
-        """What the adapter of a matrix adds to its product with x; 0 where it has none."""
+        """The adapter's term of the product of x and matrix `name`; 0 without an adapter."""
         if name not in self.config.targets:
             return 0.0
         into, out = getattr(self, f"{name}_in")[...], getattr(self, f"{name}_out")[...]
@@ -90,17 +61,17 @@ class Adapters(nnx.Module):
 
 
 def is_adapter(path: tuple[Any, ...], _: Any) -> bool:
-    """NNX filter of the adapters' weights."""
+    """NNX filter of the adapters' parameters."""
     return "lora" in path
 
 
 def check_rank(config: LoraConfig, matrices: Mapping[str, Matrix]) -> None:
-    """UserError where an adapter would hold no fewer numbers of freedom than its matrix."""
+    """Raises UserError where an adapter's rank exceeds the largest possible rank of its matrix."""
     for name in config.targets:
         if config.rank > matrices[name].most_rank:
             raise UserError(
-                f"config.model.lora.rank {config.rank} is more than the matrix {name!r} has, which is "
-                f"{matrices[name].most_rank}: take fewer, or leave it out of config.model.lora.targets."
+                f"config.model.lora.rank {config.rank} exceeds the largest rank of the matrix {name!r}, "
+                f"{matrices[name].most_rank}: lower it, or remove {name!r} from config.model.lora.targets."
             )
 
 

@@ -12,8 +12,8 @@ class RopeScaling:
     """Llama 3.1/3.2 scaling of the rotary frequencies (`rope_type: llama3` in Hugging Face configs).
 
     Attributes:
-      factor: how much the lowest frequencies are slowed down (8 for Llama 3.1, 32 for Llama 3.2).
-      low_freq_factor: wavelengths above `original_max_position_embeddings / low_freq_factor` are slowed down fully.
+      factor: divides the lowest frequencies (8 for Llama 3.1, 32 for Llama 3.2).
+      low_freq_factor: wavelengths above `original_max_position_embeddings / low_freq_factor` are scaled fully.
       high_freq_factor: wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
       original_max_position_embeddings: context length before scaling, in tokens.
     """
@@ -32,10 +32,8 @@ def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None)
         return frequencies
     wavelengths = 2 * np.pi / frequencies
     context = scaling.original_max_position_embeddings
-    # 1 where the wavelength is short (kept), 0 where it is long (slowed down by the factor), linear between.
-    kept = (context / wavelengths - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
+    # 1 where the wavelength is short (kept), 0 where it is long (divided by the factor), linear between.
+    kept = (context / wavelengths - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = np.clip(kept, 0.0, 1.0)
     return ((1 - kept) * frequencies / scaling.factor + kept * frequencies).astype(np.float32)
 
@@ -51,7 +49,7 @@ def rotary_angles(
 def rotate(
     x: Float[Array, "B Q heads C"], cosine: Float[Array, "B Q half"], sine: Float[Array, "B Q half"]
 ) -> Float[Array, "B Q heads C"]:
-    """Turns each pair (x[i], x[i + C/2]) by its angle: Hugging Face's half-split convention."""
+    """Rotates each pair (x[i], x[i + C/2]) by its angle: Hugging Face's half-split convention."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cosine, sine = cosine[..., None, :], sine[..., None, :]
     turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)

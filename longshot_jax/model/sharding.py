@@ -1,21 +1,29 @@
-"""Which part of which array lies on which device: logical axes of weights -> axes of a mesh.
+"""Sharding: which part of an array lies on which device, by logical axes of parameters and activations.
 
-Every weight names its dimensions when it is declared (`model.weights.weight`); `RULES` says along which mesh axis a
-named dimension is cut. Everything that mirrors a weight (gradients, moments, the reference policy) is cut like it.
-Data of the train state (the memory bank) names its dimensions in `logical_axes` of its class.
-Batches are cut along `data` and `fsdp` jointly, and the compiler derives the rest.
+Parameters name their dimensions where they are declared (`model.parameters.weight`), and `RULES` maps these names to
+mesh axes. Everything that mirrors a parameter (gradients, moments, the reference policy) is sharded like it. Data of
+the train state (the memory bank) names its dimensions in `logical_axes` of its class. Batches are sharded along `data`
+and `fsdp` jointly.
+
+Without constraints the compiler follows the parameters: it shards activations along the hidden dimension, gives every
+device the whole batch and sums over devices after every product. The model therefore constrains its activations: rows
+to the devices that share the batch, heads and widths to `tensor`. The mesh is known only while a function is traced
+(`on_mesh`); without a mesh nothing is constrained.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from longshot_jax.config import MeshConfig
+from longshot_jax.config.model import MeshConfig
 from longshot_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -36,12 +44,25 @@ RULES: Mapping[str, str | None] = {
     "rank": None,
 }
 
+# Name of a dimension of an activation -> mesh axes. Dimensions without a name are whole on every device.
+ACTIVATION_RULES: Mapping[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_mesh: ContextVar[Mesh | AbstractMesh | None] = ContextVar("mesh", default=None)
+
 
 def make_mesh(config: MeshConfig) -> Mesh:
     """The mesh of a run, over the first data x fsdp x tensor devices of all processes.
 
     Raises:
-      UserError: a size below 1, more devices than there are, or, in a run of several processes, not all of them.
+      UserError: a size is below 1, there are too few devices, or a run of several processes leaves devices unused.
     """
     sizes = {axis: getattr(config, axis) for axis in AXES}
     wanted, devices = math.prod(sizes.values()), jax.devices()
@@ -59,13 +80,11 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"config.mesh asks for {shown} = {wanted} devices, but the processes of this run have {len(devices)}: "
             "a run of several processes uses all of its devices."
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:wanted]
-    )
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:wanted])
 
 
 def _nearest(sizes: dict[str, int], available: int) -> dict[str, int]:
-    """The sizes with as many as possible kept: the axis cut least painfully goes first (copies, then parts)."""
+    """The sizes reduced until they fit the available devices, in the order of `AXES`: `data` first."""
     sizes = dict(sizes)
     for axis in AXES:
         others = math.prod(sizes.values()) // sizes[axis]
@@ -80,11 +99,11 @@ def partition_spec(
     rules: Mapping[str, str | None] = RULES,
     name: str = "a weight",
 ) -> PartitionSpec:
-    """How one weight is cut.
+    """How one parameter is sharded.
 
     Raises:
       UserError: two dimensions would lie along one mesh axis, or a mesh axis does not divide its dimension.
-      KeyError: a logical axis without a rule.
+      KeyError: a logical axis has no rule.
     """
     parts: list[str | None] = []
     for size, logical in zip(shape, logical_axes, strict=True):
@@ -108,26 +127,16 @@ def partition_spec(
 
 
 def shardings(abstract: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, str | None] = RULES) -> Any:
-    """A sharding for every leaf of a state: weights, what mirrors them and data by their axes, all else as copies.
+    """A sharding for every leaf of a state: parameters, their mirrors and data by logical axes, all else replicated.
 
-    A dimension of data that its mesh axis does not divide stays whole; of a weight this is an error.
-
-    Args:
-      abstract: any pytree; NNX variables in it carry `logical_axes`.
-      mesh: of `make_mesh`.
-      rules: logical axis -> mesh axis.
-
-    Raises:
-      UserError: see `partition_spec`.
+    NNX variables in `abstract` carry `logical_axes`. A dimension of data that its mesh axis does not divide stays
+    whole; for a parameter this is an error, as in `partition_spec`.
     """
     whole = replicated(mesh)
 
     def named(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
         cuts = [rules[axis] if axis else None for axis in axes]
-        even = [
-            cut if cut and size % mesh.shape[cut] == 0 else None
-            for size, cut in zip(shape, cuts, strict=True)
-        ]
+        even = [cut if cut and size % mesh.shape[cut] == 0 else None for size, cut in zip(shape, cuts, strict=True)]
         return NamedSharding(mesh, PartitionSpec(*even))
 
     def place(path: Any, node: Any) -> Any:
@@ -150,11 +159,9 @@ def shardings(abstract: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, str 
     return jax.tree_util.tree_map_with_path(place, abstract, is_leaf=has_axes)
 
 
-def placed(abstract: Any, places: Any) -> Any:
-    """Shapes and dtypes with their shardings: what a function is compiled for, and what a checkpoint is read into."""
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places
-    )
+def with_sharding(abstract: Any, placement: Any) -> Any:
+    """Shapes and dtypes with shardings, to compile a function for or to read a checkpoint into."""
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, placement)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -163,7 +170,7 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis cut over all devices that share the batch."""
+    """The leading axis sharded over all devices that share the batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -173,9 +180,9 @@ def batch_parts(mesh: Mesh | AbstractMesh) -> int:
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays of a whole batch onto the mesh: cut along their leading axis, scalars as copies.
+    """Host arrays of a whole batch on the mesh, sharded along their leading axis; scalars are replicated.
 
-    Every process gives the same whole batch and keeps the rows of its own devices.
+    Every process passes the same whole batch and keeps the rows of its own devices.
     """
     rows, whole = batch_sharding(mesh), replicated(mesh)
 
@@ -190,13 +197,13 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """A tree of arrays as NumPy on this host, whole, in one transfer."""
+    """A tree of arrays as whole NumPy arrays on this host; every process must call it with the same tree."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
 
     def whole(leaf: Any) -> Any:
-        # Only what other processes hold has to travel; every process comes here with the same tree.
+        # Only arrays that this process does not hold are transferred.
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             return multihost_utils.process_allgather(leaf, tiled=True)
         return np.asarray(leaf)
@@ -212,3 +219,55 @@ def check_divides(count: int, key: str, mesh: Mesh | AbstractMesh) -> None:
             f"{key} {count} is not a multiple of the {parts} parts that config.mesh cuts a batch into "
             f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}): {-(-count // parts) * parts} would be."
         )
+
+
+@contextmanager
+def activations_on(mesh: Mesh | AbstractMesh | None) -> Iterator[None]:
+    """Constrains the activations of functions traced inside to the mesh."""
+    token = _mesh.set(mesh)
+    try:
+        yield
+    finally:
+        _mesh.reset(token)
+
+
+def on_mesh(mesh: Mesh | AbstractMesh | None, function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function with its activations constrained to the mesh, to be jitted."""
+
+    @wraps(function)
+    def pinned(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with activations_on(mesh):
+            return function(*args, **kwargs)
+
+    return pinned
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Constrains the sharding of an activation, with one name or None per dimension; values are unchanged.
+
+    A dimension that its axes do not divide stays whole: a batch of one question, or two heads on four devices.
+    """
+    mesh = _mesh.get()
+    if mesh is None or mesh.size == 1:
+        return x
+    parts = []
+    for size, name in zip(x.shape, names, strict=True):
+        axes = () if name is None else ACTIVATION_RULES[name]
+        parts.append(axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*parts)))
+
+
+def constrain_cache(x: jax.Array) -> jax.Array:
+    """Constrains keys or values that trajectories add to a cache, [L, B, N, K, P, C]."""
+    return constrain(x, None, "batch", None, "kv_heads", None, None)
+
+
+def constrain_rows(tree: _R, axis: int = 0) -> _R:
+    """Shards dimension `axis` of a tree's arrays over the devices that share the batch; smaller arrays stay."""
+
+    def rows(x: jax.Array) -> jax.Array:
+        if x.ndim <= axis:
+            return x
+        return constrain(x, *(None,) * axis, "batch", *(None,) * (x.ndim - axis - 1))
+
+    return jax.tree.map(rows, tree)

@@ -1,23 +1,19 @@
-"""A Llama's weights from one form of storage to another: adapters merged, 8 bits widened, another dtype."""
+"""A Llama's parameters in another form of storage: adapters merged, 8 bits widened, another dtype."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from longshot_jax.model.lora import LoraConfig, merged_matrix
-from longshot_jax.model.quantised import is_quantised, quantise, widen
+from longshot_jax.config.model import LoraConfig
+from longshot_jax.model.lora import merged_matrix
+from longshot_jax.model.quantization import is_quantised, quantise, widen
 
 
 def plain_weights(state: nnx.State, lora: LoraConfig | None, dtype: DTypeLike = jnp.float32) -> nnx.State:
-    """The weights that a Llama without adapters, in floating point, needs to compute the same.
+    """The floating-point parameters of the equivalent Llama without adapters.
 
-    Args:
-      state: of a `Llama` with adapters of `lora`, or without any where that is None.
-      lora: its adapters, which are merged in float32.
-      dtype: of the result.
-
-    Returns:
-      The state of `Llama(config, weight_dtype=dtype)`.
+    `state` is that of a `Llama` with adapters of `lora`, which are merged in float32, or without adapters if `lora` is
+    None. Returns the state of `Llama(config, weight_dtype=dtype)`.
     """
     stored = dict(iter(nnx.to_flat_state(state)))
     plain = {}
@@ -34,19 +30,15 @@ def plain_weights(state: nnx.State, lora: LoraConfig | None, dtype: DTypeLike = 
     return nnx.from_flat_state(plain)
 
 
-def joined(**parts: nnx.State) -> nnx.State:
+def merge_states(**parts: nnx.State) -> nnx.State:
     """One state of the states of several submodules, by name."""
     return nnx.from_flat_state(
-        {
-            (name, *path): variable
-            for name, part in parts.items()
-            for path, variable in nnx.to_flat_state(part)
-        }
+        {(name, *path): variable for name, part in parts.items() for path, variable in nnx.to_flat_state(part)}
     )
 
 
-def like(state: nnx.State, abstract: nnx.State) -> nnx.State:
-    """The weights of a plain Llama as `abstract` stores them; adapters in `abstract` are left out."""
+def cast_like(state: nnx.State, abstract: nnx.State) -> nnx.State:
+    """The parameters of a plain Llama as `abstract` stores them, without the adapters of `abstract`."""
     wanted = dict(iter(nnx.to_flat_state(abstract)))
     stored = {}
     for path, variable in nnx.to_flat_state(state):

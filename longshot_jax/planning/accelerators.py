@@ -1,4 +1,4 @@
-"""What accelerators offer, as their makers publish it."""
+"""Published memory, speed and bandwidth of accelerators."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,10 @@ class Accelerator:
     """One device.
 
     Attributes:
-      memory: bytes, counted as the name counts them (80 GB are 80e9 bytes): the driver's own share is then about
-        covered by the difference to what the chip really has.
-      flops: dense bfloat16 matrix products with float32 sums, FLOP/s.
-      bandwidth: of its memory, bytes/s.
-      source: where the figures stand.
+      memory: bytes by name (80 GB are 80e9 bytes); the real memory is larger, which about covers what the driver takes.
+      flops: FLOP/s of dense bfloat16 matrix products with float32 sums.
+      bandwidth: memory bandwidth, bytes/s.
+      source: publication of the figures.
     """
 
     memory: float
@@ -23,7 +22,7 @@ class Accelerator:
     source: str
 
 
-# Figures "with sparsity" in these tables are halved here: the products of this project are dense.
+# Published figures "with sparsity" are halved, because all products here are dense.
 ACCELERATORS = {
     "a100-40g": Accelerator(40e9, 312e12, 1.555e12, "NVIDIA A100 Tensor Core GPU datasheet, A100 40GB"),
     "a100-80g": Accelerator(80e9, 312e12, 2.039e12, "NVIDIA A100 Tensor Core GPU datasheet, A100 80GB SXM"),
@@ -36,7 +35,7 @@ ACCELERATORS = {
 
 
 def accelerator_named(name: str) -> Accelerator:
-    """The accelerator of that name; a UserError names those there are."""
+    """The accelerator called `name`; a UserError lists the known ones."""
     if name not in ACCELERATORS:
         raise UserError(f"--accelerator {name!r} is not known: take one of {', '.join(ACCELERATORS)}.")
     return ACCELERATORS[name]

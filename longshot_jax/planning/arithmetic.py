@@ -1,10 +1,9 @@
 """FLOPs and memory traffic of a traced function, counted from its jaxpr.
 
-XLA's own `cost_analysis` counts the body of a loop once, whatever its length, and this project is made of loops:
-over layers, thoughts, answer tokens, minibatches. Here every matrix product is counted as often as it runs.
-
-Only matrix products are counted. They read their operands and write their result once; everything between them is
-taken to be fused into them. That is a lower bound of the traffic, as it should be for a roofline.
+XLA's `cost_analysis` counts the body of a loop once, whatever its length. Here a product in a loop (over layers,
+thoughts, answer tokens, minibatches) counts once per iteration. Only matrix products are counted: each reads its
+operands and writes its result once, and all other operations are assumed to be fused into them. This is a lower bound,
+as a roofline requires.
 """
 
 from collections.abc import Iterator
@@ -18,12 +17,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product that runs `times` times.
+    """A matrix product. `flops` (multiplications and additions) and `bytes` (read and written) are of one execution.
 
-    Attributes:
-      flops: of one run, a multiplication and an addition being two.
-      bytes: read and written by one run.
-      times: how often it runs.
+    `times` is the number of executions.
     """
 
     flops: float
@@ -33,22 +29,20 @@ class Product:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """All matrix products of a function."""
+    """All matrix products of a function, with their total FLOPs and bytes."""
 
     products: tuple[Product, ...]
 
     @property
     def flops(self) -> float:
-        """In all."""
         return sum(product.flops * product.times for product in self.products)
 
     @property
     def bytes(self) -> float:
-        """Read and written in all."""
         return sum(product.bytes * product.times for product in self.products)
 
     def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
-        """Roofline time: each product takes as long as its arithmetic or its traffic, whichever is longer."""
+        """Roofline time: each product takes the time of its arithmetic or of its traffic, whichever is longer."""
         return sum(
             product.times * max(product.flops / flops_per_second, product.bytes / bytes_per_second)
             for product in self.products
@@ -56,12 +50,9 @@ class Arithmetic:
 
 
 def count(function: Any, *args: Any, loop_trips: int = 1) -> Arithmetic:
-    """The products of `function(*args)`; args may be shapes.
+    """The products of `function(*args)`; `args` may be shapes.
 
-    Args:
-      function: traceable.
-      args: of it.
-      loop_trips: how often a loop whose length depends on data runs: here, the tokens of the longest answer.
+    `loop_trips` is the assumed length of a loop whose length depends on data, such as the tokens of the longest answer.
     """
     return Arithmetic(tuple(_products(jax.make_jaxpr(function)(*args).jaxpr, 1.0, loop_trips)))
 
@@ -93,7 +84,7 @@ def _product(equation: Any, times: float) -> Product:
 
 
 def _inside(parameters: dict[str, Any]) -> Iterator[Jaxpr]:
-    """The functions that an operation calls once: jit, checkpoint, custom derivatives."""
+    """The functions that an equation calls once: jit, checkpoint, custom derivatives."""
     for name, value in parameters.items():
         if name in ("fwd_jaxpr_thunk", "bwd"):
             continue

@@ -1,25 +1,24 @@
-"""Decode an answer from every trajectory's thoughts, all rows at once, until every row has ended."""
+"""Decode an answer after each trajectory's thoughts, all rows at once, until every row has ended."""
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from longshot_jax.model.activations import constrain_cache
+from longshot_jax.model.chunked_logits import chunks_of, token_statistics
 from longshot_jax.model.llama import Context, KeyValues
-from longshot_jax.model.vocabulary import chunks_of, token_statistics
+from longshot_jax.model.sharding import constrain_cache
 from longshot_jax.thoughts.densities import categorical_entropy, categorical_log_prob
-from longshot_jax.thoughts.navigator import Reasoner
+from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.think import EncodedPrompt, Thoughts, extend
 
 
 @struct.dataclass
 class TokenScores:
-    """What the policy says of answer tokens; zero where there is none.
+    """Scores of answer tokens under the policy; zero at positions without a token.
 
     Attributes:
-      log_probs: Float [B, N, A], under the temperature that sampled.
-      entropies: Float [B, N, A], in nats.
+      log_probs, entropies: Float [B, N, A], in nats, under the sampling temperature.
       values: Float [B, N, A], expected return before each token.
       is_top: Bool [B, N, A], whether the token is the most probable one.
     """
@@ -32,13 +31,13 @@ class TokenScores:
 
 @struct.dataclass
 class Answers:
-    """Decoded tokens.
+    """Decoded answers.
 
     Attributes:
-      tokens: Int [B, N, A]; the end token is the last real one.
+      tokens: Int [B, N, A], the end token is the last real one.
       mask: Bool [B, N, A], True up to and including the end token.
       ended: Bool [B, N], whether the end token was produced within A tokens.
-      scores: of every token.
+      scores: scores of all tokens.
     """
 
     tokens: Array
@@ -54,17 +53,14 @@ def score_tokens(
     mask: Bool[Array, "*batch"],
     temperature: Float[Array, ""],
 ) -> TokenScores:
-    """Log-probs, entropies and values of tokens, from the hidden states that predict them.
-
-    Where the logits of all of them would be large, they are computed in chunks of the vocabulary and never held.
-    """
-    chunks = chunks_of(tokens.size, reasoner.llama.config.vocab_size)
+    """Scores of tokens from the hidden states that predict them; large logits are computed in vocabulary chunks."""
+    chunks = chunks_of(tokens.size, reasoner.backbone.config.vocab_size)
     if chunks == 1:
-        logits = reasoner.llama.logits(hidden) / temperature
+        logits = reasoner.backbone.logits(hidden) / temperature
         log_probs, entropies = categorical_log_prob(logits, tokens), categorical_entropy(logits)
         best = jnp.argmax(logits, axis=-1)
     else:
-        rows, table = hidden.reshape(-1, hidden.shape[-1]), reasoner.llama.output_table
+        rows, table = hidden.reshape(-1, hidden.shape[-1]), reasoner.backbone.output_table
         found = token_statistics(rows, table, tokens.reshape(-1), temperature, chunks)
         log_probs, entropies, best = (x.reshape(tokens.shape) for x in found)
     return TokenScores(
@@ -84,31 +80,29 @@ def decode_answers(
     length: int,
     temperature: Float[Array, ""],
     keys: Key[Array, "B N"] | None,
-    exists: Bool[Array, "B N"] | None = None,
+    active: Bool[Array, "B N"] | None = None,
 ) -> Answers:
-    """Samples (or, without keys, picks greedily) up to `length` tokens after each trajectory's last thought.
+    """Decodes up to `length` tokens after each trajectory's last thought: sampled, or greedy where `keys` is None.
 
     Args:
-      reasoner: the policy.
-      prompt: encoded questions.
-      thoughts: whose context the answer attends to.
-      opening: forced tokens between the thoughts and the answer, such as `<|end-latent|>`; not actions.
+      thoughts: the answer attends to their context.
+      opening: forced tokens between thoughts and answer, such as `<|end-latent|>`; not actions.
       end_token: ends an answer.
       length: A, including the end token.
-      temperature: divides the logits; log-probs and entropies are under it too (in greedy decoding as well).
-      keys: one per trajectory, so that a row's tokens do not depend on the batch around it.
-      exists: trajectories that answer; by default all.
+      temperature: divides the logits, also of the scores and in greedy decoding.
+      keys: one per trajectory, so a row's tokens do not depend on the rest of the batch.
+      active: trajectories that answer; None is all.
     """
-    shape = thoughts.counts.shape
-    config, llama = reasoner.llama.config, reasoner.llama
+    shape = thoughts.num_thoughts.shape
+    config, backbone = reasoner.backbone.config, reasoner.backbone
     capacity = len(opening) + length
     cache_shape = (config.num_hidden_layers, *shape, config.num_key_value_heads, capacity, config.head_dim)
-    start = prompt.lengths[:, None] + thoughts.counts
+    start = prompt.lengths[:, None] + thoughts.num_thoughts
 
     def append(tokens, slot, alive, cache, seen):
-        """One more input token per row: returns the next hidden state and the grown cache."""
+        """Feeds one token per row; returns the next hidden state, the grown cache and its mask."""
         own = (thoughts.context, Context(cache, seen))
-        embeddings = llama.embed(tokens)[:, :, None]
+        embeddings = backbone.embed(tokens)[:, :, None]
         hidden, new = extend(reasoner, embeddings, (start + slot)[..., None], alive[..., None], prompt, own)
         cache = KeyValues(
             jax.lax.dynamic_update_slice_in_dim(cache.keys, new.keys, slot, axis=4),
@@ -116,7 +110,7 @@ def decode_answers(
         )
         return hidden[:, :, 0], cache, jax.lax.dynamic_update_slice_in_dim(seen, alive[..., None], slot, 2)
 
-    empty = constrain_cache(jnp.zeros(cache_shape, llama.compute_dtype))
+    empty = constrain_cache(jnp.zeros(cache_shape, backbone.compute_dtype))
     cache, seen = KeyValues(empty, empty), jnp.zeros((*shape, capacity), bool)
     hidden, everyone = thoughts.last_hidden, jnp.ones(shape, bool)
     for slot, token in enumerate(opening):
@@ -134,7 +128,7 @@ def decode_answers(
 
     def next_token(carry):
         index, hidden, cache, seen, alive, answers = carry
-        token = choose(llama.logits(hidden) / temperature, index)
+        token = choose(backbone.logits(hidden) / temperature, index)
         token = jnp.where(alive, token, end_token).astype(jnp.int32)
         scores = score_tokens(reasoner, hidden, token, alive, temperature)
 
@@ -158,12 +152,27 @@ def decode_answers(
         ended=jnp.zeros(shape, bool),
         scores=TokenScores(blank, blank, blank, jnp.zeros((*shape, length), bool)),
     )
-    alive = everyone if exists is None else exists
+    alive = everyone if active is None else active
     *_, answers = jax.lax.while_loop(unfinished, next_token, (0, hidden, cache, seen, alive, answers))
     return answers
 
 
 def answer_inputs(opening: tuple[int, ...], tokens: Int[Array, "B N A"]) -> Int[Array, "B N I"]:
-    """The input tokens that predict an answer: the opening, then all answer tokens but the last."""
+    """Input tokens that predict an answer: the opening, then all answer tokens but the last."""
     forced = jnp.broadcast_to(jnp.asarray(opening, tokens.dtype), (*tokens.shape[:2], len(opening)))
     return jnp.concatenate([forced, tokens[..., :-1]], axis=-1)
+
+
+def continuation_hidden(
+    reasoner: Reasoner,
+    prompt: EncodedPrompt,
+    thoughts: Thoughts,
+    inputs: Int[Array, "B N I"],
+    input_mask: Bool[Array, "B N I"],
+) -> Float[Array, "B N I D"]:
+    """Teacher-forced hidden states of tokens that follow the thoughts."""
+    start = (prompt.lengths[:, None] + thoughts.num_thoughts)[..., None]
+    positions = start + jnp.maximum(jnp.cumsum(input_mask, axis=-1) - 1, 0)
+    embeddings = reasoner.backbone.embed(inputs)
+    hidden, _ = extend(reasoner, embeddings, positions, input_mask, prompt, (thoughts.context,))
+    return hidden

@@ -1,29 +1,34 @@
-"""From N trajectories to one: choosing among finished answers, and averaging while thinking.
+"""One answer from N trajectories: choose a finished one, or decode one more that attends to all thoughts.
 
-`vote`, `weighted` and `best` choose a finished trajectory on the host, for inference and evaluation. Each returns
-the index of a trajectory, so that its text, thoughts and value can be shown. `mean_of_trajectories` and `majority`
-fuse inside a step: the same thought for all, the same stop for all.
+`vote`, `weighted` and `best` run on the host and return the index of a finished trajectory, so its text, thoughts and
+value can be shown. `join_trajectories` concatenates the keys and values of all thoughts into one context without
+recomputing them. Thoughts keep their rotary positions, so thoughts of one step share a position. N identical
+trajectories are not equivalent to one: thoughts get N times the attention before normalisation. This alone can change
+an answer, so an evaluation also reports the fusion of N identical copies.
 
-Shapes: B questions, N trajectories per question, X size of a thought.
+Shapes: B questions, N trajectories per question.
 """
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+
+from longshot_jax.model.llama import Context, KeyValues
+from longshot_jax.thoughts.think import Thoughts
 
 AnswerKey = Callable[[str], Hashable | None]
 Values = Sequence[float] | Float[np.ndarray, " N"]
 
 
 def _groups(answers: Sequence[str], values: Values, key: AnswerKey) -> list[list[int]]:
-    """Indices of the trajectories by normalised answer, unparsed answers left out unless there are no others."""
+    """Indices of the trajectories by normalised answer; unparsed answers are omitted unless there are no others."""
     if len(answers) == 0 or len(answers) != len(values):
-        raise ValueError(
-            f"{len(answers)} answers with {len(values)} values: one value per answer, at least one"
-        )
+        raise ValueError(f"{len(answers)} answers with {len(values)} values: one value per answer, at least one")
     groups: dict[Hashable, list[int]] = {}
     for index, answer in enumerate(answers):
         groups.setdefault(key(answer), []).append(index)
@@ -37,11 +42,11 @@ def _worths(values: Values) -> list[float]:
 
 
 def vote(answers: Sequence[str], values: Values, key: AnswerKey) -> int:
-    """Index of the best trajectory among those with the most frequent answer; ties by the summed value.
+    """Index of the best trajectory among those with the most frequent answer; ties are broken by the summed value.
 
-    Answers are the same where ``key`` maps them to the same thing; ``key`` returns None for an answer that cannot
-    be parsed, which wins only where none can. Among equals the earlier trajectory wins. A value that is not
-    finite counts as the lowest. Raises ValueError without answers, or with another number of values.
+    Answers are equal where `key` maps them to the same object. `key` returns None for an answer that cannot be parsed,
+    which wins only if none can. Remaining ties go to the earlier trajectory. A non-finite value counts as the lowest.
+    Raises ValueError without answers, or if the numbers of answers and values differ.
     """
     groups = _groups(answers, values, key)
     worths = _worths(values)
@@ -51,14 +56,12 @@ def vote(answers: Sequence[str], values: Values, key: AnswerKey) -> int:
 
 
 def weighted(answers: Sequence[str], values: Values, key: AnswerKey) -> int:
-    """Index of the best trajectory among those whose answer has the largest weight; ``key`` as for `vote`.
-
-    A trajectory weighs exp(value): values are predicted rewards and may be negative, and one more vote must never
-    count against an answer. Adding a constant to all values changes nothing.
-    """
+    """Index of the best trajectory among those whose answer has the largest sum of exp(value); `key` as for `vote`."""
     groups = _groups(answers, values, key)
     worths = _worths(values)
-    # The largest is taken out so that exp cannot overflow; where no value is finite, all weigh the same.
+    # The exponential, because values are predicted rewards, may be negative, and one more vote must never count against
+    # an answer. Invariant to a constant added to all values, so the largest is subtracted: exp cannot overflow. Where
+    # no value is finite, all weigh the same.
     largest = max(worths)
     weights = [math.exp(worth - largest) if math.isfinite(largest) else 1.0 for worth in worths]
     winners = max(groups, key=lambda group: math.fsum(weights[i] for i in group))
@@ -66,21 +69,29 @@ def weighted(answers: Sequence[str], values: Values, key: AnswerKey) -> int:
 
 
 def best(values: Values) -> int:
-    """Index of the trajectory of highest value; the earlier of equals. NaN and infinities count as the lowest."""
+    """Index of the trajectory of highest value, the earlier on a tie. NaN and infinities count as the lowest."""
     if len(values) == 0:
         raise ValueError("no values: choosing the best needs at least one trajectory")
     worths = _worths(values)
     return max(range(len(worths)), key=lambda i: worths[i])
 
 
-def mean_of_trajectories(thoughts: Float[Array, "B N X"], mask: Bool[Array, "B N"]) -> Float[Array, "B X"]:
-    """Mean thought of each question's live trajectories (zeros where none is live), summed in float32."""
-    live = jnp.sum(mask, axis=1, dtype=jnp.float32)
-    dtype = jnp.promote_types(thoughts.dtype, jnp.float32)
-    total = jnp.sum(thoughts, axis=1, where=mask[..., None], dtype=dtype)
-    return (total / jnp.maximum(live, 1.0)[:, None]).astype(thoughts.dtype)
+def join_trajectories(thoughts: Thoughts) -> Thoughts:
+    """One trajectory [B, 1] for N: the first with most thoughts, with a context of the N · T thought slots of all.
 
+    The answer starts at its position; its hidden state predicts the first token where no opening is forced.
+    """
+    longest = jnp.argmax(thoughts.num_thoughts, axis=1)
 
-def majority(votes: Bool[Array, "B N"], mask: Bool[Array, "B N"]) -> Bool[Array, " B"]:
-    """Whether more than half of a question's live trajectories vote yes; a tie is a no."""
-    return 2 * jnp.sum(votes & mask, axis=1) > jnp.sum(mask, axis=1)
+    def of_longest(array: Array) -> Array:
+        return jnp.take_along_axis(array, longest.reshape(-1, *(1,) * (array.ndim - 1)), axis=1)
+
+    def side_by_side(array: Array) -> Array:
+        """Keys or values [L, B, N, K, T, C] as [L, B, 1, K, N · T, C]."""
+        depth, batch, many, groups, steps, size = array.shape
+        return array.swapaxes(2, 3).reshape(depth, batch, 1, groups, many * steps, size)
+
+    one = jax.tree.map(of_longest, replace(thoughts, context=None))
+    cache = thoughts.context.cache
+    keys_and_values = KeyValues(side_by_side(cache.keys), side_by_side(cache.values))
+    return replace(one, context=Context(keys_and_values, thoughts.context.mask.reshape(len(longest), 1, -1)))

@@ -1,49 +1,186 @@
-"""Rollout: questions in, N reasoned and decoded trajectories each out, with everything needed to score them."""
+"""Rollout: sample N trajectories of thoughts and an answer per question, with the scores of every action.
 
-from dataclasses import replace
+Shapes: B questions, N trajectories, T thoughts, A answer tokens, X size of an action, D hidden size.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from longshot_jax.thoughts.answer import decode_answers
-from longshot_jax.thoughts.complexity import draw_number, existing, score_number
-from longshot_jax.thoughts.coupling import Coupling, coupled
-from longshot_jax.thoughts.memory import MemoryBank
-from longshot_jax.thoughts.navigator import Reasoner, action_size
-from longshot_jax.thoughts.rescore import Rollout, Scores, score_thoughts
-from longshot_jax.thoughts.think import StopRule, encode, think
+from longshot_jax.config import RunConfig
+from longshot_jax.config.thoughts import Coupling
+from longshot_jax.thoughts.answer import TokenScores, decode_answers
+from longshot_jax.thoughts.densities import bernoulli_entropy, bernoulli_log_prob, gaussian_log_prob
+from longshot_jax.thoughts.noise import coupled
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank
+from longshot_jax.thoughts.reasoner import Reasoner
+from longshot_jax.thoughts.stopping import Lengths, StopRule, position_mask
+from longshot_jax.thoughts.think import encode, think
+from longshot_jax.thoughts.trajectory_count import CountScores, active_trajectories, draw_count, score_count
+
+
+@dataclass(frozen=True)
+class RolloutShape:
+    """Static arguments of a compiled rollout.
+
+    Attributes:
+      num_trajectories, max_thoughts, answer_length: N, T and A (the end token included).
+      opening: forced tokens between thoughts and answer.
+      end_token: ends an answer.
+      scaling: reduction of a thought's log-prob, see `densities.gaussian_log_prob`.
+      ensemble: feed all trajectories their mean thought.
+      coupling: joint distribution of the noise of a question's trajectories, see `thoughts.noise`.
+      adaptive: the count head chooses how many of the N trajectories exist.
+    """
+
+    num_trajectories: int
+    max_thoughts: int
+    answer_length: int
+    opening: tuple[int, ...]
+    end_token: int
+    scaling: Literal["summed", "averaged", "scaled"] = "summed"
+    ensemble: bool = False
+    coupling: Coupling = "independent"
+    adaptive: bool = False
+
+    @classmethod
+    def of_ppo(cls, run: RunConfig, opening: tuple[int, ...], end_token: int) -> "RolloutShape":
+        """The shape of the rollouts of a run's PPO."""
+        ppo = run.ppo
+        return cls(
+            ppo.num_trajectories,
+            ppo.max_thoughts,
+            run.sampled_length,
+            opening,
+            end_token,
+            ppo.log_prob_scaling,
+            ppo.ensemble,
+            ppo.coupling,
+            run.thoughts.max_trajectories > 0,
+        )
 
 
 @struct.dataclass
 class Temperatures:
-    """How much a rollout explores.
+    """Exploration of a rollout, Float []: `thought_std` in units of the action; `stop` and `token` divide logits."""
 
-    Attributes:
-      std: Float [], standard deviation of thoughts, in units of the action.
-      stop: Float [], divides stop logits.
-      token: Float [], divides token logits.
-    """
-
-    std: Array
+    thought_std: Array
     stop: Array
     token: Array
 
 
+def make_temperatures(thought_std: float = 0.0, stop: float = 1.0, token: float = 1.0) -> Temperatures:
+    """Temperatures as float32 scalars."""
+    return Temperatures(*(jnp.asarray(value, jnp.float32) for value in (thought_std, stop, token)))
+
+
 @struct.dataclass
-class Lengths:
-    """How many thoughts and trajectories there may be.
+class Rollout:
+    """All actions of a rollout and the temperatures that sampled them, which suffices for rescoring.
 
     Attributes:
-      min_steps, max_steps: bounds on the thoughts of each trajectory; Int [B, N] or broadcastable. Equal bounds force.
-      trajectories: forced numbers of trajectories, Int [B], 0 leaves the choice to the complexity head; None leaves
-        all. Read only where that head chooses.
+      prompt: Int [B, S], padded on the left; prompt_mask: Bool [B, S].
+      actions: Float [B, N, T, X]; noise: Float [B, N, T, X], standard normal; embeddings: Float [B, N, T, D].
+      thought_mask: Bool [B, N, T]; stops, is_action: Bool [B, N, T + 1]; num_thoughts: Int [B, N].
+      tokens: Int [B, N, A]; token_mask: Bool [B, N, A]; ended: Bool [B, N].
+      thought_std, stop_temperature, token_temperature: Float [], of the sampling policy.
+      node_values: Float [B, N, T], read by later thoughts with the actions; None where thoughts read no history.
+      num_trajectories: Int [B]; count_is_action: Bool [B], whether that number was an action; active: Bool [B, N], the
+        trajectories that exist. None where every question has all N.
     """
 
-    min_steps: Array
-    max_steps: Array
-    trajectories: Array | None = None
+    prompt: Array
+    prompt_mask: Array
+    actions: Array
+    noise: Array
+    embeddings: Array
+    thought_mask: Array
+    stops: Array
+    is_action: Array
+    num_thoughts: Array
+    tokens: Array
+    token_mask: Array
+    ended: Array
+    thought_std: Array
+    stop_temperature: Array
+    token_temperature: Array
+    node_values: Array | None = None
+    num_trajectories: Array | None = None
+    count_is_action: Array | None = None
+    active: Array | None = None
+
+
+@struct.dataclass
+class ThoughtScores:
+    """Scores of a rollout's thoughts and stops; log-probs and entropies are zero where there was no action.
+
+    Attributes:
+      stop, stop_entropy: Float [B, N, T + 1], log-probs and entropies of stop decisions, in nats.
+      stop_logits: Float [B, N, T + 1], divided by the stop temperature.
+      thought: Float [B, N, T], log-probs of thoughts; zeros where thought_std is 0.
+      means: Float [B, N, T, X], means of the thoughts' Gaussians.
+      values: Float [B, N, T + 1], expected return at h_0 ... h_T; zero after the stop.
+    """
+
+    stop: Array
+    stop_logits: Array
+    stop_entropy: Array
+    thought: Array
+    means: Array
+    values: Array
+
+
+@struct.dataclass
+class Scores:
+    """Scores of all actions of a rollout; `count` is None where numbers of trajectories are not actions."""
+
+    thoughts: ThoughtScores
+    tokens: TokenScores
+    count: CountScores | None = None
+
+    @property
+    def values(self) -> Array:
+        """Float [B, N, T + 1 + A]: thought positions, then answer positions."""
+        return jnp.concatenate([self.thoughts.values, self.tokens.values], axis=-1)
+
+
+def reached_positions(rollout: Rollout) -> Bool[Array, "B N Tplus1"]:
+    """Mask of the decision points that each trajectory reached; False for inactive trajectories."""
+    reached = position_mask(rollout.num_thoughts, rollout.thought_mask.shape[-1])
+    return reached if rollout.active is None else reached & rollout.active[..., None]
+
+
+def at_last_thought(values: Float[Array, "B N Tplus1"], num_thoughts: Int[Array, "B N"]) -> Float[Array, "B N"]:
+    """Values at the decision points where the trajectories stopped."""
+    return jnp.take_along_axis(values, num_thoughts[..., None], axis=-1)[..., 0]
+
+
+def score_thoughts(
+    reasoner: Reasoner,
+    rollout: Rollout,
+    hidden: Float[Array, "B N Tplus1 D"],
+    means: Float[Array, "B N T X"],
+    scaling: str,
+) -> ThoughtScores:
+    """Scores of stops and thoughts, from the hidden states that produced them."""
+    navigator = reasoner.navigator
+    stop_logits = navigator.stop_logit(hidden) / rollout.stop_temperature
+    noisy = rollout.thought_std > 0
+    safe_std = jnp.where(noisy, rollout.thought_std, 1.0)
+    thought = gaussian_log_prob(jax.lax.stop_gradient(rollout.actions), means, safe_std, scaling)
+    reached = reached_positions(rollout)
+    return ThoughtScores(
+        stop=jnp.where(rollout.is_action, bernoulli_log_prob(stop_logits, rollout.stops), 0.0),
+        stop_logits=stop_logits,
+        stop_entropy=jnp.where(rollout.is_action, bernoulli_entropy(stop_logits), 0.0),
+        thought=jnp.where(rollout.thought_mask & noisy, thought, 0.0),
+        means=means,
+        values=jnp.where(reached, navigator.value(hidden), 0.0),
+    )
 
 
 def sample_rollout(
@@ -54,79 +191,58 @@ def sample_rollout(
     lengths: Lengths,
     temperatures: Temperatures,
     keys: Key[Array, "B"],
-    *,
-    num_trajectories: int,
-    max_thoughts: int,
-    answer_length: int,
-    opening: tuple[int, ...],
-    end_token: int,
-    scaling: str,
-    together: bool = False,
+    shape: RolloutShape,
     greedy: bool = False,
-    coupling: Coupling = "independent",
-    adaptive: bool = False,
 ) -> tuple[Rollout, Scores]:
-    """Samples N trajectories from every question.
+    """Samples N trajectories per question; returns the rollout and its scores under the sampling policy.
 
     Args:
-      reasoner: the policy.
       prompt: left-padded token ids; prompt_mask: True on real tokens.
       memory: read while thinking, constant.
-      lengths: bounds on the number of thoughts.
-      temperatures: of thoughts, stops and tokens; they are recorded, log-probs are under them.
-      keys: one per question, so that a row does not depend on the batch around it.
-      num_trajectories: N.
-      max_thoughts: T.
-      answer_length: A, including the end token.
-      opening: forced tokens between thoughts and answer.
-      end_token: ends an answer.
-      scaling: of a thought's log-prob.
-      together: the ensemble: all trajectories are fed their mean thought.
-      greedy: no sampling anywhere: thoughts are their means, stops and tokens the likelier.
-      coupling: of the noise of one question's trajectories.
-      adaptive: the complexity head says how many of the N trajectories exist.
-
-    Returns:
-      The rollout and what the policy that sampled it said of its actions.
+      lengths: bounds on the numbers of thoughts and trajectories.
+      temperatures: of thoughts, stops and tokens; recorded, and applied in the log-probs.
+      keys: one per question, so a row does not depend on the rest of the batch.
+      shape: static sizes.
+      greedy: no sampling: thoughts are their means; stops, tokens and counts are the most probable ones.
     """
     encoded = encode(reasoner, prompt, prompt_mask)
 
     def draws(key):
         noise_key, stop_key, token_key = jax.random.split(key, 3)
-        noise = jax.random.normal(noise_key, (max_thoughts, action_size(reasoner)))
-        return noise, jax.random.uniform(stop_key, (max_thoughts + 1,)), token_key
+        noise = jax.random.normal(noise_key, (shape.max_thoughts, reasoner.action_size))
+        return noise, jax.random.uniform(stop_key, (shape.max_thoughts + 1,)), token_key
 
     trajectory_keys = jax.vmap(
-        lambda key: jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_trajectories))
+        lambda key: jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(shape.num_trajectories))
     )(keys)
     noise, uniforms, token_keys = jax.vmap(jax.vmap(draws))(trajectory_keys)
-    noise = coupled(noise, coupling)
-    number = free = exists = None
-    if adaptive:
-        # A fold that no trajectory has.
-        number_keys = None if greedy else jax.vmap(jax.random.fold_in, (0, None))(keys, 2**31 - 1)
-        number, free = draw_number(reasoner.navigator, encoded.hidden, lengths.trajectories, number_keys)
-        exists = existing(number, num_trajectories)
+    noise = coupled(noise, shape.coupling)
+    count = count_is_action = active = None
+    if shape.adaptive:
+        # No trajectory has this index.
+        count_keys = None if greedy else jax.vmap(jax.random.fold_in, (0, None))(keys, 2**31 - 1)
+        count, count_is_action = draw_count(reasoner.navigator, encoded.hidden, lengths.num_trajectories, count_keys)
+        active = active_trajectories(count, shape.num_trajectories)
     if greedy:
-        temperatures = replace(temperatures, std=jnp.zeros_like(temperatures.std))
+        temperatures = replace(temperatures, thought_std=jnp.zeros_like(temperatures.thought_std))
     rule = StopRule(
-        lengths.min_steps,
-        lengths.max_steps,
+        lengths.min_thoughts,
+        lengths.max_thoughts,
         temperatures.stop,
         None if greedy else uniforms,
-        True if exists is None else exists,
+        True if active is None else active,
     )
-    thoughts = think(reasoner, encoded, memory, rule, noise, temperatures.std, None, together)
+    thoughts = think(reasoner, encoded, memory, rule, noise, temperatures.thought_std, ensemble=shape.ensemble)
     answers = decode_answers(
         reasoner,
         encoded,
         thoughts,
-        opening,
-        end_token,
-        answer_length,
+        shape.opening,
+        shape.end_token,
+        shape.answer_length,
         temperatures.token,
         None if greedy else token_keys,
-        exists,
+        active,
     )
     rollout = Rollout(
         prompt=prompt,
@@ -134,24 +250,24 @@ def sample_rollout(
         actions=thoughts.actions,
         noise=noise,
         embeddings=thoughts.embeddings,
-        taken=thoughts.taken,
+        thought_mask=thoughts.thought_mask,
         stops=thoughts.stops,
-        free=thoughts.free,
-        counts=thoughts.counts,
+        is_action=thoughts.is_action,
+        num_thoughts=thoughts.num_thoughts,
         tokens=answers.tokens,
         token_mask=answers.mask,
         ended=answers.ended,
-        std=jnp.asarray(temperatures.std, jnp.float32),
+        thought_std=jnp.asarray(temperatures.thought_std, jnp.float32),
         stop_temperature=jnp.asarray(temperatures.stop, jnp.float32),
         token_temperature=jnp.asarray(temperatures.token, jnp.float32),
         node_values=thoughts.node_values,
-        number=number,
-        number_free=free,
-        exists=exists,
+        num_trajectories=count,
+        count_is_action=count_is_action,
+        active=active,
     )
-    # The scores come from the cached passes that sampled, not from a second one: rescore is tested against them.
-    recorded = score_thoughts(reasoner, rollout, thoughts.hidden, thoughts.means, scaling)
-    number_scores = None
-    if number is not None and free is not None:
-        number_scores = score_number(reasoner.navigator, encoded.hidden, number, free)
-    return rollout, Scores(recorded, answers.scores, number_scores)
+    # The scores come from the cached passes that sampled, so that rescoring can be tested against them.
+    recorded = score_thoughts(reasoner, rollout, thoughts.hidden, thoughts.means, shape.scaling)
+    count_scores = None
+    if count is not None and count_is_action is not None:
+        count_scores = score_count(reasoner.navigator, encoded.hidden, count, count_is_action)
+    return rollout, Scores(recorded, answers.scores, count_scores)

@@ -1,32 +1,34 @@
-"""Think: run thoughts one after the other from an encoded question.
+"""Think: compute thoughts sequentially, from an encoded question.
 
-One `lax.scan` over thoughts; inside it the trajectories of all questions are the rows of one batch. The question's keys and values
-are shared by all trajectories and lie outside the scan's carry, which holds only what thoughts add.
+One `lax.scan` over thoughts; the trajectories of all questions are the rows of one batch. The prompt's keys and values
+are shared by the question's trajectories and lie outside the scan's carry, which holds only what thoughts add.
 
-The same function serves rollouts, evaluation, the differentiated curriculum (where every row has a given number
-of thoughts) and the sequential way of rescoring (where actions or noise are given back).
+`think` serves rollouts, evaluation, the differentiated curriculum (given numbers of thoughts) and sequential rescoring
+(recorded actions or noise).
 """
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from longshot_jax.model.activations import constrain_cache
 from longshot_jax.model.llama import Context, KeyValues
-from longshot_jax.thoughts.fusion import majority, mean_of_trajectories
-from longshot_jax.thoughts.memory import MemoryBank
-from longshot_jax.thoughts.navigator import Reasoner
-from longshot_jax.thoughts.past import empty_past
+from longshot_jax.model.sharding import constrain_cache
+from longshot_jax.thoughts.reads.history import History, empty_history
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank
+from longshot_jax.thoughts.reasoner import Reasoner
+from longshot_jax.thoughts.stopping import StopRule
 
 
 @struct.dataclass
 class EncodedPrompt:
-    """Questions after their one pass through the model; prompts are padded on the left.
+    """Left-padded questions after one pass through the model.
 
     Attributes:
       context: keys, values [L, B, K, S, C] and mask [B, S].
-      lengths: Int [B], real tokens, which is also the rotary position of the first thought.
+      lengths: Int [B], real tokens; also the rotary position of the first thought.
       hidden: Float [B, D], last hidden state of the last prompt token: h_0.
     """
 
@@ -36,69 +38,77 @@ class EncodedPrompt:
 
 
 @struct.dataclass
-class StopRule:
-    """When trajectories may stop; every field is [B, N] or broadcastable.
-
-    A decision is free from `min_steps` on and before `max_steps`; outside it is forced and no action at all.
+class Replay:
+    """Recorded rollout for `think` to repeat.
 
     Attributes:
-      min_steps: Int, thoughts before which there is no decision.
-      max_steps: Int, thoughts after which there is none.
-      temperature: Float [], divides the stop logit.
-      uniforms: Float [B, N, T + 1] in [0, 1); stops where below the stop probability. None is greedy: stops
-        where the probability exceeds one half.
-      exists: Bool, trajectories that are thought at all.
+      actions: Float [B, N, T, X], constants used instead of sampled actions; None replays the noise instead, so
+        gradients flow through the thoughts.
+      node_values: Float [B, N, T], read by later thoughts instead of the critic's current values; None where thoughts
+        read no history.
+      action_gradient: fraction of the gradient with respect to a given action that flows into its mean, without
+        changing values (straight-through: Bengio et al. 2013, arXiv:1308.3432); for the mixture of gradients.
     """
 
-    min_steps: Array
-    max_steps: Array
-    temperature: Array | float = 1.0
-    uniforms: Array | None = None
-    exists: Array | bool = True
+    actions: Array | None = None
+    node_values: Array | None = None
+    action_gradient: float = struct.field(pytree_node=False, default=0.0)
+
+
+@struct.dataclass
+class Teaching:
+    """Changes that a curriculum makes to the thoughts fed back.
+
+    Attributes:
+      embeddings: Float [B, N, T, D], replace the thoughts where `mask`, Bool [B, N, T], is True (scheduled sampling).
+      dropout: Float [B, N, T, D], multiplies the other thoughts.
+    """
+
+    embeddings: Array | None = None
+    mask: Array | None = None
+    dropout: Array | None = None
 
 
 @struct.dataclass
 class Thoughts:
-    """N trajectories of up to T thoughts. Step t holds the decision at h_t and, if it went on, thought a_t.
+    """N trajectories of up to T thoughts. Step t has the decision at h_t and, if the trajectory continued, thought a_t.
 
     Attributes:
-      actions: Float [B, N, T, X], sampled a_t.
-      means: Float [B, N, T, X], of their Gaussians.
-      embeddings: Float [B, N, T, D], what was fed back.
-      taken: Bool [B, N, T], whether thought t was taken.
+      actions, means: Float [B, N, T, X], sampled a_t and the means of their Gaussians.
+      embeddings: Float [B, N, T, D], fed back.
+      thought_mask: Bool [B, N, T], whether thought t was taken; num_thoughts: Int [B, N].
       hidden: Float [B, N, T + 1, D], h_0 ... h_T; constant after the stop.
       stop_logits: Float [B, N, T + 1], divided by the stop temperature.
-      stops: Bool [B, N, T + 1], the decision at h_t (a vote, where trajectories decide together).
-      free: Bool [B, N, T + 1], whether that decision was an action.
-      context: keys, values [L, B, N, K, T, C] of the thoughts and `taken` as their mask.
-      counts: Int [B, N], number of thoughts taken.
-      node_values: Float [B, N, T], the critic's value at the state that made each thought, as later thoughts read it
-        with the action; None where no thought reads actions.
+      stops: Bool [B, N, T + 1], the decision at h_t (a vote in an ensemble).
+      is_action: Bool [B, N, T + 1], whether that decision was an action rather than forced.
+      context: keys, values [L, B, N, K, T, C] of the thoughts, with `thought_mask` as their mask.
+      node_values: Float [B, N, T], the critic's value of the state that made each thought, read by later thoughts with
+        the action; None where thoughts read no history.
     """
 
     actions: Array
     means: Array
     embeddings: Array
-    taken: Array
+    thought_mask: Array
     hidden: Array
     stop_logits: Array
     stops: Array
-    free: Array
+    is_action: Array
     context: Context
-    counts: Array
+    num_thoughts: Array
     node_values: Array | None = None
 
     @property
     def last_hidden(self) -> Array:
-        """Float [B, N, D]: the state after the last thought taken (h_0 if there was none)."""
-        return jnp.take_along_axis(self.hidden, self.counts[..., None, None], axis=2)[:, :, 0]
+        """Float [B, N, D]: the state after the last thought (h_0 if there was none)."""
+        return jnp.take_along_axis(self.hidden, self.num_thoughts[..., None, None], axis=2)[:, :, 0]
 
 
 def encode(reasoner: Reasoner, prompt: Int[Array, "B S"], prompt_mask: Bool[Array, "B S"]) -> EncodedPrompt:
     """One pass over left-padded questions, shared by all their trajectories."""
     positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
-    llama = reasoner.llama
-    hidden, cache = llama(llama.embed(prompt), positions, prompt_mask)
+    backbone = reasoner.backbone
+    hidden, cache = backbone(backbone.embed(prompt), positions, prompt_mask)
     return EncodedPrompt(Context(cache, prompt_mask), jnp.sum(prompt_mask, axis=1), hidden[:, -1])
 
 
@@ -110,23 +120,22 @@ def extend(
     prompt: EncodedPrompt,
     own: tuple[Context, ...] = (),
 ) -> tuple[Float[Array, "B N Q D"], KeyValues]:
-    """New positions of every trajectory, which see the shared prompt and their own past.
+    """Runs new positions of every trajectory, which see the shared prompt and the trajectory's own earlier positions.
 
-    `own` holds what the trajectory itself added before: keys, values [L, B, N, K, P, C], masks [B, N, P].
-
-    Returns last hidden states and the new keys and values [L, B, N, K, Q, C].
+    `own` holds the trajectory's earlier positions: keys, values [L, B, N, K, P, C], masks [B, N, P]. Returns last
+    hidden states and the new keys and values [L, B, N, K, Q, C].
     """
     batch, trajectories = mask.shape[:2]
 
     def rows(x: Array, axis: int = 0) -> Array:
-        """B and N, which start at `axis`, as one axis: every trajectory is a row of the model's batch."""
+        """Merges axes B and N, which start at `axis`: every trajectory is a row of the model's batch."""
         return x.reshape(*x.shape[:axis], batch * trajectories, *x.shape[axis + 2 :])
 
     def apart(x: Array, axis: int = 0) -> Array:
         return x.reshape(*x.shape[:axis], batch, trajectories, *x.shape[axis + 1 :])
 
-    past = tuple(Context(jax.tree.map(lambda x: rows(x, 1), part.cache), rows(part.mask)) for part in own)
-    hidden, new = reasoner.llama(rows(embeddings), rows(positions), rows(mask), (prompt.context, *past))
+    earlier = tuple(Context(jax.tree.map(lambda x: rows(x, 1), part.cache), rows(part.mask)) for part in own)
+    hidden, new = reasoner.backbone(rows(embeddings), rows(positions), rows(mask), (prompt.context, *earlier))
     return apart(hidden), jax.tree.map(lambda x: apart(x, 1), new)
 
 
@@ -138,10 +147,10 @@ def feed_back(
     prompt: EncodedPrompt,
     cache: Context,
 ) -> tuple[Float[Array, "B N D"], Context]:
-    """A thought is fed back: it is the next input of its trajectory, at the position after the last one.
+    """Feeds a thought back as the next input of its trajectory, at the position after the last one.
 
-    Returns the last hidden state that it gives, and the context of thoughts with its keys and values at `step`. In a
-    trajectory that does not go on, nothing that comes later will see it.
+    Returns its last hidden state, and the context of thoughts with its keys and values at `step`. Where `goes_on` is
+    False, no later position sees it.
     """
     position = jnp.broadcast_to((prompt.lengths + step)[:, None, None], (*goes_on.shape, 1))
     hidden, new = extend(reasoner, thought[:, :, None], position, goes_on[..., None], prompt, (cache,))
@@ -159,158 +168,153 @@ def think(
     memory: MemoryBank | None,
     stop_rule: StopRule,
     noise: Float[Array, "B N T X"],
-    std: Float[Array, ""],
-    actions: Float[Array, "B N T X"] | None = None,
-    together: bool = False,
-    node_values: Float[Array, "B N T"] | None = None,
-    action_gradient: float = 0.0,
-    teacher: tuple[Bool[Array, "B N T"], Float[Array, "B N T D"]] | None = None,
-    kept: Float[Array, "B N T D"] | None = None,
+    thought_std: Float[Array, ""],
+    *,
+    ensemble: bool = False,
+    replay: Replay | None = None,
+    teaching: Teaching | None = None,
 ) -> Thoughts:
-    """Runs N trajectories of up to T thoughts from every question (COCONUT, arXiv:2412.06769, where std is 0).
+    """Runs N trajectories of up to T thoughts per question (COCONUT, arXiv:2412.06769, where thought_std is 0).
 
     Args:
-      reasoner: the policy.
-      prompt: encoded questions.
-      memory: read at every step, constant here.
-      stop_rule: forced and free stops.
-      noise: standard normal; an action is its mean + std · noise. Recorded noise replays a rollout
-        pathwise: gradients flow back through the thoughts.
-      std: standard deviation of thoughts, in units of the action; 0 is deterministic.
-      actions: if given, these are taken instead, as constants: the sequential replay for `score`.
-      together: every trajectory is fed the mean of all that go on, and all stop by majority: the ensemble.
-      action_gradient: share of the gradient with respect to a given action that flows on into its mean, which leaves
-        values alone (straight-through: Bengio et al. 2013, arXiv:1308.3432); for a mixture of gradients.
-      teacher: where its mask is True, its embedding is fed back in place of the thought (scheduled sampling).
-      kept: if given, multiplies what is fed back: the curriculum's dropout. Rollouts have none.
-      node_values: if given, later thoughts read these with the actions, and not what the critic says now: a replay.
+      memory: read at every step, constant.
+      stop_rule: forced stops and stop decisions.
+      noise, thought_std: an action is its mean + thought_std · noise, noise standard normal; std 0 is deterministic.
+      ensemble: feed every trajectory the mean of all that continue, and stop all by majority.
+      replay: a recorded rollout to repeat.
+      teaching: changes that a curriculum makes to the thoughts fed back.
     """
-    navigator, llama = reasoner.navigator, reasoner.llama
-    batch, trajectories, steps, size = noise.shape
+    navigator, backbone = reasoner.navigator, reasoner.backbone
+    batch, trajectories, slots, size = noise.shape
     shape = (batch, trajectories)
-    if not steps:  # nothing to scan over, and a cache without slots cannot be traced
+    replay, teaching = replay or Replay(), teaching or Teaching()
+    if not slots:  # nothing to scan over, and a cache without slots cannot be traced
         nothing = jnp.zeros((*shape, 0, prompt.hidden.shape[-1]), prompt.hidden.dtype)
         return think_given(reasoner, prompt, nothing, jnp.zeros(shape, jnp.int32))
-    min_steps = jnp.broadcast_to(stop_rule.min_steps, shape)
-    max_steps = jnp.broadcast_to(stop_rule.max_steps, shape)
+    rule = replace(
+        stop_rule,
+        min_thoughts=jnp.broadcast_to(stop_rule.min_thoughts, shape),
+        max_thoughts=jnp.broadcast_to(stop_rule.max_thoughts, shape),
+    )
 
-    def decide(hidden, step, going, uniforms):
-        """The stop decision at h_t: (scaled logit, own decision, is it an action)."""
-        logit = navigator.stop_logit(hidden) / stop_rule.temperature
-        wants = logit > 0 if uniforms is None else uniforms < jax.nn.sigmoid(logit)
-        free = going & (step >= min_steps) & (step < max_steps)
-        stops = jnp.where(step < min_steps, False, (step >= max_steps) | wants)
-        return logit, stops, free
+    def ends(stops, running):
+        return jnp.broadcast_to(majority(stops, running)[:, None], shape) if ensemble else stops
 
-    def ends(stops, going):
-        if not together:
-            return stops
-        return jnp.broadcast_to(majority(stops, going)[:, None], shape)
-
-    def act(hidden, past, index, noise, given):
-        """The thought's mean and the action that is taken."""
+    def act(hidden, history, index, noise, given):
+        """The thought's mean and its action."""
         with jax.named_scope("navigator"):
-            mean = navigator.action_mean(hidden[:, :, None], memory, past, index[None])[:, :, 0]
+            mean = navigator.action_mean(hidden[:, :, None], memory, history, index[None])[:, :, 0]
             if given is None:
-                return mean, mean + std * noise
-            if action_gradient:
-                given = given + action_gradient * (mean - jax.lax.stop_gradient(mean))
+                return mean, mean + thought_std * noise
+            if replay.action_gradient:
+                given = given + replay.action_gradient * (mean - jax.lax.stop_gradient(mean))
             return mean, given
 
-    def step(carry, inputs):
-        hidden, going, cache, past = carry
-        index, step_noise, step_action, uniforms, step_value, step_kept, taught = inputs
-        logit, stops, free = decide(hidden, index, going, uniforms)
-        goes_on = going & ~ends(stops, going)
-        mean, action = act(hidden, past, index, step_noise, step_action)
+    def embedding(action, goes_on, hidden, taught):
+        """The embedding to feed back for an action."""
         fed = action
-        if together:
+        if ensemble:
             fed = jnp.broadcast_to(mean_of_trajectories(action, goes_on)[:, None], action.shape)
         thought = navigator.to_embedding(fed, hidden)
-        if step_kept is not None:
-            thought = thought * step_kept.astype(thought.dtype)
-        if taught is not None:
-            thought = jnp.where(taught[0][..., None], taught[1].astype(thought.dtype), thought)
+        if taught.dropout is not None:
+            thought = thought * taught.dropout.astype(thought.dtype)
+        if taught.mask is not None:
+            thought = jnp.where(taught.mask[..., None], taught.embeddings.astype(thought.dtype), thought)
+        return thought
+
+    def step(carry, inputs):
+        hidden, running, cache, history = carry
+        index, step_noise, uniforms, given, step_value, taught = inputs
+        logit, stops, is_action = rule.decide(navigator, hidden, index, running, uniforms)
+        goes_on = running & ~ends(stops, running)
+        mean, action = act(hidden, history, index, step_noise, given)
+        thought = embedding(action, goes_on, hidden, taught)
         with jax.named_scope("thought"):
             after, cache = feed_back(reasoner, thought, index, goes_on, prompt, cache)
-        if past is not None:
+        if history is not None:
             if step_value is None:
                 step_value = jax.lax.stop_gradient(navigator.value(hidden))
-            past = past.with_step(index, action, step_value, goes_on)
+            history = history.with_step(index, action, step_value, goes_on)
         after = jnp.where(goes_on[..., None], after, hidden)
-        return (after, goes_on, cache, past), (hidden, logit, stops, free, mean, action, thought)
+        return (after, goes_on, cache, history), (hidden, logit, stops, is_action, mean, action, thought)
 
-    def steps_first(x):
-        return None if x is None else jnp.moveaxis(x, 2, 0)
+    def steps_first(tree):
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), tree)
 
-    config, uniforms = llama.config, stop_rule.uniforms
-    cache_shape = (config.num_hidden_layers, *shape, config.num_key_value_heads, steps, config.head_dim)
-    empty = constrain_cache(jnp.zeros(cache_shape, llama.compute_dtype))
+    config, uniforms = backbone.config, stop_rule.uniforms
+    cache_shape = (config.num_hidden_layers, *shape, config.num_key_value_heads, slots, config.head_dim)
+    empty = constrain_cache(jnp.zeros(cache_shape, backbone.compute_dtype))
     carry = (
         jnp.broadcast_to(prompt.hidden[:, None], (*shape, prompt.hidden.shape[-1])),
-        jnp.broadcast_to(stop_rule.exists, shape),
-        Context(KeyValues(empty, empty), jnp.zeros((*shape, steps), bool)),
-        empty_past(*shape, steps, size) if navigator.config.reads_past else None,
+        jnp.broadcast_to(stop_rule.active, shape),
+        Context(KeyValues(empty, empty), jnp.zeros((*shape, slots), bool)),
+        empty_history(*shape, slots, size) if navigator.config.reads_history else None,
     )
     inputs = (
-        jnp.arange(steps),
+        jnp.arange(slots),
         steps_first(noise),
-        steps_first(actions),
-        None if uniforms is None else jnp.moveaxis(uniforms, 2, 0)[:-1],
-        steps_first(node_values),
-        steps_first(kept),
-        None if teacher is None else (steps_first(teacher[0]), steps_first(teacher[1])),
+        None if uniforms is None else steps_first(uniforms)[:-1],
+        steps_first(replay.actions),
+        steps_first(replay.node_values),
+        steps_first(teaching),
     )
-    (hidden, going, context, past), records = jax.lax.scan(step, carry, inputs)
-    # The decision after the last possible thought is forced: max_steps never exceeds T.
-    logit, stops, free = decide(hidden, steps, going, None if uniforms is None else uniforms[..., -1])
-    last = (hidden, logit, jnp.ones_like(stops), jnp.zeros_like(free))
-    hiddens, logits, stops, free = (
-        jnp.moveaxis(jnp.concatenate([many, one[None]]), 0, 2)
-        for many, one in zip(records[:4], last, strict=True)
+    (hidden, running, context, history), records = jax.lax.scan(step, carry, inputs)
+    # The decision after the last possible thought is forced: max_thoughts never exceeds T.
+    last_uniforms = None if uniforms is None else uniforms[..., -1]
+    logit, stops, is_action = rule.decide(navigator, hidden, slots, running, last_uniforms)
+    last = (hidden, logit, jnp.ones_like(stops), jnp.zeros_like(is_action))
+    hiddens, logits, stops, is_action = (
+        jnp.moveaxis(jnp.concatenate([many, one[None]]), 0, 2) for many, one in zip(records[:4], last, strict=True)
     )
-    means, taken_actions, embeddings = (jnp.moveaxis(record, 0, 2) for record in records[4:])
+    means, actions, embeddings = (jnp.moveaxis(record, 0, 2) for record in records[4:])
     return Thoughts(
-        actions=taken_actions,
+        actions=actions,
         means=means,
         embeddings=embeddings,
-        taken=context.mask,
+        thought_mask=context.mask,
         hidden=hiddens,
         stop_logits=logits,
         stops=stops,
-        free=free,
+        is_action=is_action,
         context=context,
-        counts=jnp.sum(context.mask, axis=-1),
-        node_values=None if past is None else past.values,
+        num_thoughts=jnp.sum(context.mask, axis=-1),
+        node_values=history.values if isinstance(history, History) else None,
     )
 
 
 def think_given(
-    reasoner: Reasoner,
-    prompt: EncodedPrompt,
-    embeddings: Float[Array, "B N T D"],
-    counts: Int[Array, "B #N"],
+    reasoner: Reasoner, prompt: EncodedPrompt, embeddings: Float[Array, "B N T D"], num_thoughts: Int[Array, "B #N"]
 ) -> Thoughts:
-    """Thoughts whose embeddings are given, in one causal pass: pause tokens, and the controls of an evaluation.
-
-    Nothing is decided and nothing sampled: actions, means and decisions are zeros.
-    """
-    batch, trajectories, steps, _ = embeddings.shape
-    counts = jnp.broadcast_to(counts, (batch, trajectories))
-    taken = jnp.arange(steps) < counts[..., None]
-    positions = jnp.broadcast_to(prompt.lengths[:, None, None] + jnp.arange(steps), taken.shape)
-    hidden, cache = extend(reasoner, embeddings, positions, taken, prompt)
+    """Thoughts from given embeddings (pause tokens, controls) in one pass; actions, means and decisions are zeros."""
+    batch, trajectories, slots, _ = embeddings.shape
+    num_thoughts = jnp.broadcast_to(num_thoughts, (batch, trajectories))
+    thought_mask = jnp.arange(slots) < num_thoughts[..., None]
+    positions = jnp.broadcast_to(prompt.lengths[:, None, None] + jnp.arange(slots), thought_mask.shape)
+    hidden, cache = extend(reasoner, embeddings, positions, thought_mask, prompt)
     first = jnp.broadcast_to(prompt.hidden[:, None, None], (*hidden.shape[:2], 1, hidden.shape[-1]))
-    decided = jnp.zeros((batch, trajectories, steps + 1), bool)
+    decided = jnp.zeros((batch, trajectories, slots + 1), bool)
     return Thoughts(
         actions=jnp.zeros_like(embeddings),
         means=jnp.zeros_like(embeddings),
         embeddings=embeddings,
-        taken=taken,
+        thought_mask=thought_mask,
         hidden=jnp.concatenate([first, hidden], axis=2),
         stop_logits=decided.astype(jnp.float32),
         stops=decided,
-        free=decided,
-        context=Context(cache, taken),
-        counts=counts,
+        is_action=decided,
+        context=Context(cache, thought_mask),
+        num_thoughts=num_thoughts,
     )
+
+
+def mean_of_trajectories(thoughts: Float[Array, "B N X"], mask: Bool[Array, "B N"]) -> Float[Array, "B X"]:
+    """Mean thought of each question's running trajectories, summed in float32; zeros where none runs."""
+    running = jnp.sum(mask, axis=1, dtype=jnp.float32)
+    dtype = jnp.promote_types(thoughts.dtype, jnp.float32)
+    total = jnp.sum(thoughts, axis=1, where=mask[..., None], dtype=dtype)
+    return (total / jnp.maximum(running, 1.0)[:, None]).astype(thoughts.dtype)
+
+
+def majority(votes: Bool[Array, "B N"], mask: Bool[Array, "B N"]) -> Bool[Array, " B"]:
+    """Whether more than half of a question's running trajectories vote yes; a tie is a no."""
+    return 2 * jnp.sum(votes & mask, axis=1) > jnp.sum(mask, axis=1)

@@ -1,4 +1,4 @@
-"""AdamW with separate rates for backbone and navigator, and gradients summed over micro-batches."""
+"""AdamW with separate learning rates for backbone and navigator; gradients summed over micro-batches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,28 +9,13 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from longshot_jax.model.activations import constrain_rows
-from longshot_jax.model.lora import is_adapter
-from longshot_jax.training.factored import factored_second_moment
-from longshot_jax.training.settings import OptimizerConfig
-
-
-def is_trainable(trainable: str) -> Callable[[tuple, Any], bool]:
-    """NNX filter of the weights that a stage trains.
-
-    `all`: the Llama and the navigator; `lora`: the Llama's adapters and the navigator; `navigator`: it alone.
-    """
-
-    def chosen(path: tuple, value: Any) -> bool:
-        if is_adapter(path, value):
-            return trainable == "lora"
-        return trainable == "all" or "navigator" in path
-
-    return chosen
+from longshot_jax.config.optimizer import OptimizerConfig
+from longshot_jax.model.sharding import constrain_rows
+from longshot_jax.training.adafactor import factored_second_moment
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW per group; `total_steps` is the length of the schedule in updates."""
+    """Clips by global norm, then applies AdamW per group; `total_steps` is the length of the schedule in updates."""
 
     def schedule(peak: float) -> optax.Schedule:
         decay = max(total_steps - config.warmup_steps, 1)
@@ -41,13 +26,13 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         }[config.schedule]()
         if not config.warmup_steps:
             return after
-        # Counted from 1, so that the first update already moves.
+        # Counted from 1: the first update has a nonzero learning rate.
         warmup = optax.linear_schedule(peak / config.warmup_steps, peak, config.warmup_steps)
         return optax.join_schedules([warmup, after], [config.warmup_steps])
 
     def adamw(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
         if config.moments == "factored":
-            # The order of Zhai et al. 2022 (arXiv:2106.04560), who trained large transformers with it.
+            # In the order of Zhai et al. 2022 (arXiv:2106.04560).
             return optax.chain(
                 factored_second_moment(),
                 optax.clip_by_block_rms(1.0),
@@ -83,7 +68,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 def is_matrix(params: Any) -> Any:
-    """Which weights decay: all but norms and biases, which are vectors in every layer."""
+    """Mask of the parameters with weight decay: all but norms and biases, which are vectors in every layer."""
 
     def decays(variable: nnx.Variable) -> Any:
         axes = [axis for axis in variable.get_metadata("logical_axes") if axis != "layers"]
@@ -93,7 +78,7 @@ def is_matrix(params: Any) -> Any:
 
 
 def restart_schedule(optimizer_state: Any) -> Any:
-    """The same moments at the start of the learning rate's schedule."""
+    """Sets the step of the learning rate schedule to 0 and keeps the moments."""
 
     def is_schedule(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
@@ -105,9 +90,9 @@ def restart_schedule(optimizer_state: Any) -> Any:
 
 
 def cut_rows(tree: Any, parts: int) -> Any:
-    """Cuts the leading axis of every leaf into `parts` on a new leading axis; scalars are repeated.
+    """Splits the leading axis of every leaf into `parts` on a new leading axis; scalars are repeated.
 
-    A part takes every `parts`-th row: rows that lie on different devices then stay there.
+    Each part has every `parts`-th row, so no row moves to another device.
     """
 
     def cut(x: Array) -> Array:
@@ -124,17 +109,13 @@ def summed_gradients(
     micro_batches: Any,
     join: Callable[[Any, Any], Any],
 ) -> tuple[Any, Any]:
-    """Gradients of a loss that is a sum over micro-batches, one at a time.
+    """Gradients with respect to `params` of a loss summed over micro-batches, and the sums for metrics.
 
     Args:
-      loss_and_sums: of (params, micro-batch) -> (its share of the loss, sums for metrics). The share is already
-        divided by the *global* count, so that the total does not depend on how the batch is split.
-      params: differentiated.
-      micro_batches: a tree whose leaves have a leading axis of micro-batches.
-      join: adds two micro-batches' sums.
-
-    Returns:
-      Gradients and joined sums.
+      loss_and_sums: (params, micro-batch) -> (part of the loss, sums). The part is divided by the count of the *whole*
+        batch, so the total does not depend on the split.
+      micro_batches: a tree whose leaves have a leading axis of micro-batches, which are processed in sequence.
+      join: adds the sums of two micro-batches.
     """
     differentiate = jax.grad(loss_and_sums, has_aux=True)
     first = jax.tree.map(lambda x: x[0], micro_batches)
@@ -150,16 +131,12 @@ def summed_gradients(
     return gradients, sums
 
 
-def apply_if_finite(
-    optimizer: optax.GradientTransformation,
-    loss: Float[Array, ""],
-    gradients: Any,
-    optimizer_state: Any,
-    params: Any,
+def step_if_finite(
+    optimizer: optax.GradientTransformation, loss: Float[Array, ""], gradients: Any, optimizer_state: Any, params: Any
 ) -> tuple[Any, Any, Float[Array, ""], Array]:
-    """One optimizer step, or none at all if the loss or any gradient is not finite.
+    """One optimizer step, skipped if the loss or any gradient is not finite.
 
-    Returns parameters, optimizer state, the gradient's global norm before clipping, and whether it was applied.
+    Returns parameters, optimizer state, the global norm of the gradient before clipping, and whether it was applied.
     """
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradients)))
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)

@@ -1,4 +1,4 @@
-"""One frozen dataclass is the whole run: what a checkpoint holds and what `update(state, batch)` returns."""
+"""The whole state of a run as one frozen dataclass: what a checkpoint stores and `update(state, batch)` returns."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import optax
 from flax import nnx, struct
 from jaxtyping import Array, Float, Int, Key
 
-from longshot_jax.thoughts.memory import MemoryBank
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 
 
 @struct.dataclass
@@ -16,15 +16,15 @@ class TrainState:
     """State of a run between two updates.
 
     Attributes:
-      trainable: weights under training; frozen: the others. Together they are the `Reasoner`.
-      optimizer: moments and counts of the trainable weights.
-      reference: the trainable weights at the start of PPO, or None. What is frozen is shared.
-      memory: the bank, or None.
-      kl_coefficient: of the KL controller.
-      thought_rms: rms of noise-free thoughts at the start of PPO; σ is relative to it.
-      step: updates done in this stage.
-      skipped: updates in a row that were skipped for non-finite gradients; skipped_total: in this stage.
-      key: from which every iteration derives its randomness.
+      trainable: parameters that are trained; frozen: the others. Together they are the `Reasoner`.
+      optimizer: optimizer state of the trainable parameters.
+      reference: copy of the trainable parameters at the start of PPO, or None; it shares the frozen ones.
+      memory: memory bank, or None.
+      kl_coefficient: weight of the KL, which the KL controller adapts.
+      thought_rms: rms of noise-free thoughts at the start of PPO; `thought_std` is relative to it.
+      step: updates of this phase, skipped ones included.
+      skipped: consecutive updates skipped because the loss or its gradient was not finite; skipped_total: all of them.
+      key: for dropout and for the order of minibatches; rollouts have keys of their own.
     """
 
     trainable: nnx.State
@@ -40,8 +40,8 @@ class TrainState:
     key: Key[Array, ""]
 
     @property
-    def weights(self) -> nnx.State:
-        """All weights of the `Reasoner`, trainable and frozen."""
+    def params(self) -> nnx.State:
+        """All parameters of the `Reasoner`, trainable and frozen."""
         return nnx.merge_state(self.trainable, self.frozen)
 
 
@@ -55,7 +55,7 @@ def start_state(
     memory: MemoryBank | None = None,
     kl_coefficient: float = 0.0,
 ) -> TrainState:
-    """A run before its first update; traceable, so that shapes cost nothing."""
+    """State before the first update. Traceable, so `jax.eval_shape` gives its shapes without allocating."""
     return TrainState(
         trainable=trainable,
         frozen=frozen,
@@ -72,7 +72,7 @@ def start_state(
 
 
 def count_skipped(state: TrainState, applied: Array) -> dict[str, Array]:
-    """The fields of the next state that record whether an update was applied."""
+    """Counters of the next state, after an update that was `applied` or skipped."""
     return {
         "step": state.step + 1,
         "skipped": jnp.where(applied, 0, state.skipped + 1),

@@ -1,0 +1,84 @@
+"""Hugging Face directories to checkpoints of this package, and runs to Hugging Face directories.
+
+A converted checkpoint is step 0 of a run folder and holds the backbone's parameters alone: no navigator, no optimizer. Its
+metadata, like that of every run that can be exported, has two keys for this file:
+
+- `backbone`: the fields of `LlamaConfig`;
+- `backbone_path`: path of the backbone's parameters in the saved state: `trainable.backbone` or `frozen.backbone`.
+
+The tokenizer, including the latent tokens, is in the folder `tokenizer` beside the checkpoints.
+"""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from longshot_jax.checkpoints.checkpoint import Checkpoints
+from longshot_jax.checkpoints.initialize import embedding_rows
+from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
+from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.errors import UserError
+from longshot_jax.model.huggingface import load_weights, read_config, save_weights
+from longshot_jax.model.storage import plain_weights
+
+_TRAINED = "trainable.backbone"
+
+
+def from_hf(folder: str | Path, out: str | Path) -> None:
+    """Writes the Llama in a Hugging Face directory as a checkpoint into a new run folder.
+
+    The embedding table is extended for the latent tokens of the tokenizer; without a tokenizer it is copied unchanged.
+
+    Raises:
+      UserError: the directory cannot be read, its tokenizer belongs to another model, or `out` holds checkpoints or cannot
+        be written.
+    """
+    folder, out = Path(folder), Path(out)
+    if (out / "checkpoints").exists():
+        raise UserError(f"{out} already holds checkpoints; choose a new folder")
+    config = read_config(folder)
+    tokenizer = Tokenizer.find(folder)
+    rows = embedding_rows(config.vocab_size, tokenizer)
+    params = load_weights(folder, config, embedding_rows=rows)
+    metadata = {"backbone": asdict(replace(config, vocab_size=rows)), "backbone_path": _TRAINED}
+    if tokenizer:
+        tokenizer.save(out / "tokenizer")  # before the checkpoint, so that a folder with a checkpoint is complete
+    with Checkpoints(out, keep_last=1, keep_best=0) as checkpoints:
+        checkpoints.save(0, {"trainable": {"backbone": params}}, metadata)
+
+
+def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32") -> None:
+    """Writes the best checkpoint, or the newest if none has a metric, as a Hugging Face directory with its tokenizer.
+
+    `transformers` loads the backbone, with adapters merged into its matrices. Navigator, memory bank and stop head are in a
+    file of their own (`checkpoints.sidecar`); `load_pretrained` restores the whole reasoner from the directory.
+
+    Args:
+      checkpoint: run folder.
+      folder: new, empty, or an earlier export.
+      dtype: dtype of the backbone's tensors, float32 or bfloat16.
+
+    Raises:
+      UserError: the checkpoint cannot be read or holds no model, or the folder cannot be written.
+    """
+    saved = SavedReasoner.find(checkpoint)
+    params = saved.params()
+    backbone = plain_weights(params["backbone"], saved.run.lora, jnp.dtype(dtype))
+    sidecar = None if saved.is_backbone_alone else saved.sidecar(params)
+    tokenizer = Tokenizer.find(Path(checkpoint) / "tokenizer")
+
+    def write_beside(partial: Path) -> None:
+        if sidecar is not None:
+            sidecar.write(partial)
+        if tokenizer is not None:
+            tokenizer.save(partial)
+
+    save_weights(
+        backbone,
+        saved.backbone,
+        folder,
+        dtype=dtype,
+        eos_token_id=tokenizer.end if tokenizer else None,
+        beside=write_beside,
+    )

@@ -1,0 +1,187 @@
+"""A run's initial parameters: from scratch, from a Hugging Face directory, or from another run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
+from longshot_jax.checkpoints.sidecar import read_sidecar, same_kind
+from longshot_jax.config import RunConfig
+from longshot_jax.data.hub import hub_reachable
+from longshot_jax.data.tokenizer import LATENT_TOKENS, Tokenizer
+from longshot_jax.errors import UserError, first_line
+from longshot_jax.model.huggingface import load_weights, read_config
+from longshot_jax.model.llama import LlamaConfig
+from longshot_jax.model.lora import is_adapter
+from longshot_jax.model.storage import cast_like, merge_states, plain_weights
+from longshot_jax.thoughts.reasoner import AbstractReasoner, make_reasoner, match_feedback_scale
+
+
+def model_folder(run: RunConfig) -> Path | None:
+    """The Hugging Face directory of `model.source`, downloaded if that is a hub name; None if the run does not use it.
+
+    Raises:
+      UserError: the source is neither a directory nor a hub name, or its download failed.
+    """
+    source = run.model.source
+    if source == "scratch" or run.initialize_from:
+        return None
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise UserError(
+            f"config.model.source {source!r} is not a directory: give a Hugging Face directory, a hub name, or 'scratch'."
+        )
+    import huggingface_hub  # takes a second to import
+
+    offline = not hub_reachable()
+    try:
+        fetched = huggingface_hub.snapshot_download(
+            source, allow_patterns=["*.json", "*.safetensors", "*.jinja"], local_files_only=offline
+        )
+    except Exception as error:  # of many types
+        reason = "the hub is out of reach and it was not downloaded before" if offline else first_line(error)
+        raise UserError(
+            f"config.model.source {source!r} is not a directory, and {reason}: give a local Hugging Face directory."
+        ) from None
+    return Path(fetched)
+
+
+def abstract_reasoner(run: RunConfig, tokenizer: Tokenizer, mesh: Mesh, folder: Path | None) -> AbstractReasoner:
+    """The structure of the run's reasoner, without allocating it; `folder` is that of `model_folder`.
+
+    Raises:
+      UserError: the model's config cannot be read, the tokenizer does not fit it, or the mesh does not divide a parameter.
+    """
+    if folder is not None:
+        backbone, multiple = read_config(folder), run.mesh.tensor
+        rows = embedding_rows(backbone.vocab_size, tokenizer)
+        backbone = replace(backbone, vocab_size=-(-rows // multiple) * multiple)
+    else:
+        from_scratch = not run.initialize_from
+        backbone = shape_from_scratch(run, tokenizer.vocabulary_size) if from_scratch else shape_of_other_run(run)
+        tokenizer.check_fits(backbone.vocab_size)
+    return AbstractReasoner.of(run, backbone, mesh)
+
+
+def embedding_rows(vocab_size: int, tokenizer: Tokenizer | None) -> int:
+    """Embedding rows of a Hugging Face model: its own `vocab_size`, and more if its tokenizer's latent tokens need them.
+
+    Raises:
+      UserError: other tokens of the tokenizer lie beyond the model's rows, so it belongs to another model.
+    """
+    if tokenizer is None:
+        return vocab_size
+    tokenizer.check_fits(vocab_size + len(LATENT_TOKENS))
+    return max(vocab_size, tokenizer.vocabulary_size)
+
+
+def shape_of_other_run(run: RunConfig) -> LlamaConfig:
+    """Shape of the backbone of the run that `initialize_from` names."""
+    return SavedReasoner.find(run.initialize_from).backbone
+
+
+def shape_from_scratch(run: RunConfig, vocabulary_size: int) -> LlamaConfig:
+    """Shape of the backbone that `config.model` describes; a UserError if the heads do not divide it."""
+    shape = run.model
+    heads = shape.num_attention_heads
+    if shape.hidden_size % (2 * heads):
+        raise UserError(
+            f"config.model.hidden_size {shape.hidden_size} is not a multiple of 2 x num_attention_heads "
+            f"(2 x {heads}): rotary positions rotate pairs of each head's dimensions."
+        )
+    kv_heads = shape.num_key_value_heads or heads
+    if heads % kv_heads:
+        raise UserError(
+            f"config.model.num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}."
+        )
+    return LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=shape.hidden_size // heads,
+        rope_theta=shape.rope_theta,
+        tie_word_embeddings=shape.tie_word_embeddings,
+    )
+
+
+def build_reasoner(run: RunConfig, abstract: AbstractReasoner, folder: Path | None) -> nnx.State:
+    """Initial parameters of the run's reasoner, placed on their devices.
+
+    Raises:
+      UserError: parameters cannot be read or do not fit.
+    """
+    if run.initialize_from:
+        given = _params_of_other_run(run, abstract)
+    else:
+        given = nnx.State({}) if folder is None else _params_of_folder(folder, run, abstract)
+    known = {path for path, _ in nnx.to_flat_state(given)}
+
+    def missing(path: tuple, _: Any) -> bool:
+        return path not in known
+
+    # The given parameters are not initialised: the compiler removes what is not returned.
+    fresh = jax.jit(
+        lambda: nnx.split(make_reasoner(run, abstract.backbone), missing, ...)[1],
+        out_shardings=nnx.split_state(abstract.placement, missing, ...)[0],
+    )()
+    params = nnx.merge_state(given, fresh)
+    if not known or "navigator" in given:
+        return params
+
+    def fit(params: nnx.State) -> nnx.State:
+        reasoner = nnx.merge(abstract.graphdef, params)
+        match_feedback_scale(reasoner)
+        return nnx.split(reasoner)[1]
+
+    return jax.jit(fit, donate_argnums=0, out_shardings=abstract.placement)(params)
+
+
+def _params_of_folder(folder: Path, run: RunConfig, abstract: AbstractReasoner) -> nnx.State:
+    """The backbone in a Hugging Face directory, and the navigator of an exported run if it is of the same kind."""
+    sidecar = read_sidecar(folder, abstract.backbone.hidden_size)
+    backbone = load_weights(
+        folder,
+        replace(abstract.backbone, vocab_size=read_config(folder).vocab_size),
+        jnp.dtype(run.model.weight_dtype),
+        embedding_rows=abstract.backbone.vocab_size,
+        sharding=nnx.split_state(abstract.placement["backbone"], is_adapter, ...)[1],
+    )
+    if sidecar is None or not same_kind(sidecar.run.thoughts, run.thoughts):
+        return merge_states(backbone=backbone)
+    navigator = jax.device_put(sidecar.navigator, abstract.placement["navigator"])
+    return merge_states(backbone=backbone, navigator=navigator)
+
+
+def _params_of_other_run(run: RunConfig, abstract: AbstractReasoner) -> nnx.State:
+    """The backbone of another run, and its navigator if it is of the same kind.
+
+    Adapters are kept if this run has the same LoRA settings, and merged into the backbone's matrices otherwise.
+    """
+    other = SavedReasoner.find(run.initialize_from)
+    params = other.params(jax.tree.leaves(abstract.placement)[0].mesh)
+    backbone, same_adapters = params["backbone"], other.run.lora == run.lora
+    if not same_adapters or other.run.model.weight_dtype != run.model.weight_dtype:
+        places, merged = abstract.placement["backbone"], None
+        if not same_adapters:
+            places, merged = nnx.split_state(places, is_adapter, ...)[1], other.run.lora
+
+        def convert(theirs: nnx.State) -> nnx.State:
+            adapters, _ = nnx.split_state(theirs, is_adapter, ...)
+            plain = cast_like(plain_weights(theirs, merged), abstract.params["backbone"])
+            return nnx.merge_state(plain, adapters) if same_adapters else plain
+
+        backbone = jax.jit(convert, out_shardings=places)(backbone)
+    given = {"backbone": backbone}
+    if not other.is_backbone_alone and same_kind(other.run.thoughts, run.thoughts):
+        given["navigator"] = params["navigator"]
+    return merge_states(**given)

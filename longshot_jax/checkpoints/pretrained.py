@@ -1,0 +1,166 @@
+"""Loads a trained model from a run folder, from converted weights, or from a Hugging Face Llama directory."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from longshot_jax.checkpoints.checkpoint import Which
+from longshot_jax.checkpoints.initialize import embedding_rows
+from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
+from longshot_jax.checkpoints.sidecar import Sidecar, exported_run, read_sidecar
+from longshot_jax.config import RunConfig
+from longshot_jax.config.model import ModelConfig
+from longshot_jax.config.thoughts import Coupling
+from longshot_jax.data.layout import Layout
+from longshot_jax.data.sources import build_layout
+from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.errors import UserError
+from longshot_jax.model.huggingface import load_weights, read_config
+from longshot_jax.model.llama import LlamaConfig
+from longshot_jax.model.storage import merge_states
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank
+from longshot_jax.thoughts.reasoner import Params, make_reasoner
+from longshot_jax.thoughts.rollout import Temperatures, make_temperatures
+from longshot_jax.thoughts.stopping import ThoughtRule, rule_after
+
+_PLAIN_ANSWER_LENGTH = 64  # for a Llama that this package did not train
+_PROMPT_BUCKET = 32
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model, and the settings that it was trained to generate with.
+
+    Attributes:
+      graphdef, params: `nnx.merge(graphdef, *params)` is the `Reasoner`.
+      backbone: shape of the backbone.
+      layout: layout of prompts and answers; None without a tokenizer.
+      rule: number of thoughts.
+      max_thoughts: T.
+      answer_length: A, in tokens.
+      source: for reports: step and phase of the checkpoint, seed, mode and feedback of its run.
+      sigma: standard deviation of sampled thoughts, relative to the rms of thoughts.
+      temperatures: temperatures of sampled trajectories.
+      memory: the memory bank, or None.
+      max_trajectories: largest number of trajectories that the count head chooses; 0 without a count head.
+      coupling: coupling of the noise of a question's trajectories.
+    """
+
+    graphdef: nnx.GraphDef
+    params: Params
+    backbone: LlamaConfig
+    layout: Layout | None
+    rule: ThoughtRule
+    max_thoughts: int
+    answer_length: int
+    source: dict[str, Any]
+    sigma: float = 0.0
+    temperatures: Temperatures = field(default_factory=make_temperatures)
+    memory: MemoryBank | None = None
+    max_trajectories: int = 0
+    coupling: Coupling = "independent"
+
+
+def load_pretrained(
+    path: str | Path, which: Which | None = None, dtype: Literal["float32", "bfloat16"] | None = None
+) -> Pretrained:
+    """Loads a model.
+
+    Args:
+      path: a run folder, a folder of converted weights, or a Hugging Face Llama directory, exported by this package or not.
+      which: checkpoint of a run; None is the best, or the newest if none has a metric.
+      dtype: dtype of computation and parameters of a Hugging Face directory. None is float32; for an exported run it is
+        the run's compute dtype with float32 parameters. Ignored for a run folder.
+
+    Raises:
+      UserError: the folder is none of these, or cannot be read.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}: give a run folder or a Hugging Face Llama directory.")
+    if (path / "checkpoints").is_dir():
+        saved = SavedReasoner.find(path, which)
+        tokenizer, params = Tokenizer.find(path / "tokenizer"), saved.params()
+        if saved.is_backbone_alone:
+            return _plain(saved.backbone, params["backbone"], tokenizer, "float32")
+        if tokenizer is None:
+            raise UserError(f"{path / 'tokenizer'} holds no tokenizer: restore it from where the run was made.")
+        return _trained(saved.sidecar(params), saved.run, saved.backbone, params, tokenizer)
+    if not (path / "config.json").exists():
+        raise UserError(
+            f"{path} holds neither checkpoints nor a config.json: give a run folder or a Hugging Face Llama directory."
+        )
+    tokenizer, config = Tokenizer.find(path), read_config(path)
+    sidecar = read_sidecar(path, config.hidden_size)
+    if sidecar is not None:
+        if tokenizer is None:
+            raise UserError(f"{path} holds a run but no tokenizer: restore it from where the run was exported.")
+        tokenizer.check_fits(config.vocab_size)  # an export has the rows of the latent tokens
+    rows = embedding_rows(config.vocab_size, tokenizer)
+    params = load_weights(path, config, jnp.dtype(dtype or "float32"), embedding_rows=rows)
+    backbone = replace(config, vocab_size=rows)
+    if sidecar is None or tokenizer is None:
+        return _plain(backbone, params, tokenizer, dtype or "float32")
+    params = merge_states(backbone=params, navigator=sidecar.navigator)
+    return _trained(sidecar, exported_run(sidecar.run, dtype), backbone, params, tokenizer)
+
+
+def _trained(
+    sidecar: Sidecar, run: RunConfig, backbone: LlamaConfig, params: nnx.State, tokenizer: Tokenizer
+) -> Pretrained:
+    """A reasoner that a run trained; `run` has the present dtypes of its parameters."""
+    tokenizer.check_fits(backbone.vocab_size)
+    run = replace(run, model=replace(run.model, attention="plain"))  # the only kind that every device supports
+    phase, ppo, rule = sidecar.phase, run.ppo, rule_after(run, sidecar.phase)
+    model = Pretrained(
+        graphdef=nnx.split(nnx.eval_shape(lambda: make_reasoner(run, backbone)))[0],
+        params=(params,),
+        backbone=backbone,
+        layout=build_layout(run, tokenizer),
+        rule=rule,
+        max_thoughts=max(run.max_thoughts, rule.max_thoughts) if rule.max_thoughts else 0,
+        answer_length=run.data.answer_length,
+        source={
+            "step": sidecar.step,
+            "phase": phase,
+            "run_seed": run.seed,
+            "mode": run.curriculum.mode,
+            "feedback": run.thoughts.feedback,
+        },
+        memory=sidecar.memory,
+    )
+    if phase != "ppo":
+        return model
+    # Final values of the schedules: the trained policy's own.
+    sigma, stop, token = (schedule[1] for schedule in (ppo.thought_std, ppo.stop_temperature, ppo.token_temperature))
+    return replace(
+        model,
+        answer_length=run.sampled_length,
+        sigma=sigma,
+        temperatures=make_temperatures(sigma * sidecar.thought_rms, stop, token),
+        max_trajectories=run.thoughts.max_trajectories,
+        coupling=ppo.coupling,
+    )
+
+
+def _plain(backbone: LlamaConfig, params: Any, tokenizer: Tokenizer | None, dtype: Any) -> Pretrained:
+    """A Llama without a trained navigator: thoughts are raw hidden states (COCONUT), by default none."""
+    run = RunConfig(model=ModelConfig(compute_dtype=dtype))
+    graphdef = nnx.split(nnx.eval_shape(lambda: make_reasoner(run, backbone)))[0]
+    # The random backbone is not computed: the compiler removes what is not returned.
+    navigator = jax.jit(lambda: nnx.split(make_reasoner(run, backbone))[1]["navigator"])()
+    longest = backbone.max_position_embeddings - _PLAIN_ANSWER_LENGTH
+    return Pretrained(
+        graphdef=graphdef,
+        params=(merge_states(backbone=params, navigator=navigator),),
+        backbone=backbone,
+        layout=None if tokenizer is None else Layout(tokenizer, "coconut", "cot", longest, _PROMPT_BUCKET),
+        rule=ThoughtRule("fixed", 0),
+        max_thoughts=0,
+        answer_length=_PLAIN_ANSWER_LENGTH,
+        source={"mode": "plain"},
+    )

@@ -1,0 +1,91 @@
+"""The reasoner in a checkpoint: the settings of its run, and its parameters."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from longshot_jax.checkpoints.checkpoint import Checkpoints, Which
+from longshot_jax.checkpoints.sidecar import Sidecar, empty_memory
+from longshot_jax.config import RunConfig, parse_config
+from longshot_jax.errors import UserError
+from longshot_jax.model.llama import LlamaConfig
+from longshot_jax.model.sharding import shardings, with_sharding
+from longshot_jax.model.storage import merge_states
+from longshot_jax.thoughts.reasoner import is_trainable, make_reasoner
+
+
+@dataclass(frozen=True)
+class SavedReasoner:
+    """The description of the reasoner in a checkpoint.
+
+    Attributes:
+      folder: run folder.
+      which: the checkpoint.
+      metadata: metadata of the checkpoint.
+      run: settings of the run; the defaults for a backbone alone, as `convert.py from-hf` writes it.
+      backbone: shape of the backbone.
+    """
+
+    folder: Path
+    which: Which
+    metadata: dict[str, Any]
+    run: RunConfig
+    backbone: LlamaConfig
+
+    @classmethod
+    def find(cls, folder: str | Path, which: Which | None = None) -> "SavedReasoner":
+        """Finds a checkpoint; None is the best, or the newest if none has a metric.
+
+        Raises:
+          UserError: the folder holds no such checkpoint, or the checkpoint has no backbone.
+        """
+        with Checkpoints.reader(folder) as checkpoints:
+            if which is None:
+                which = "latest" if checkpoints.best_step is None else checkpoints.best_step
+            metadata = checkpoints.metadata(which)
+        if "backbone" not in metadata or "backbone_path" not in metadata:
+            raise UserError(f"{folder} holds no model: give the folder of a run.")
+        run = parse_config(metadata["config"]) if "config" in metadata else RunConfig()
+        return cls(Path(folder), which, metadata, run, LlamaConfig.from_json(metadata["backbone"]))
+
+    @property
+    def is_backbone_alone(self) -> bool:
+        """Whether the checkpoint has no navigator."""
+        return "config" not in self.metadata
+
+    def sidecar(self, params: nnx.State) -> Sidecar:
+        """Everything of the reasoner except its backbone; `params` are the result of `self.params`."""
+        run, phase = self.run, self.metadata["phase"]
+        rms, memory = 1.0, jax.eval_shape(lambda: empty_memory(run, phase))
+        with Checkpoints.reader(self.folder) as checkpoints:
+            if phase == "ppo":
+                scalar = jax.ShapeDtypeStruct((), jnp.float32)
+                rms = float(checkpoints.restore_partial(scalar, "thought_rms", self.which)[0])
+            if memory is not None:
+                memory, _ = checkpoints.restore_partial(memory, "memory", self.which)
+        return Sidecar(run, phase, self.metadata["step"], rms, memory, params["navigator"])
+
+    def params(self, mesh: Mesh | None = None) -> nnx.State:
+        """The reasoner's parameters, or `backbone` alone, on the devices of `mesh`, by default the first local device.
+
+        Raises:
+          UserError: the checkpoint is damaged or does not fit its own settings.
+        """
+        abstract = nnx.split(nnx.eval_shape(lambda: make_reasoner(self.run, self.backbone)))[1]
+        if self.is_backbone_alone:
+            parts = {self.metadata["backbone_path"]: abstract["backbone"]}
+        else:
+            chosen = is_trainable(self.run.trainable(self.metadata["phase"]))
+            parts = dict(zip(("trainable", "frozen"), nnx.split_state(abstract, chosen, ...), strict=True))
+        restored = []
+        with Checkpoints.reader(self.folder) as checkpoints:
+            for path, part in parts.items():
+                if jax.tree.leaves(part):
+                    part = part if mesh is None else with_sharding(part, shardings(part, mesh))
+                    restored.append(checkpoints.restore_partial(part, path, self.which)[0])
+        return merge_states(backbone=restored[0]) if self.is_backbone_alone else nnx.merge_state(*restored)

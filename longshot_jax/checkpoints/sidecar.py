@@ -1,0 +1,119 @@
+"""The parts of a trained reasoner besides its backbone, in one file beside the backbone's Hugging Face weights.
+
+`longshot.safetensors` holds the navigator (with its stop and value heads), the memory bank and the rms of thoughts; its
+metadata holds the run's settings, phase and step as JSON. The latent tokens are in the tokenizer. Other programs, such as
+`transformers`, ignore the file.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from longshot_jax.checkpoints.named_arrays import current_name, named_arrays
+from longshot_jax.config import RunConfig, parse_config
+from longshot_jax.config.thoughts import NavigatorConfig
+from longshot_jax.errors import UserError
+from longshot_jax.model.huggingface.weights import METADATA
+from longshot_jax.thoughts.navigator import Navigator
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank, empty_bank
+
+FILE = "longshot.safetensors"
+_SETTINGS = "trained"
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """How a reasoner was trained, and its parts besides the backbone.
+
+    Attributes:
+      run: settings of the run.
+      phase: last phase, `curriculum` or `ppo`.
+      step: step of the checkpoint.
+      thought_rms: rms of noise-free thoughts at the start of PPO; 1 before PPO.
+      memory: the memory bank, or None.
+      navigator: parameters of the navigator.
+    """
+
+    run: RunConfig
+    phase: str
+    step: int
+    thought_rms: float
+    memory: MemoryBank | None
+    navigator: nnx.State
+
+    def write(self, folder: Path) -> None:
+        """Writes the file `FILE` into `folder`."""
+        rms = jnp.asarray(self.thought_rms, jnp.float32)
+        parts = {"navigator": self.navigator, "memory": self.memory, "thought_rms": rms}
+        arrays = {name: np.asarray(leaf) for name, leaf in _named(parts).items()}
+        trained = {"config": asdict(self.run), "phase": self.phase, "step": self.step}
+        save_file(arrays, folder / FILE, METADATA | {_SETTINGS: json.dumps(trained)})
+
+
+def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:
+    """Reads the file `FILE` in `folder`; None if there is none.
+
+    Raises:
+      UserError: the file is damaged, or does not fit its settings or a backbone of this hidden size.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            trained = json.loads((opened.metadata() or {})[_SETTINGS])
+            arrays = {current_name(name): opened.get_tensor(name) for name in opened.keys()}
+            # Older exports name the phase `stage`.
+            phase, step, config = (trained.get("phase") or trained["stage"], int(trained["step"]), trained["config"])
+            if phase not in ("curriculum", "ppo"):
+                raise ValueError(f"its phase is {str(phase)[:40]!r}")
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} is damaged ({error}): export the run again, or remove it.") from None
+    run = parse_config(config)
+
+    def empty_parts() -> dict[str, Any]:
+        navigator = nnx.split(Navigator(run.thoughts, hidden_size, nnx.Rngs(0)))[1]
+        return {"navigator": navigator, "memory": empty_memory(run, phase), "thought_rms": jnp.ones(())}
+
+    template = jax.eval_shape(empty_parts)
+    wanted = _named(template)
+    for name in sorted(wanted.keys() | arrays.keys()):
+        here, there = (list(found[name].shape) if name in found else "nothing" for found in (wanted, arrays))
+        if here != there:
+            raise UserError(
+                f"{file}: {name} is {there}, but its settings and a backbone of width {hidden_size} ask for {here}: it "
+                "belongs to another model."
+            )
+    parts = jax.tree.unflatten(jax.tree.structure(template), [jnp.asarray(arrays[name]) for name in wanted])
+    return Sidecar(run, phase, step, float(parts["thought_rms"]), parts["memory"], parts["navigator"])
+
+
+def exported_run(run: RunConfig, dtype: str | None) -> RunConfig:
+    """Settings of an exported run: a plain backbone in `dtype`, by default float32 with the run's compute dtype."""
+    model = replace(run.model, weight_dtype=dtype or "float32", compute_dtype=dtype or run.model.compute_dtype)
+    whole = {name: replace(getattr(run, name), trainable="all") for name in ("curriculum", "ppo")}
+    return replace(run, model=model, **whole)
+
+
+def same_kind(theirs: NavigatorConfig, ours: NavigatorConfig) -> bool:
+    """Whether the parameters of one navigator fit the other: equal settings, except for the initial stop logit."""
+    return replace(theirs, stop_bias=ours.stop_bias) == ours
+
+
+def empty_memory(run: RunConfig, phase: str) -> MemoryBank | None:
+    """The memory bank at the start of a phase, or None."""
+    slots = run.ppo.memory_slots if phase == "ppo" else 0
+    return empty_bank(slots, run.thoughts.reasoning_dim) if slots else None
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Leaves by path, without the component from an NNX variable to its value."""
+    return {name.removesuffix(".value"): leaf for name, leaf in named_arrays(tree).items()}

@@ -1,0 +1,217 @@
+"""The command line: config file, overrides, options and help of a command; compilation cache and malloc settings."""
+
+import argparse
+import ast
+import ctypes
+import difflib
+import importlib.util
+import os
+import re
+import sys
+import textwrap
+import traceback
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from longshot_jax.config import RunConfig, parse_config
+from longshot_jax.config.bounds import MAX_INT
+from longshot_jax.config.declarations import declared, declared_groups
+from longshot_jax.config.parse import RENAMED, unknown_setting
+from longshot_jax.errors import UserError, first_line
+
+# From glibc's malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+
+
+def parse_command(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> tuple[RunConfig, Path, argparse.Namespace]:
+    """Parses `--config FILE`, `--config.key=value` and a command's own options; returns settings, file and options.
+
+    With `--help`, prints the help and exits.
+
+    Args:
+      parser: parser from `command_parser` with the command's own options.
+      arguments: arguments of the command; None is those of the process.
+
+    Raises:
+      UserError: an option, a setting, a value or the config file is wrong.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for place, argument in enumerate(arguments):
+        if argument in ("-h", "--help", "-help"):
+            group = "".join(arguments[place + 1 : place + 2])
+            print(f"{parser.description}\n{settings_help('' if group.startswith('-') else group)}")
+            sys.exit(0)
+    own, rest = parser.parse_known_args(arguments)
+    file, overrides = _config_arguments(rest, [action.dest for action in parser._actions])
+    config = load_config(file)
+    for key, text in overrides:
+        _override(config, key, text)
+    return parse_config(config), file, own
+
+
+def command_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser for a command's own options; `parse_command` handles `--config` and `--help`."""
+    return argparse.ArgumentParser(description=description, add_help=False, allow_abbrev=False)
+
+
+def settings_help(group: str = "") -> str:
+    """Default, allowed values and meaning of the settings of a group; "" is all. An unknown group is a UserError."""
+    group = group.removeprefix("config.")
+    groups = declared_groups(RunConfig)
+    if group not in groups:
+        raise UserError(f"--help {group}: the groups of settings are {', '.join(filter(None, groups))}.")
+    lines = []
+    for name, title in groups.items():
+        if group and name != group and not name.startswith(group + "."):
+            continue
+        lines += ["", f"{name or 'run'}: {first_line(Exception(title))}"]
+        for key, setting in declared(RunConfig).items():
+            if key.rpartition(".")[0] == name:
+                lines.append(f"  --config.{key}={setting.default!r}   ({setting.allowed})")
+                lines += textwrap.wrap(setting.meaning, 110, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def load_config(file: Path) -> ml_collections.ConfigDict:
+    """The `ConfigDict` from a config file's `get_config()`; a missing or failing file, or another type, is a UserError."""
+    if not file.is_file():
+        raise UserError(f"there is no config file {file}: give one from configs/, or your own.")
+    try:
+        spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # the config file is the user's code
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
+        place = f", line {lines[-1]}" if lines else ""
+        raise UserError(
+            f"the config file {file}{place} raises {type(error).__name__} ({first_line(error)}){_new_name(error)}: fix it."
+        ) from None
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"get_config() of {file} returns a {type(config).__name__}: start from default_config().")
+    return config
+
+
+def _new_name(error: Exception) -> str:
+    """Advice for an error of a config file that reads a renamed key."""
+    names = re.findall(r"""['"](\w+)['"]""", str(error)) if isinstance(error, AttributeError | KeyError) else []
+    new = [key for old, key in RENAMED.items() if key and old.split(".")[-1] in names]
+    return f"; its new name is config.{new[0]}" if new else ""
+
+
+def _config_arguments(arguments: Sequence[str], options: Sequence[str]) -> tuple[Path, list[tuple[str, str]]]:
+    """The config file, and the overrides as (dotted key, text)."""
+    files, overrides, waiting = [], [], list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        name, equals, text = argument.partition("=")
+        key = name.lstrip("-")
+        if not argument.startswith("-"):
+            raise UserError(f"{argument!r} is not an option: settings are given as --config.key=value.")
+        if key != "config" and not key.startswith("config."):
+            known = [*options, "config", *(f"config.{key}" for key in declared(RunConfig))]
+            near = difflib.get_close_matches(key, known, 1)
+            advice = f"did you mean --{near[0]}?" if near else f"there are --config, --{', --'.join(options)}."
+            raise UserError(f"--{key} is not an option: {advice}")
+        setting = declared(RunConfig).get(key.removeprefix("config."))
+        if not equals and setting is not None and setting.kind is bool and (not waiting or waiting[0].startswith("-")):
+            text = "True"
+        elif not equals:
+            if not waiting or waiting[0].startswith("--"):
+                raise UserError(f"--{key} has no value: give it as --{key}=value.")
+            text = waiting.pop(0)
+        if key == "config":
+            files.append(text)
+        else:
+            overrides.append((key.removeprefix("config."), text))
+    if not files:
+        raise UserError("no config file was given: add --config configs/tiny.py, or another file of configs/.")
+    if len(files) > 1:
+        raise UserError(f"--config is given {len(files)} times ({', '.join(files)}): give one config file.")
+    return Path(files[0]).expanduser(), overrides
+
+
+def _override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+    """Sets a setting of a config from text; `key` may end in the index of a tuple's item, such as `[1]`."""
+    plain, bracket, index = key.partition("[")
+    setting = declared(RunConfig).get(plain)
+    if setting is None:
+        raise unknown_setting(plain)
+    above, _, name = plain.rpartition(".")
+    group: Any = config
+    for part in above.split(".") if above else []:
+        group = group.get(part) if isinstance(group, ml_collections.ConfigDict) else None
+    if not isinstance(group, ml_collections.ConfigDict):
+        raise UserError(f"the config file has no group config.{above}: start from default_config().")
+    if bracket:
+        items, index = group.get(name), index.removesuffix("]")
+        if not isinstance(items, tuple) or not index.isdecimal() or int(index) >= len(items):
+            raise UserError(f"--config.{key} names no item of config.{plain}, which is {items!r}: set it as a whole.")
+        item = _value(typing.get_args(setting.kind)[0], text)
+        value = (*items[: int(index)], item, *items[int(index) + 1 :])
+    else:
+        value = _value(setting.kind, text)
+    with group.ignore_type():  # `parse_config` checks types, and its messages name the key
+        group[name] = value
+
+
+def _value(kind: Any, text: str) -> Any:
+    """Parses the text of a setting of type `kind`; returns the text itself if that fails."""
+    if kind is str:
+        return text
+    if typing.get_origin(kind) is tuple and not text.startswith(("(", "[")):
+        text, kind = text.rstrip(","), typing.get_args(kind)[0]
+        return tuple(_value(kind, item.strip(" '\"")) for item in text.split(",")) if text else ()
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+        return float(value) if kind is float and type(value) is int else value
+    except (ValueError, SyntaxError, MemoryError, RecursionError, OverflowError):
+        return text
+
+
+def whole_number(least: int = 0, *words: str) -> Callable[[str], int | str]:
+    """An argparse type: an integer of at least `least`, or one of `words`."""
+    kinds = ("one of " if words else "") + ", ".join([*words, f"a whole number from {least}"])
+
+    def read(text: str) -> int | str:
+        if text in words:
+            return text
+        number = int(text) if text.isascii() and text.isdecimal() and len(text) < 12 else least - 1
+        if not least <= number <= MAX_INT:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {kinds}")
+        return number
+
+    return read
+
+
+def cache_compilations(folder: Path) -> None:
+    """Stores compiled programs on disk, unless JAX_COMPILATION_CACHE_DIR names another folder."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def keep_freed_memory() -> bool:
+    """Makes glibc keep freed host memory instead of returning it to the system; returns whether that was possible.
+
+    XLA on a CPU allocates a program's temporary memory at every call. glibc maps blocks above 32 MB each time, and the
+    system clears their pages: a quarter of an update of a small model (docs/performance.md). Call this at the start of
+    a command, before JAX has threads. The process then keeps its peak memory.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:  # another system, or musl
+        return False
+    options = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: MAX_INT, _TOP_PAD: 64 * 2**20}
+    return all([mallopt(option, value) for option, value in options.items()])

@@ -1,0 +1,251 @@
+"""Combinations of settings that cannot work; each is an error before anything is computed."""
+
+from collections.abc import Iterator
+
+from longshot_jax.config.run import RunConfig
+from longshot_jax.errors import UserError
+
+
+def check_combinations(run: RunConfig) -> None:
+    """Raises a UserError for the first combination of settings that cannot work."""
+    for faults in (_phases, _data, _curriculum, _ppo, _schedules, _kl, _thoughts, _trajectories, _coupling):
+        for message in faults(run):
+            raise UserError(message)
+
+
+def _phases(run: RunConfig) -> Iterator[str]:
+    if not run.phases:
+        yield "config.phases is empty: it must name 'curriculum', 'ppo' or both."
+    if len(set(run.phases)) < len(run.phases):
+        yield f"config.phases {run.phases} names a phase twice: each can run once."
+    for phase in run.phases:
+        if run.model.weight_dtype != "float32" and run.trainable(phase) == "all":
+            yield (
+                f"config.model.weight_dtype {run.model.weight_dtype!r} would round away the updates of a trained "
+                f"backbone: take 'float32', set config.{phase}.trainable to 'lora' or 'navigator', or leave {phase!r} "
+                "out of config.phases."
+            )
+    targets = run.model.lora.targets
+    if run.lora is not None and (not targets or len(set(targets)) < len(targets)):
+        yield (
+            f"config.model.lora.targets is {targets}: name one or more matrices, each once, or set trainable to "
+            "'navigator'."
+        )
+
+
+def _data(run: RunConfig) -> Iterator[str]:
+    data = run.data
+    if not data.operations:
+        yield "config.data.operations is empty: it must name at least one number of operations."
+    if data.length_bucket and data.prompt_length % data.length_bucket:
+        yield (
+            f"config.data.prompt_length {data.prompt_length} is not a multiple of config.data.length_bucket "
+            f"{data.length_bucket}."
+        )
+
+
+def _curriculum(run: RunConfig) -> Iterator[str]:
+    config, thoughts, guidance = run.curriculum, run.thoughts, run.curriculum.guidance
+    runs = "curriculum" in run.phases
+    if not config.stages:
+        yield "config.curriculum.stages is empty: it must name at least one stage."
+    reaches_navigator = config.mode == "coconut" and (
+        thoughts.in_reasoning_space or thoughts.normalised or thoughts.reads_history or thoughts.step_embeddings
+    )
+    if runs and config.trainable == "navigator" and not reaches_navigator:
+        yield (
+            "config.curriculum.trainable 'navigator' has nothing to train: the curriculum's loss reaches the navigator "
+            "only through thoughts. Take mode 'coconut' with a navigator feedback or config.thoughts.normalised, or "
+            "train 'lora' or 'all'."
+        )
+    guided = guidance.reads_steps or guidance.distillation or guidance.jacobi
+    if runs and guided and config.mode != "coconut":
+        yield (
+            f"config.curriculum.guidance guides thoughts, and config.curriculum.mode {config.mode!r} has none: take "
+            "mode 'coconut', or leave guidance at its defaults."
+        )
+    if guidance.jacobi and (any(guidance.forcing) or thoughts.reads_history):
+        yield (
+            "config.curriculum.guidance.jacobi computes all thoughts at once, so none can be forced or read earlier "
+            "actions: set it to 0, or guidance.forcing to (0, 0), thoughts.graph to 'off' and cross_attention to False."
+        )
+    if config.dropout and config.mode != "coconut":
+        yield f"config.curriculum.dropout applies to thoughts, and mode {config.mode!r} has none: set it to 0."
+    if config.dropout and guidance.jacobi:
+        yield (
+            "config.curriculum.dropout applies to thoughts in sequence, and config.curriculum.guidance.jacobi computes "
+            "all at once: set one of them to 0."
+        )
+    if config.micro_batch_size and config.batch_size % config.micro_batch_size:
+        yield (
+            f"config.curriculum.batch_size {config.batch_size} is not a multiple of config.curriculum.micro_batch_size "
+            f"{config.micro_batch_size}."
+        )
+
+
+def _ppo(run: RunConfig) -> Iterator[str]:
+    ppo, mode = run.ppo, run.curriculum.mode
+    in_text = mode in ("cot", "no_cot") and not ppo.max_thoughts
+    if "ppo" in run.phases and mode != "coconut" and not in_text:
+        yield (
+            f"config.curriculum.mode {mode!r} trains a model without thoughts, and 'ppo' in config.phases trains "
+            "thoughts: leave 'ppo' out, take mode 'coconut', or, for PPO on text, 'cot' or 'no_cot' with config.ppo."
+            "max_thoughts 0."
+        )
+    if ppo.questions % (ppo.minibatches * ppo.micro_batches):
+        yield (
+            f"config.ppo.questions {ppo.questions} is not a multiple of minibatches x micro_batches "
+            f"({ppo.minibatches} x {ppo.micro_batches})."
+        )
+    if ppo.min_thoughts > ppo.max_thoughts:
+        yield f"config.ppo.min_thoughts {ppo.min_thoughts} is more than max_thoughts {ppo.max_thoughts}."
+    if ppo.target_iterations and not (ppo.target_thoughts or ppo.target_trajectories):
+        yield (
+            "config.ppo.target_iterations needs the numbers to draw from: set config.ppo.target_thoughts or "
+            "target_trajectories."
+        )
+    if any(thoughts > ppo.max_thoughts for thoughts in ppo.target_thoughts):
+        yield f"config.ppo.target_thoughts {ppo.target_thoughts} must not be above max_thoughts {ppo.max_thoughts}."
+    if ppo.dual_clip and ppo.dual_clip <= 1:
+        yield (
+            f"config.ppo.dual_clip {ppo.dual_clip} would cut off losses inside the trusted range: take a number above "
+            "1, usually 3, or 0 for none."
+        )
+    fewest, most = ppo.rewards.natural_stop_range
+    if fewest > most:
+        yield f"config.ppo.rewards.natural_stop_range is ({fewest}, {most}): give the smaller number first."
+    if ppo.gradient == "mixture" and not all(ppo.thought_std):
+        yield (
+            "config.ppo.gradient 'mixture' needs noise to the end, because 'score' does: set both numbers of "
+            "config.ppo.thought_std above 0, or take 'pathwise'."
+        )
+    if ppo.gradient == "score" and not any(ppo.thought_std):
+        yield (
+            "config.ppo.gradient 'score' needs noise, because thoughts without it have no log-prob: set "
+            "config.ppo.thought_std above 0, or take 'pathwise' or 'none'."
+        )
+    if run.thoughts.feedback == "navigator_residual" and ppo.gradient == "none" and ppo.rescore == "auto":
+        yield (
+            "config.thoughts.feedback 'navigator_residual' with gradient 'none' has no exact rescore, because the "
+            "navigator that decodes thoughts is trained: take config.ppo.gradient 'score', 'pathwise' or 'mixture' "
+            "(sequential, exact), or config.ppo.rescore 'parallel_inexact'."
+        )
+
+
+def _schedules(run: RunConfig) -> Iterator[str]:
+    for name in ("thought_std", "stop_temperature", "token_temperature"):
+        ends = getattr(run.ppo, name)
+        if getattr(run.ppo, f"{name}_annealing") == "constant" and ends[0] != ends[1]:
+            yield (
+                f"config.ppo.{name} {ends} differs at its ends but {name}_annealing is 'constant': give the same "
+                "number twice, or take 'linear' or 'cosine'."
+            )
+
+
+def _kl(run: RunConfig) -> Iterator[str]:
+    ppo = run.ppo
+    if ppo.kl_target and not ppo.kl_coefficient:
+        yield (
+            "config.ppo.kl_target adapts a coefficient by factors, and 0 stays 0: start config.ppo.kl_coefficient "
+            "above 0, or set kl_target to 0."
+        )
+    if ppo.kl_estimator == "k1" and ppo.kl_in == "loss" and ppo.kl_coefficient:
+        yield (
+            "config.ppo.kl_estimator 'k1' has no gradient in the loss, on average: take 'k2', 'k3' or kl_in 'reward'."
+        )
+    if ppo.kl_in == "reward" and not ppo.kl_coefficient:
+        yield "config.ppo.kl_in 'reward' charges nothing while config.ppo.kl_coefficient is 0: set it above 0."
+
+
+def _thoughts(run: RunConfig) -> Iterator[str]:
+    thoughts, ppo = run.thoughts, run.ppo
+    if thoughts.reads_history and thoughts.reasoning_dim % thoughts.heads:
+        yield (
+            f"config.thoughts.reasoning_dim {thoughts.reasoning_dim} is not a multiple of config.thoughts.heads "
+            f"{thoughts.heads}."
+        )
+    if thoughts.memory_top and not ppo.memory_slots:
+        yield "config.thoughts.memory_top reads a memory bank: set config.ppo.memory_slots above 0."
+    if ppo.memory_slots and not thoughts.reads_bank:
+        yield (
+            "config.ppo.memory_slots fills a bank that no thought reads: set config.thoughts.memory_top above 0, or "
+            "set config.thoughts.graph."
+        )
+    if thoughts.memory_top > ppo.memory_slots:
+        yield (
+            f"config.thoughts.memory_top {thoughts.memory_top} is more than config.ppo.memory_slots {ppo.memory_slots}."
+        )
+
+
+def _trajectories(run: RunConfig) -> Iterator[str]:
+    """Settings that make the trajectories of a question depend on one another, and those that forbid it."""
+    ppo, thoughts, rewards = run.ppo, run.thoughts, run.ppo.rewards
+    most = thoughts.max_trajectories
+    if ppo.baseline != "critic":
+        needs = f"config.ppo.baseline {ppo.baseline!r}"
+        if ppo.num_trajectories < 2:
+            yield f"{needs} compares trajectories of one question: set num_trajectories above 1, or take the critic."
+        reads = "cross_attention" if thoughts.cross_attention else "graph 'all'"
+        dependent = [
+            (ppo.ensemble, "config.ppo.ensemble feeds them one thought"),
+            (thoughts.reads_others, f"config.thoughts.{reads} lets them read one another"),
+            (ppo.shared_reward, "config.ppo.shared_reward gives them one reward"),
+            (most > 0, "config.thoughts.max_trajectories chooses their number"),
+            (rewards.diversity != 0, "config.ppo.rewards.diversity compares them"),
+        ]
+        for wanted, why in dependent:
+            if wanted:
+                yield f"{needs} needs independent trajectories, and {why}: take the critic, or switch that off."
+    if most and (most != ppo.num_trajectories or most < 3):
+        yield (
+            f"config.thoughts.max_trajectories {most} is the largest number that the model may choose: set it and "
+            f"config.ppo.num_trajectories (now {ppo.num_trajectories}) to the same number of 3 or more, or it to 0."
+        )
+    if ppo.target_trajectories and not most:
+        yield (
+            "config.ppo.target_trajectories forces a number that the model does not choose: set "
+            "config.thoughts.max_trajectories."
+        )
+    if any(not 2 <= number <= most for number in ppo.target_trajectories):
+        yield (
+            f"config.ppo.target_trajectories {ppo.target_trajectories} must lie between 2 and "
+            f"config.thoughts.max_trajectories {most}."
+        )
+    if most and ppo.loss_mean == "sequence":
+        yield (
+            "config.ppo.loss_mean 'sequence' cannot weigh a question's number of trajectories, an action of no single "
+            "trajectory: take 'token', or set config.thoughts.max_trajectories to 0."
+        )
+    if ppo.kl_in == "reward" and (most or ppo.shared_reward):
+        key = "config.thoughts.max_trajectories" if most else "config.ppo.shared_reward"
+        yield f"config.ppo.kl_in 'reward' charges each trajectory for itself, which {key} does not allow: take 'loss'."
+    if rewards.vote_correct and not ppo.shared_reward:
+        yield (
+            "config.ppo.rewards.vote_correct rewards the whole question: set config.ppo.shared_reward, which gives it to "
+            "every trajectory."
+        )
+    if rewards.diversity and ppo.gradient != "score":
+        yield (
+            f"config.ppo.rewards.diversity is earned by thoughts, which are not scored actions under gradient "
+            f"{ppo.gradient!r}: take 'score', or config.ppo.coupling, which needs no reward."
+        )
+
+
+def _coupling(run: RunConfig) -> Iterator[str]:
+    ppo = run.ppo
+    if ppo.coupling == "independent" or not ppo.scores_thoughts:
+        return
+    reasons = [
+        (ppo.baseline != "critic", f"config.ppo.baseline {ppo.baseline!r}"),
+        (run.thoughts.reads_others, "config.thoughts.cross_attention or graph 'all'"),
+        (ppo.ensemble, "config.ppo.ensemble"),
+        (ppo.shared_reward, "config.ppo.shared_reward"),
+        (ppo.rewards.diversity != 0, "config.ppo.rewards.diversity"),
+    ]
+    for wanted, key in reasons:
+        if wanted:
+            yield (
+                f"config.ppo.coupling {ppo.coupling!r} with gradient {ppo.gradient!r} is biased if a "
+                f"trajectory's reward or baseline depends on others, as with {key}: take gradient 'pathwise', or "
+                "'independent' noise."
+            )

@@ -1,0 +1,84 @@
+"""Settings of the curriculum phase."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from longshot_jax.config.bounds import BELOW_ONE, COUNT, FRACTION, NON_NEGATIVE
+from longshot_jax.config.optimizer import OptimizerConfig
+
+Mode = Literal["coconut", "cot", "no_cot", "no_thoughts", "pause"]
+Trainable = Literal["all", "navigator", "lora"]
+
+
+def has_thoughts(mode: Mode) -> bool:
+    """Whether a model of this mode has thought slots."""
+    return mode in ("coconut", "pause")
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """Additional losses on thoughts; all are off by default."""
+
+    target: Annotated[float, NON_NEGATIVE] = 0.0
+    """Weight of the cosine distance between a thought and the mean embedding of the step it replaces."""
+    forcing: Annotated[tuple[float, float], FRACTION] = (0.0, 0.0)
+    """Probability of feeding back that embedding instead: at the first update, and from `forcing_updates` on."""
+    forcing_updates: Annotated[int, NON_NEGATIVE] = 0
+    """Updates over which `forcing` moves linearly from its first to its second value."""
+    distillation: Annotated[float, NON_NEGATIVE] = 0.0
+    """Weight of the distance between hidden states before the answer, after thoughts and after written steps (CODI)."""
+    explanation: Annotated[float, NON_NEGATIVE] = 0.0
+    """Weight of the loss of decoding each step from its thought alone, in nats per token (SIM-CoT)."""
+    jacobi: Annotated[int, NON_NEGATIVE] = 0
+    """Jacobi iterations that compute all thoughts at once (PCCoT); 0: in sequence, as always in evaluation and PPO."""
+
+    @property
+    def reads_steps(self) -> bool:
+        """Whether any loss reads the texts of the replaced steps."""
+        return self.target > 0 or self.explanation > 0 or any(self.forcing)
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """Supervised curriculum; names are COCONUT's (arXiv:2412.06769) where it has them."""
+
+    mode: Mode = "coconut"
+    """Steps are replaced by thoughts (`coconut`), a learned constant (`pause`) or nothing (`no_thoughts`). `cot` keeps
+    all steps, `no_cot` removes all."""
+    trainable: Trainable = "all"
+    """Parameters to train: `all`, only the `navigator`, or navigator and adapters (`lora`)."""
+    stages: Annotated[tuple[int, ...], NON_NEGATIVE] = (0, 1, 2, 3, 4)
+    """Stages in order. Stage k replaces the first k steps; a stage above `max_latent_stage` replaces all steps."""
+    c_thought: Annotated[int, COUNT] = 1
+    """Thoughts per replaced step."""
+    max_latent_stage: Annotated[int, NON_NEGATIVE] = 4
+    """Largest stage that replaces steps one by one."""
+    pad_latent_to_max: bool = False
+    """Give every problem the stage's number of thoughts, also with fewer steps."""
+    uniform_prob: Annotated[float, FRACTION] = 0.0
+    """Probability that a problem is shown at a random stage."""
+    epochs_per_stage: Annotated[int, COUNT] = 1
+    """Passes over the data before the next stage."""
+    max_steps_per_stage: Annotated[int, NON_NEGATIVE] = 0
+    """Largest number of updates of a stage; 0 is unlimited."""
+    stage_loss: Annotated[float, NON_NEGATIVE] = 0.0
+    """End a stage once its running loss is below this, in nats per token; 0: never."""
+    last_stage_loss: Annotated[float, NON_NEGATIVE] = 0.0
+    """`stage_loss` of the last stage."""
+    reset_optimizer: bool = False
+    """Reset the optimizer's moments at each stage."""
+    batch_size: Annotated[int, COUNT] = 128
+    """Problems per update."""
+    micro_batch_size: Annotated[int, NON_NEGATIVE] = 0
+    """Problems per forward pass; 0: the whole batch."""
+    dropout: Annotated[float, BELOW_ONE] = 0.0
+    """Fraction of a thought's entries that are zeroed when it is fed back; PPO has no dropout."""
+    max_skipped: Annotated[int, COUNT] = 10
+    """Consecutive updates with a non-finite loss or gradient after which the run ends."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    @property
+    def max_thoughts(self) -> int:
+        """T: thought slots of all stages."""
+        return self.c_thought * self.max_latent_stage if has_thoughts(self.mode) else 0

@@ -1,0 +1,165 @@
+"""Reads settings of a config file, a checkpoint or an export, old keys included, into a checked `RunConfig`."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+import ml_collections
+
+from longshot_jax.config.bounds import Bound
+from longshot_jax.config.checks import check_combinations
+from longshot_jax.config.declarations import Setting, declared, flatten
+from longshot_jax.config.run import RunConfig
+from longshot_jax.errors import UserError
+
+# Old keys of stored runs and exports -> current keys; None: removed.
+RENAMED: Mapping[str, str | None] = {
+    "stages": "phases",
+    "ppo.discount": "ppo.gamma",
+    "ppo.trace": "ppo.gae_lambda",
+    "ppo.noise": "ppo.thought_std",
+    "ppo.noise_annealing": "ppo.thought_std_annealing",
+    "ppo.stop_annealing": "ppo.stop_temperature_annealing",
+    "ppo.token_annealing": "ppo.token_temperature_annealing",
+    "ppo.min_steps": "ppo.min_thoughts",
+    "ppo.max_steps": "ppo.max_thoughts",
+    "ppo.target_steps": "ppo.target_thoughts",
+    "ppo.together": "ppo.ensemble",
+    "evaluation.num_trajectories": None,
+}
+
+# Settings of other projects that would be inexact here: the reason and an alternative.
+_TRUNCATION = "a rollout samples the whole distribution that it scores: lower config.ppo.token_temperature instead"
+ABSENT = {
+    "top_k": _TRUNCATION,
+    "top_p": _TRUNCATION,
+    "dropout": "with it the log-probs of a rollout would not be those of the update: take config.curriculum.dropout, "
+    "which PPO never sees, or raise weight_decay",
+}
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """All settings at their defaults, as a `ConfigDict` that a config file edits and returns."""
+    return ml_collections.ConfigDict(dataclasses.asdict(RunConfig()))
+
+
+def parse_config(config: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConfig:
+    """Checks the `ConfigDict` of a config file or the nested mapping of a checkpoint or an export.
+
+    Raises:
+      UserError: an unknown key, a wrong type, a value out of bounds or an impossible combination; it names the key.
+    """
+    if isinstance(config, ml_collections.ConfigDict):
+        values = config.to_dict()
+    elif isinstance(config, Mapping):
+        values = _with_current_keys(config)
+    else:
+        raise UserError(f"config must be a group of settings, not {_shown(config)}.")
+    run = _build(RunConfig, values, "config")
+    check_combinations(run)
+    return run
+
+
+def unknown_setting(key: str) -> UserError:
+    """The error for an unknown dotted key below `config`: its new name, a setting of the group, or the nearest key."""
+    known, name = declared(RunConfig), key.split(".")[-1]
+    if RENAMED.get(key):
+        return UserError(f"config.{key} has a new name: config.{RENAMED[key]}.")
+    if name in ABSENT:
+        return UserError(f"config.{key} is not a setting, because {ABSENT[name]}.")
+    inside = next((other for other in known if other.startswith(key + ".")), None)
+    if inside:
+        return UserError(f"config.{key} is a group of settings: name one of them, such as config.{inside}.")
+    near = nearest(key, known)
+    advice = f"did you mean config.{near}?" if near else "scripts/train.py --help lists them all."
+    return UserError(f"config.{key} is not a setting: {advice}")
+
+
+def nearest(key: str, known: Collection[str]) -> str | None:
+    """The known key closest to a misspelt one: in its group, then of the same name elsewhere, then by spelling."""
+    group, _, name = key.rpartition(".")
+    siblings = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == group}
+    if near := difflib.get_close_matches(name, siblings, 1):
+        return siblings[near[0]]
+    elsewhere = [other for other in known if other.split(".")[-1] == name]
+    return next(iter(elsewhere or difflib.get_close_matches(key, known, 1, cutoff=0.5)), None)
+
+
+def _with_current_keys(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings, nested, under current keys."""
+    values: dict[str, Any] = {}
+    for key, value in flatten(stored).items():
+        current = RENAMED.get(key, key)
+        if current is None:
+            continue
+        *groups, name = current.split(".")
+        place = values
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise UserError(f"config.{group} must be a group of settings, not {_shown(place)}.")
+        place[name] = value
+    return values
+
+
+def _build(cls: type, values: Any, place: str) -> Any:
+    """Builds the dataclass `cls` from nested mappings; missing settings have their defaults."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{place} must be a group of settings, not {_shown(values)}.")
+    settings, hints = declared(cls), typing.get_type_hints(cls)
+    arguments = {}
+    for name, value in values.items():
+        key = f"{place}.{name}"
+        if name not in hints:
+            raise unknown_setting(key.removeprefix("config."))
+        if dataclasses.is_dataclass(hints[name]):
+            arguments[name] = _build(typing.cast(type, hints[name]), value, key)
+        else:
+            arguments[name] = _checked(settings[name], value, key)
+    return cls(**arguments)
+
+
+def _checked(setting: Setting, value: Any, key: str) -> Any:
+    """Checks type and bound of a value; converts an int to a float and a list to a tuple."""
+    value = _coerced(setting.kind, value, key)
+    numbers = value if isinstance(value, tuple) else (value,)
+    bound = setting.bound or (Bound() if setting.kind in (int, float) else None)
+    if bound is not None and any(number not in bound for number in numbers):
+        what = "each must be" if isinstance(value, tuple) else "it must be"
+        raise UserError(f"{key} is {_shown(value)}: {what} {bound}.")
+    return value
+
+
+def _coerced(kind: Any, value: Any, key: str) -> Any:
+    items = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if not isinstance(value, str) or value not in items:
+            raise UserError(f"{key} is {_shown(value)}: it must be one of {', '.join(map(str, items))}.")
+        return value
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{key} is {_shown(value)}: it must be a tuple such as (1, 2).")
+        many = items[-1] is Ellipsis
+        if not many and len(items) != len(value):
+            raise UserError(f"{key} is {_shown(value)}: it must hold {len(items)} values.")
+        kinds = [items[0]] * len(value) if many else items
+        return tuple(_coerced(k, v, key) for k, v in zip(kinds, value, strict=True))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise UserError(f"{key} is {_shown(value)}: it must be a finite number.") from None
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{key} is {_shown(value)}: it must be of type {kind.__name__}.")
+    return value
+
+
+def _shown(value: Any, limit: int = 80) -> str:
+    """A value for a message, cut to one line."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer with more digits than Python prints
+        return "a number of thousands of digits"
+    return text if len(text) <= limit else f"{text[:limit]}..."

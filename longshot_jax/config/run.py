@@ -1,0 +1,116 @@
+"""Settings of a run: phases, data, evaluation and checkpoints. Each other group has its own file."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from longshot_jax.config.bounds import COUNT, NON_NEGATIVE, SEED
+from longshot_jax.config.curriculum import CurriculumConfig, Trainable
+from longshot_jax.config.model import LoraConfig, MeshConfig, ModelConfig
+from longshot_jax.config.ppo import PPOConfig
+from longshot_jax.config.thoughts import NavigatorConfig
+
+Phase = Literal["curriculum", "ppo"]
+Markers = Literal["coconut", "answer"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Problems, tokenizer and lengths."""
+
+    train: str = "chains"
+    """Training problems: a file, a hub name (`name:config:split`), or generated (`chains` or `prosqa`)."""
+    validation: str = ""
+    """Problems that select the best checkpoint, as in `train`. Empty: other problems if `train` is generated, else a
+    tenth of `train`, at most 500, which is removed from it."""
+    test: str = "chains"
+    """Default problems of `scripts/eval.py`; training never reads them."""
+    tokenizer: str = "chains"
+    """`chains` (one token per character), `bpe` (byte-level BPE, trained on the problems), `model` (that of the model
+    directory), a folder, or a hub name."""
+    bpe_vocabulary: Annotated[int, COUNT] = 2048
+    """Vocabulary size of `bpe`."""
+    operations: Annotated[tuple[int, ...], COUNT] = (1, 2, 3, 4)
+    """Numbers of operations of generated chains, drawn uniformly."""
+    distractors: Annotated[int, NON_NEGATIVE] = 0
+    """Irrelevant statements in each generated chain."""
+    generated_train: Annotated[int, COUNT] = 1_000_000
+    """Generated training problems."""
+    generated_test: Annotated[int, COUNT] = 1_000
+    """Generated test problems; the same number for validation."""
+    instruction: str = ""
+    """A line after every question, such as the form of the answer for an instruct model."""
+    prompt_length: Annotated[int, COUNT] = 26
+    """S: largest number of tokens of a question with its markers; a longer question is an error."""
+    length_bucket: Annotated[int, NON_NEGATIVE] = 0
+    """Pad batches to a multiple of this, one compilation per shape; 0: to `prompt_length` and `answer_length`."""
+    answer_length: Annotated[int, COUNT] = 8
+    """A: largest number of tokens of written steps and answer in the curriculum, and of a decoded answer."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation during training and at the end of each phase."""
+
+    every: Annotated[int, NON_NEGATIVE] = 100
+    """Curriculum updates between evaluations; 0: only at the end of each stage."""
+    every_iterations: Annotated[int, NON_NEGATIVE] = 20
+    """PPO iterations between evaluations; 0: only at its start and end."""
+    questions: Annotated[int, COUNT] = 256
+    """Validation questions per evaluation."""
+    batch_size: Annotated[int, COUNT] = 128
+    """Questions decoded at once."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints on disk."""
+
+    every: Annotated[int, COUNT] = 200
+    """Updates (curriculum) or iterations (PPO) between checkpoints."""
+    keep_last: Annotated[int, COUNT] = 2
+    """Number of newest checkpoints to keep."""
+    keep_best: Annotated[int, NON_NEGATIVE] = 1
+    """Number of best checkpoints to keep in addition."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run."""
+
+    seed: Annotated[int, SEED] = 0
+    """Seed of parameters, data order and sampling."""
+    phases: tuple[Phase, ...] = ("curriculum", "ppo")
+    """Phases in order."""
+    initialize_from: str = ""
+    """Run folder with the initial parameters (its best checkpoint); empty: `model.source`."""
+    markers: Markers = "coconut"
+    """Tokens around thoughts. `coconut`: `<|start-latent|>` before and `<|end-latent|>` after them. `answer`: only
+    `<|end-latent|>`, before the answer."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    thoughts: NavigatorConfig = field(default_factory=NavigatorConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def trainable(self, phase: str) -> Trainable:
+        """What a phase trains: `all`, `navigator` or `lora`."""
+        return self.ppo.trainable if phase == "ppo" else self.curriculum.trainable
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """Settings of the adapters; None if no phase trains them."""
+        return self.model.lora if any(self.trainable(phase) == "lora" for phase in self.phases) else None
+
+    @property
+    def max_thoughts(self) -> int:
+        """T: largest number of thoughts of any phase."""
+        phases = {"curriculum": self.curriculum.max_thoughts, "ppo": self.ppo.max_thoughts}
+        return max((phases[phase] for phase in self.phases), default=0)
+
+    @property
+    def sampled_length(self) -> int:
+        """A of answers sampled by PPO."""
+        return self.ppo.answer_length or self.data.answer_length

@@ -1,0 +1,62 @@
+"""Settings of thoughts and of what they read."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from longshot_jax.config.bounds import COUNT, FINITE, NON_NEGATIVE
+
+Feedback = Literal["hidden", "navigator", "navigator_residual"]
+Coupling = Literal["independent", "antithetic", "orthogonal"]
+
+
+@dataclass(frozen=True)
+class NavigatorConfig:
+    """The navigator, which maps a hidden state to a thought, a stop decision and a value."""
+
+    feedback: Feedback = "hidden"
+    """Action space of a thought. `hidden`: the hidden state (COCONUT). `navigator`: a point of the reasoning space,
+    decoded to an embedding. `navigator_residual`: as `navigator`, plus the hidden state."""
+    normalised: bool = False
+    """Apply an RMS norm to thoughts, with an initial scale of the rms of the token embeddings; for `hidden`, a learned
+    projection comes first. Off is COCONUT: raw hidden states."""
+    reasoning_dim: Annotated[int, COUNT] = 256
+    """R: dimensions of the reasoning space and of the memory bank."""
+    memory_top: Annotated[int, NON_NEGATIVE] = 0
+    """Entries of the memory bank that a thought reads; 0: none."""
+    stop_bias: Annotated[float, FINITE] = -1.0
+    """Initial logit of the stop decision; -1 is a probability of 0.27. Much lower, stopping is never explored. The
+    navigator of `initialize_from` keeps its own."""
+    step_embeddings: Annotated[int, NON_NEGATIVE] = 0
+    """Learned embeddings of a thought's index; later thoughts share the last one. 0: none."""
+    graph: Literal["off", "own", "all"] = "off"
+    """Read a graph of bank entries and earlier actions, those of the `own` or of `all` trajectories of the question."""
+    graph_neighbours: Annotated[int, NON_NEGATIVE] = 3
+    """Bank entries in the graph, if there is a bank."""
+    graph_layers: Annotated[int, NON_NEGATIVE] = 1
+    """Graph transformer layers after the graph attention."""
+    cross_attention: bool = False
+    """Read earlier actions of the question's other trajectories."""
+    heads: Annotated[int, COUNT] = 4
+    """Heads of graph memory and cross-trajectory attention; they divide `reasoning_dim`."""
+    max_trajectories: Annotated[int, NON_NEGATIVE] = 0
+    """Let the model choose 2 to this number of trajectories per question; 0: no choice."""
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether thoughts read earlier actions other than through the backbone."""
+        return self.graph != "off" or self.cross_attention
+
+    @property
+    def reads_others(self) -> bool:
+        """Whether trajectories read one another, so are not independent samples."""
+        return self.graph == "all" or self.cross_attention
+
+    @property
+    def reads_bank(self) -> bool:
+        """Whether thoughts read a memory bank, if there is one."""
+        return self.memory_top > 0 or (self.graph != "off" and self.graph_neighbours > 0)
+
+    @property
+    def in_reasoning_space(self) -> bool:
+        """Whether actions are points in R^R rather than embeddings in R^D."""
+        return self.feedback != "hidden"

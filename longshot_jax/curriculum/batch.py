@@ -1,0 +1,153 @@
+"""Batches of COCONUT's curriculum (Hao et al. 2024, arXiv:2412.06769): questions, thoughts and the tokens after them.
+
+Shapes: B problems, S prompt length, T thought slots, W tokens of a step, A tokens after the thoughts, D hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig, has_thoughts
+from longshot_jax.data.layout import Layout, pad_right
+from longshot_jax.data.problems import Problem
+from longshot_jax.errors import UserError
+
+
+@struct.dataclass
+class StepTexts:
+    """The steps that thoughts replace.
+
+    Attributes:
+      tokens: tokens of each thought's step. mask: True on real tokens; all False for a thought without a step.
+      forced: True where the step's mean embedding is fed back instead of the thought.
+    """
+
+    tokens: Int[Array, "B T W"]
+    mask: Bool[Array, "B T W"]
+    forced: Bool[Array, "B T"]
+
+
+def forcing_probability(config: GuidanceConfig, update: int) -> float:
+    """Probability of feeding back a step's embedding at an update, counted from 0: linear, then constant."""
+    return float(np.interp(update, (0, max(config.forcing_updates, 1)), config.forcing))
+
+
+def step_texts(
+    problems: Sequence[Problem],
+    replaced: Sequence[tuple[int, int]],
+    per_step: int,
+    slots: int,
+    layout: Layout,
+    length: int,
+    probability: float,
+    rng: np.random.Generator,
+) -> StepTexts:
+    """Texts of the steps that thoughts replace; `replaced` has (steps left out, thoughts put in) of each problem.
+
+    Raises a UserError if a step has more than `length` (W) tokens.
+    """
+    rows: list[list[int]] = []
+    for problem, (left_out, thoughts) in zip(problems, replaced, strict=True):
+        steps = [layout.step(text) for text in problem.steps[:left_out]]
+        own = [steps[slot // per_step] if slot // per_step < left_out else [] for slot in range(thoughts)]
+        rows += own + [[]] * (slots - thoughts)
+    longest = max(map(len, rows), default=0)
+    if longest > length:
+        raise UserError(
+            f"a step has {longest} tokens but config.data.answer_length is {length}: raise it, or set "
+            "config.curriculum.guidance to its defaults."
+        )
+    tokens, mask = pad_right(rows, length, layout.tokenizer.pad)
+    shape = len(problems), slots, length
+    mask = mask.reshape(shape)
+    forced = (rng.random(shape[:2]) < probability) & mask.any(axis=-1)
+    # NumPy arrays until the batch is placed on the devices.
+    return StepTexts(tokens.reshape(shape), mask, forced)  # pyright: ignore[reportArgumentType]
+
+
+@struct.dataclass
+class CurriculumBatch:
+    """Problems at one stage of the curriculum.
+
+    Attributes:
+      prompt: tokens of the question, padded on the left. prompt_mask: True on real tokens.
+      num_thoughts: number of thoughts.
+      tokens: tokens after the thoughts. token_mask: True on real tokens. loss_mask: True on predicted tokens.
+      answer_starts: index in `tokens` of the first token of the answer.
+      steps: texts of the replaced steps, if guidance reads them.
+      text: CurriculumBatch of the same problems with all steps written, if thoughts are distilled from it.
+      dropout_mask: factors drawn by the update: 0 or 1 / (1 - dropout); None without dropout.
+    """
+
+    prompt: Int[Array, "B S"]
+    prompt_mask: Bool[Array, "B S"]
+    num_thoughts: Int[Array, " B"]
+    tokens: Int[Array, "B A"]
+    token_mask: Bool[Array, "B A"]
+    loss_mask: Bool[Array, "B A"]
+    answer_starts: Int[Array, " B"] | None = None
+    steps: StepTexts | None = None
+    text: Any = None
+    dropout_mask: Float[Array, "B T D"] | None = None
+
+
+def replaced_steps(stage: int, steps: int, config: CurriculumConfig, rng: np.random.Generator) -> tuple[int, int]:
+    """(steps left out, thoughts put in) at a stage, for a problem with `steps` steps."""
+    if config.mode == "cot":
+        return 0, 0
+    if config.mode == "no_cot":
+        return steps, 0
+    if rng.random() < config.uniform_prob:
+        stage = int(rng.integers(0, steps + 1))
+    wanted = min(stage, config.max_latent_stage)
+    left_out = steps if stage > config.max_latent_stage else min(stage, steps)
+    in_place = wanted if config.pad_latent_to_max else min(wanted, steps)
+    return left_out, in_place * config.c_thought if has_thoughts(config.mode) else 0
+
+
+def curriculum_batch(
+    problems: Sequence[Problem],
+    stage: int,
+    config: CurriculumConfig,
+    layout: Layout,
+    length: int,
+    rng: np.random.Generator,
+    update: int = 0,
+) -> CurriculumBatch:
+    """Batch of `problems` at a stage; A is `length`, or the longest row rounded up to the layout's bucket.
+
+    `update`, counted over the whole curriculum, sets the forcing probability. A too long problem is a UserError.
+    """
+    prompt, prompt_mask = layout.prompts(problems)
+    replaced = [replaced_steps(stage, len(problem.steps), config, rng) for problem in problems]
+    rows, starts = [], []
+    for problem, (left_out, _) in zip(problems, replaced, strict=True):
+        ids = [token for step in problem.steps[left_out:] for token in layout.step(step)]
+        ids += layout.answer(problem)
+        ids = [*layout.closing, *ids]
+        if len(ids) > length:
+            raise UserError(
+                f"steps and answer have {len(ids)} tokens but config.data.answer_length is {length}: raise it, or "
+                f"remove the question {problem.question[:60]!r}."
+            )
+        rows.append(ids)
+        starts.append(len(ids) - 1 - len(layout.tokenizer.encode(problem.answer)))
+    guidance, steps, text, most = config.guidance, None, None, length
+    if layout.bucket:
+        length = min(length, -(-max(map(len, rows)) // layout.bucket) * layout.bucket)
+    tokens, token_mask = pad_right(rows, length, layout.tokenizer.pad)
+    loss_mask = token_mask & (np.arange(length) >= len(layout.closing))
+    if guidance.reads_steps:
+        slots, probability = config.max_thoughts, forcing_probability(guidance, update)
+        steps = step_texts(problems, replaced, config.c_thought, slots, layout, most, probability, rng)
+    if guidance.distillation:
+        written = replace(config, uniform_prob=0.0, guidance=GuidanceConfig())
+        text = curriculum_batch(problems, 0, written, layout, most, rng)
+    num_thoughts = np.asarray([thoughts for _, thoughts in replaced], np.int32)
+    arrays = prompt, prompt_mask, num_thoughts, tokens, token_mask, loss_mask, np.asarray(starts, np.int32)
+    # NumPy arrays until the batch is placed on the devices.
+    return CurriculumBatch(*arrays, steps, text)  # pyright: ignore[reportArgumentType]

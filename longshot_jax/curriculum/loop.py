@@ -1,0 +1,190 @@
+"""The curriculum phase of a run: supervised updates, stage by stage."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from longshot_jax.config.curriculum import CurriculumConfig
+from longshot_jax.curriculum.batch import CurriculumBatch, curriculum_batch
+from longshot_jax.curriculum.update import CurriculumPrograms
+from longshot_jax.data.loader import batches_per_epoch, prefetched, problem_batches
+from longshot_jax.data.problems import Problem
+from longshot_jax.model.sharding import fetch, place_batch
+from longshot_jax.thoughts.stopping import rule_of_stage
+from longshot_jax.training.context import RunContext, as_numbers
+from longshot_jax.training.optimizer import restart_schedule
+from longshot_jax.training.state import TrainState
+
+_DECAY = 0.95  # of the running loss
+_WINDOW = 20  # updates that the running loss averages over; before that it ends no stage
+
+
+@dataclass
+class Position:
+    """Position of a curriculum between two updates; it continues from this and the arrays of the checkpoint.
+
+    Attributes:
+      stage: index into the configured stages. step: updates done in the stage.
+      batch: index of the next batch.
+      running_loss: moving average of the stage's loss without the last update, so the decision to end a stage does not
+        wait for the device; None before the second update.
+      pending: metrics of the last update.
+      finished: whether the last stage has ended.
+      seconds: time spent in the curriculum.
+      figures: shown beside the progress bar.
+    """
+
+    stage: int = 0
+    step: int = 0
+    batch: int = 0
+    running_loss: float | None = None
+    pending: dict[str, Any] | None = None
+    finished: bool = False
+    seconds: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def count_loss(self, loss: float) -> None:
+        """Adds the loss of an update to the running loss, unless it is not finite."""
+        if np.isfinite(loss):
+            before = loss if self.running_loss is None else self.running_loss
+            self.running_loss = _DECAY * before + (1 - _DECAY) * loss
+
+
+def steps_per_stage(config: CurriculumConfig, steps_per_epoch: int) -> int:
+    """Largest number of updates of a stage."""
+    steps = config.epochs_per_stage * steps_per_epoch
+    return min(steps, config.max_steps_per_stage) if config.max_steps_per_stage else steps
+
+
+class CurriculumLoop:
+    """Runs the curriculum from its start or from a checkpoint."""
+
+    def __init__(self, context: RunContext):
+        run, self.context, self.config = context.run, context, context.run.curriculum
+        config = self.config
+        train = context.problems.train
+        self.problems = problem_batches(train, config.batch_size, run.seed)
+        self.limit = steps_per_stage(config, batches_per_epoch(train, config.batch_size))
+        self.evaluation = context.validation(
+            config.max_thoughts, answer_length=run.data.answer_length, steps_written=True
+        )
+        self.ranked = run.phases[-1] == "curriculum"
+        self.programs = CurriculumPrograms(
+            run, context.abstract, context.mesh, context.layout.tokenizer.latent, self.limit
+        )
+
+    def make_batch(self, stage: int, number: int, problems: list[Problem]) -> CurriculumBatch:
+        """Batch `number` at a stage; a pure function of seed, stage and number."""
+        rng = np.random.default_rng((self.context.run.seed, stage, number))
+        length = self.context.run.data.answer_length
+        layout = self.context.layout
+        batch = curriculum_batch(problems, stage, self.config, layout, length, rng, number)
+        return place_batch(batch, self.context.mesh)
+
+    def run(self, params: Any, metadata: dict[str, Any] | None, first_step: int) -> tuple[Any, int]:
+        """Trains to the end of the last stage; returns all parameters and the step of the last checkpoint.
+
+        Args:
+          params: initial parameters of a new curriculum; donated.
+          metadata: metadata of the checkpoint to continue from; None for a new curriculum.
+          first_step: checkpoint step at which a new curriculum starts.
+        """
+        if metadata is None:
+            position = Position()
+            state = self.programs.start(params)
+        else:
+            position = Position(**metadata["progress"])
+            state, _ = self.context.checkpoints.restore(self.programs.template, metadata["step"])
+        step = first_step if metadata is None else metadata["step"]
+        before = self.context.seconds - position.seconds
+        while not position.finished:
+            state, step = self._stage(state, position, step, before)
+        return state.params, step
+
+    def _stage(self, state: TrainState, at: Position, step: int, before: float) -> tuple[TrainState, int]:
+        """Runs the rest of a stage; leaves `at` at the start of the next stage, or finished."""
+        config, context = self.config, self.context
+        stage, is_last = config.stages[at.stage], at.stage == len(config.stages) - 1
+        threshold = config.last_stage_loss if is_last else config.stage_loss
+        rule = rule_of_stage(context.run, stage, self.evaluation.problems)
+        every, save_every = context.run.evaluation.every, context.run.checkpoint.every
+
+        def save(metric: float | None) -> None:
+            at.seconds = context.seconds - before
+            context.save(step, state, "curriculum", vars(at), metric)
+
+        with (
+            prefetched(
+                self.problems.map_with_index(lambda number, problems: self.make_batch(stage, number, problems)),
+                at.batch,
+            ) as batches,
+            context.progress(f"curriculum stage {stage}", self.limit, at.step, "update") as progress,
+        ):
+            accuracy = None  # None unless measured after the last update
+            while at.step < self.limit and not self._has_learned(at, threshold):
+                state, metrics = self.programs.update(state, next(batches))
+                self._observe(at, step)
+                at.pending = metrics
+                at.step, at.batch, step = at.step + 1, at.batch + 1, step + 1
+                progress.advance(1, **at.figures)
+                accuracy = None
+                if every and step % every == 0:
+                    accuracy = self._evaluate(state, rule, at, step)
+                    progress.advance(0, **at.figures)
+                metric = accuracy if self.ranked and is_last else None
+                stops = context.preemption.requested()
+                if stops or step % save_every == 0 or context.improves(metric):
+                    at.pending = as_numbers(fetch(at.pending))
+                    save(metric)
+                if stops:
+                    context.exit_when_saved(step)
+            self._observe(at, step)
+            if accuracy is None:
+                accuracy = self._evaluate(state, rule, at, step)
+            progress.advance(0, **at.figures)
+        if not is_last:
+            renew = self.programs.fresh_optimizer(state.trainable) if config.reset_optimizer else state.optimizer
+            state = replace(state, optimizer=restart_schedule(renew))
+            at.stage, at.step, at.running_loss = at.stage + 1, 0, None
+            return state, step
+        at.finished = True
+        step += 1  # a separate checkpoint, even if one was just written
+        at.seconds = context.seconds - before
+        context.finished["curriculum"] = {
+            "updates": at.batch,
+            "sequences": at.batch * config.batch_size,
+            "seconds": at.seconds,
+            "accuracy": accuracy,
+        }
+        save(accuracy if self.ranked else None)
+        return state, step
+
+    @staticmethod
+    def _has_learned(at: Position, threshold: float) -> bool:
+        return at.step > _WINDOW and at.running_loss is not None and at.running_loss < threshold
+
+    def _observe(self, at: Position, step: int) -> None:
+        """Logs the metrics of the previous update, while the current one runs on the device."""
+        if at.pending is None:
+            return
+        metrics, at.pending = as_numbers(fetch(at.pending)), None
+        at.count_loss(metrics["loss"])
+        self.context.writer.scalars(
+            step,
+            {f"curriculum/{name}": value for name, value in metrics.items()}
+            | {"curriculum/stage": self.config.stages[at.stage]},
+        )
+        shown = {"loss": metrics["loss"], "token_accuracy": metrics["token_accuracy"]}
+        if metrics["skipped"]:
+            shown["skipped"] = int(metrics["skipped"])
+        at.figures.update(shown)
+        self.context.check_skipped(
+            metrics["skipped_in_a_row"], self.config.max_skipped, "config.curriculum.max_skipped"
+        )
+
+    def _evaluate(self, state: TrainState, rule: Any, at: Position, step: int) -> float:
+        results = self.evaluation((state.trainable, state.frozen), rule)
+        at.figures["accuracy"] = results["accuracy"]
+        self.context.log_evaluation(step, results, self.evaluation.problems)
+        return results["accuracy"]

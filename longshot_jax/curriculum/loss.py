@@ -1,0 +1,121 @@
+"""The supervised loss of the curriculum: next-token loss after noise-free, differentiated thoughts, and guidance."""
+
+from dataclasses import field
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from longshot_jax.config.curriculum import GuidanceConfig
+from longshot_jax.curriculum.batch import CurriculumBatch
+from longshot_jax.curriculum.guidance import distillation_distance, explanation_loss, step_embeddings, target_distance
+from longshot_jax.thoughts.answer import continuation_hidden, score_tokens
+from longshot_jax.thoughts.jacobi import think_in_parallel
+from longshot_jax.thoughts.reasoner import Reasoner
+from longshot_jax.thoughts.stopping import StopRule
+from longshot_jax.thoughts.think import EncodedPrompt, Teaching, Thoughts, encode, think, think_given
+
+
+@struct.dataclass
+class TokenSums:
+    """Sums over predicted tokens, which add up over micro-batches and devices.
+
+    Attributes:
+      loss_sum: negative log-likelihood in nats. count: tokens. correct: tokens with the largest logit.
+      guidance: sums of the losses of `curriculum.guidance` that are on, by name.
+    """
+
+    loss_sum: Float[Array, ""]
+    count: Float[Array, ""]
+    correct: Float[Array, ""]
+    guidance: dict[str, Any] = field(default_factory=dict)
+
+
+def curriculum_sums(
+    reasoner: Reasoner,
+    batch: CurriculumBatch,
+    max_thoughts: int,
+    pause_token: int | None = None,
+    guidance: GuidanceConfig | None = None,
+    latent_token: int = 0,
+) -> TokenSums:
+    """Next-token loss after the thoughts, and the guidance losses.
+
+    Args:
+      reasoner: differentiated through its thoughts.
+      batch: problems at any stage.
+      max_thoughts: T, at least every row's number of thoughts.
+      pause_token: if given, its embedding replaces every thought (the `pause` control).
+      guidance: settings of the guidance; None is all off.
+      latent_token: its embedding initializes thoughts that are computed in parallel.
+    """
+    guidance = guidance or GuidanceConfig()
+    prompt = encode(reasoner, batch.prompt, batch.prompt_mask)
+    num_thoughts = batch.num_thoughts[:, None]
+    shape = (*num_thoughts.shape, max_thoughts)
+    if pause_token is not None:
+        embeddings = jnp.broadcast_to(
+            reasoner.backbone.embed(jnp.asarray(pause_token)), (*shape, prompt.hidden.shape[-1])
+        )
+        thoughts = think_given(reasoner, prompt, embeddings, num_thoughts)
+    elif guidance.jacobi:
+        start = reasoner.backbone.embed(jnp.asarray(latent_token))
+        thoughts = think_in_parallel(reasoner, prompt, num_thoughts, start, max_thoughts, guidance.jacobi)
+    else:
+        noise, rule = jnp.zeros((*shape, reasoner.action_size)), StopRule(num_thoughts, num_thoughts)
+        teaching = _teaching(reasoner, batch, guidance)
+        thoughts = think(reasoner, prompt, None, rule, noise, jnp.zeros(()), teaching=teaching)
+    hidden = _hidden_of_tokens(reasoner, prompt, thoughts, batch)
+    scores = score_tokens(reasoner, hidden, batch.tokens[:, None], batch.loss_mask[:, None], jnp.ones(()))
+    return TokenSums(
+        loss_sum=-jnp.sum(scores.log_probs),
+        count=jnp.sum(batch.loss_mask, dtype=jnp.float32),
+        correct=jnp.sum(scores.is_top & batch.loss_mask[:, None], dtype=jnp.float32),
+        guidance=_guidance_sums(reasoner, batch, prompt, thoughts, hidden, guidance),
+    )
+
+
+def _teaching(reasoner: Reasoner, batch: CurriculumBatch, guidance: GuidanceConfig) -> Teaching:
+    """Step embeddings that are fed back instead of thoughts, and the dropout mask."""
+    dropout = None if batch.dropout_mask is None else batch.dropout_mask[:, None]
+    if batch.steps is None or not any(guidance.forcing):
+        return Teaching(dropout=dropout)
+    embeddings = step_embeddings(reasoner, batch.steps)[:, None]
+    return Teaching(embeddings, batch.steps.forced[:, None], dropout)
+
+
+def _hidden_of_tokens(
+    reasoner: Reasoner, prompt: EncodedPrompt, thoughts: Thoughts, batch: CurriculumBatch
+) -> Float[Array, "B one A D"]:
+    """Hidden states that predict the tokens of a batch."""
+    tokens, mask = batch.tokens[:, None], batch.token_mask[:, None]
+    after = continuation_hidden(reasoner, prompt, thoughts, tokens[..., :-1], mask[..., :-1])
+    return jnp.concatenate([thoughts.last_hidden[:, :, None], after], axis=2)
+
+
+def _guidance_sums(
+    reasoner: Reasoner,
+    batch: CurriculumBatch,
+    prompt: EncodedPrompt,
+    thoughts: Thoughts,
+    hidden: Float[Array, "B one A D"],
+    guidance: GuidanceConfig,
+) -> dict[str, Float[Array, ""]]:
+    """Guidance losses that are on, by name."""
+    parts = {}
+    if batch.steps is not None and guidance.target:
+        parts["target"] = target_distance(reasoner, thoughts, batch.steps)
+    if batch.steps is not None and guidance.explanation:
+        parts["explanation"] = explanation_loss(reasoner, thoughts, batch.steps)
+    text = batch.text
+    if text is not None and batch.answer_starts is not None:
+        nothing = jnp.zeros((*batch.num_thoughts.shape, 1, 0, hidden.shape[-1]), hidden.dtype)
+        unthought = think_given(reasoner, prompt, nothing, text.num_thoughts[:, None])
+        taught = _hidden_of_tokens(reasoner, prompt, unthought, text)
+        said = score_tokens(reasoner, taught, text.tokens[:, None], text.loss_mask[:, None], jnp.ones(()))
+        parts["text"] = -jnp.sum(said.log_probs)
+        parts["distillation"] = distillation_distance(
+            hidden[:, 0], batch.answer_starts, taught[:, 0], text.answer_starts
+        )
+    return parts

@@ -1,0 +1,124 @@
+"""The supervised update and the compiled programs of the curriculum; nothing is allocated until one is called."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from longshot_jax.config import RunConfig
+from longshot_jax.config.curriculum import GuidanceConfig
+from longshot_jax.curriculum.batch import CurriculumBatch
+from longshot_jax.curriculum.guidance import guidance_counts, guidance_weights
+from longshot_jax.curriculum.loss import TokenSums, curriculum_sums
+from longshot_jax.model.sharding import check_divides, on_mesh, replicated, shardings, with_sharding
+from longshot_jax.thoughts.reasoner import AbstractReasoner, is_trainable
+from longshot_jax.training.optimizer import cut_rows, make_optimizer, step_if_finite, summed_gradients
+from longshot_jax.training.state import TrainState, count_skipped, start_state
+
+Update = Callable[[TrainState, CurriculumBatch], tuple[TrainState, dict[str, Array]]]
+
+
+def curriculum_update(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    *,
+    max_thoughts: int,
+    pause_token: int | None,
+    micro_batches: int,
+    guidance: GuidanceConfig | None = None,
+    latent_token: int = 0,
+    dropout: float = 0.0,
+) -> Update:
+    """Makes `update(state, batch) -> state, metrics`, to be jitted with the state donated.
+
+    `dropout` is the fraction of the entries of a fed-back thought that are zeroed.
+    """
+
+    def with_dropout(state: TrainState, batch: CurriculumBatch) -> tuple[TrainState, CurriculumBatch]:
+        """Draws the dropout mask before the batch is split, so it does not depend on micro-batches."""
+        if not dropout:
+            return state, batch
+        key, next_key = jax.random.split(state.key)
+        size = nnx.merge(graphdef, state.trainable, state.frozen).backbone.config.hidden_size
+        shape = (*batch.num_thoughts.shape, max_thoughts, size)
+        dropout_mask = jax.random.bernoulli(key, 1 - dropout, shape) / (1 - dropout)
+        return replace(state, key=next_key), replace(batch, dropout_mask=dropout_mask)
+
+    def update(state: TrainState, batch: CurriculumBatch) -> tuple[TrainState, dict[str, Array]]:
+        state, batch = with_dropout(state, batch)
+        total = jnp.maximum(jnp.sum(batch.loss_mask, dtype=jnp.float32), 1.0)
+        counts_of, weights = guidance_counts(batch), guidance_weights(guidance or GuidanceConfig())
+
+        def share(trainable: nnx.State, micro_batch: CurriculumBatch) -> tuple[Array, TokenSums]:
+            reasoner = nnx.merge(graphdef, trainable, state.frozen)
+            sums = curriculum_sums(reasoner, micro_batch, max_thoughts, pause_token, guidance, latent_token)
+            guided = sum(weights[name] * part / counts_of[name] for name, part in sums.guidance.items())
+            return sums.loss_sum / total + guided, sums
+
+        gradients, sums = summed_gradients(
+            share, state.trainable, cut_rows(batch, micro_batches), lambda a, b: jax.tree.map(jnp.add, a, b)
+        )
+        loss = sums.loss_sum / total
+        trainable, moments, norm, applied = step_if_finite(optimizer, loss, gradients, state.optimizer, state.trainable)
+        counts = count_skipped(state, applied)
+        metrics = {
+            "loss": loss,
+            "token_accuracy": sums.correct / total,
+            "gradient_norm": norm,
+            "thoughts": jnp.mean(batch.num_thoughts.astype(jnp.float32)),
+            "skipped": counts["skipped_total"],
+            "skipped_in_a_row": counts["skipped"],
+        }
+        metrics |= {f"guidance/{name}": part / counts_of[name] for name, part in sums.guidance.items()}
+        return replace(state, trainable=trainable, optimizer=moments, **counts), metrics
+
+    return update
+
+
+class CurriculumPrograms:
+    """Compiled programs: `start(params) -> state`, `update(state, batch)` and `fresh_optimizer(params)`.
+
+    Training calls them; the planner compiles them from shapes. `start` and `update` donate their first argument. A
+    micro-batch that the mesh does not divide is a UserError.
+
+    Attributes:
+      placement: shardings of the state. template: its shapes, dtypes and shardings.
+
+    Args:
+      run, abstract, mesh: settings, structure and shapes of the reasoner, device mesh.
+      latent_token: fills thought slots in `pause` mode and initializes them for `jacobi`.
+      limit: length of the learning rate schedule in updates.
+    """
+
+    def __init__(self, run: RunConfig, abstract: AbstractReasoner, mesh: Mesh, latent_token: int, limit: int):
+        config = run.curriculum
+        micro = config.micro_batch_size or config.batch_size
+        check_divides(micro, "config.curriculum.batch_size (or micro_batch_size)", mesh)
+        optimizer = make_optimizer(config.optimizer, limit)
+        key = jax.random.fold_in(jax.random.key(run.seed), 1)
+
+        def start(params: nnx.State) -> TrainState:
+            trainable, frozen = nnx.split_state(params, is_trainable(config.trainable), ...)
+            return start_state(trainable, frozen, optimizer, key)
+
+        shapes = jax.eval_shape(start, abstract.params)
+        self.placement = shardings(shapes, mesh)
+        self.template = with_sharding(shapes, self.placement)
+        self.start = jax.jit(start, donate_argnums=0, out_shardings=self.placement)
+        update = curriculum_update(
+            abstract.graphdef,
+            optimizer,
+            max_thoughts=config.max_thoughts,
+            pause_token=latent_token if config.mode == "pause" else None,
+            micro_batches=config.batch_size // micro,
+            guidance=config.guidance,
+            latent_token=latent_token,
+            dropout=config.dropout,
+        )
+        self.update = jax.jit(on_mesh(mesh, update), donate_argnums=0, out_shardings=(self.placement, replicated(mesh)))
+        self.fresh_optimizer = jax.jit(optimizer.init, out_shardings=self.placement.optimizer)

@@ -1,0 +1,122 @@
+"""Problems as token ids around the thoughts, in one of two layouts (`markers`).
+
+- `coconut`, as published: question `<|start-latent|>` thoughts `<|end-latent|>` remaining steps `### ` answer. Modes
+  without thoughts (`cot`, `no_cot`, `no_thoughts`) have no markers.
+- `answer`: question thoughts remaining steps `<|end-latent|>` answer. The last position before the thoughts predicts
+  the first step in every stage, which lets small models trained from scratch pass from stage to stage.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from longshot_jax.config.curriculum import Mode, has_thoughts
+from longshot_jax.config.run import Markers
+from longshot_jax.data.problems import Problem
+from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.errors import UserError
+
+_ANSWER_MARK = "###"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Conversion of problems to token ids.
+
+    Attributes:
+      tokenizer, mode: the run's tokenizer and curriculum mode. markers: the layout, see the module's docstring.
+      prompt_length: largest number of tokens of a prompt, a multiple of `bucket`.
+      bucket: each batch of prompts is padded to the next multiple of this, which bounds the number of compiled shapes;
+        0 pads to `prompt_length`.
+      instruction: a line after every question; may be empty.
+    """
+
+    tokenizer: Tokenizer
+    markers: Markers
+    mode: Mode
+    prompt_length: int
+    bucket: int = 0
+    instruction: str = ""
+
+    @property
+    def closing(self) -> tuple[int, ...]:
+        """The marker after the thoughts, which is never predicted; remaining steps or the answer follow."""
+        return (self.tokenizer.end_latent,) if self.markers == "coconut" and has_thoughts(self.mode) else ()
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """Tokens forced between the last thought and a generated answer, so that no text steps are generated.
+
+        With COCONUT's markers they end in `###`; otherwise an instruct model, or one that stops before its steps are
+        done, would reason in text.
+        """
+        if self.markers == "coconut":
+            return (*self.closing, *self.tokenizer.encode(_ANSWER_MARK)) if self.closing else ()
+        return () if self.mode == "cot" else (self.tokenizer.end_latent,)
+
+    def question(self, problem: Problem) -> list[int]:
+        """Ids of the prompt; a UserError if there are more than `prompt_length`."""
+        parts = [problem.question, self.instruction] if self.instruction else [problem.question]
+        ids = self.tokenizer.encode_question("\n".join(parts))
+        if self.closing:
+            ids = [*ids, self.tokenizer.start_latent]
+        if len(ids) > self.prompt_length:
+            raise UserError(
+                f"a prompt has {len(ids)} tokens but config.data.prompt_length is {self.prompt_length}: "
+                f"raise it, or remove the question {problem.question[:60]!r}."
+            )
+        return ids
+
+    def step(self, text: str) -> list[int]:
+        """Ids of one reasoning step in text."""
+        return self.tokenizer.encode(text + "\n")
+
+    def answer(self, problem: Problem) -> list[int]:
+        """Ids of the answer between its introducing marker and the end token."""
+        if self.markers == "coconut":
+            return [*self.tokenizer.encode(f"{_ANSWER_MARK} {problem.answer}"), self.tokenizer.end]
+        return [self.tokenizer.end_latent, *self.tokenizer.encode(problem.answer), self.tokenizer.end]
+
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """Text of a decoded answer up to the end token; in layout `answer` only after the last `<|end-latent|>`.
+
+        Other special tokens are spelled out: without them `1<|pad|>8` would be graded as 18.
+        """
+        ids = [int(i) for i in ids]
+        if self.tokenizer.end in ids:
+            ids = ids[: ids.index(self.tokenizer.end)]
+        if self.markers == "answer" and self.tokenizer.end_latent in ids:
+            ids = ids[len(ids) - ids[::-1].index(self.tokenizer.end_latent) :]
+        return self.tokenizer.decode_literally(ids)
+
+    def prompts(self, problems: Sequence[Problem]) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
+        """Left-padded prompts and their mask; the longest prompt determines S."""
+        rows = [self.question(problem) for problem in problems]
+        length = self.prompt_length
+        if self.bucket:
+            length = -(-max(len(row) for row in rows) // self.bucket) * self.bucket
+        return pad_left(rows, length, self.tokenizer.pad)
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], length: int, pad: int
+) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
+    """Right-aligned ids, and a mask that is True on real ids."""
+    starts = [length - len(ids) for ids in rows]
+    return _padded(rows, np.arange(length) >= np.reshape(starts, (-1, 1)), pad)
+
+
+def pad_right(
+    rows: Sequence[Sequence[int]], length: int, pad: int
+) -> tuple[Int[np.ndarray, "B A"], Bool[np.ndarray, "B A"]]:
+    """Left-aligned ids, and a mask that is True on real ids."""
+    ends = [len(ids) for ids in rows]
+    return _padded(rows, np.arange(length) < np.reshape(ends, (-1, 1)), pad)
+
+
+def _padded(rows: Sequence[Sequence[int]], mask: np.ndarray, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    table = np.full(mask.shape, pad, np.int32)
+    table[mask] = [id for ids in rows for id in ids]
+    return table, mask

@@ -1,0 +1,227 @@
+"""The problems, tokenizer and layout of a run's settings, and the check that problems fit."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from longshot_jax.config.curriculum import CurriculumConfig
+from longshot_jax.config.run import DataConfig, RunConfig
+from longshot_jax.data.chains import ChainProblems, Split
+from longshot_jax.data.layout import Layout
+from longshot_jax.data.problems import Problem, load_problems
+from longshot_jax.data.prosqa import ProsQAProblems
+from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.errors import UserError
+from longshot_jax.files import replacing_folder
+
+# Held-out problems do not depend on the run's seed, so that runs can be compared.
+_VALIDATION_SEED, _TEST_SEED = 7_000_003, 7_000_019
+_VALIDATION_STRIDE, _MAX_VALIDATION = 10, 500  # a tenth of the training problems, at most 500, is for validation
+_BPE_PROBLEMS = 20_000
+_FIRST_CHECKED = 64  # generated problems that are checked before training
+
+# Generated problems: settings, seed, count and split -> problems. A new generator is a file and a line here.
+GENERATORS: Mapping[str, Callable[[DataConfig, int, int, Split], Sequence[Problem]]] = {
+    "chains": lambda data, seed, count, split: ChainProblems(seed, count, data.operations, split, data.distractors),
+    "prosqa": lambda data, seed, count, split: ProsQAProblems(seed, count),
+}
+
+
+class Problems(NamedTuple):
+    """Training problems of a run, and the validation problems that choose the best checkpoint."""
+
+    train: Sequence[Problem]
+    validation: Sequence[Problem]
+
+
+def read_problems(run: RunConfig) -> Problems:
+    """The training and validation problems of a run; a UserError if a source is unreadable or too small to be split.
+
+    Without `data.validation`, a file or hub data set is split: up to a tenth of its problems, evenly spaced, is for
+    validation. Generated problems come from different streams or splits. Overlap between named files is not checked.
+    """
+    data = run.data
+    if data.train in GENERATORS:
+        train = GENERATORS[data.train](data, run.seed, data.generated_train, "train")
+    else:
+        train = load_problems(data.train)
+    source = data.validation or (data.train if data.train in GENERATORS else "")
+    if source:
+        return Problems(train, _held_out(data, source, "validation", _VALIDATION_SEED))
+    count = min(len(train) // _VALIDATION_STRIDE, _MAX_VALIDATION)
+    if not count:
+        raise UserError(
+            f"{data.train} has {len(train)} problems, too few to keep a tenth for validation: name other problems as "
+            "config.data.validation."
+        )
+    kept = {number * len(train) // count for number in range(count)}
+    problems = list(enumerate(train))
+    return Problems([p for i, p in problems if i not in kept], [p for i, p in problems if i in kept])
+
+
+def test_problems(run: RunConfig) -> Sequence[Problem]:
+    """The problems of `data.test`, which training never reads; a UserError if it is unreadable."""
+    return _held_out(run.data, run.data.test, "test", _TEST_SEED)
+
+
+def _held_out(data: DataConfig, source: str, split: Split, seed: int) -> Sequence[Problem]:
+    if source in GENERATORS:
+        return GENERATORS[source](data, seed, data.generated_test, split)
+    return load_problems(source)
+
+
+def build_tokenizer(
+    run: RunConfig,
+    workdir: str | Path,
+    problems: Sequence[Problem],
+    model_folder: Path | None = None,
+    resumed: bool = False,
+) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names; a UserError if it is missing or cannot be loaded.
+
+    If the run folder has a checkpoint (`resumed`), its stored tokenizer is loaded. `bpe` and `model` prefer the
+    tokenizer of the `initialize_from` run; otherwise `bpe` is trained on `problems`, and `model` is read from
+    `model_folder`.
+    """
+    folder, kind, multiple = Path(workdir) / "tokenizer", run.data.tokenizer, run.mesh.tensor
+    previous = Path(run.initialize_from) / "tokenizer" if run.initialize_from else None
+    if kind == "chains":
+        return Tokenizer.for_chains(multiple)
+    if resumed:
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is missing, and the checkpoints beside it need it: restore it, or choose another --workdir."
+            )
+        return Tokenizer.load(str(folder), multiple)
+    if kind in ("bpe", "model") and previous is not None and previous.is_dir():
+        return Tokenizer.load(str(previous), multiple)  # its ids index the loaded embedding
+    if kind == "bpe":
+        stride = max(len(problems) // _BPE_PROBLEMS, 1)
+        texts = (_text(problems[index]) for index in range(0, len(problems), stride))
+        return Tokenizer.train_bpe(texts, run.data.bpe_vocabulary, multiple)
+    if kind == "model":
+        if model_folder is None:
+            raise no_model_tokenizer()
+        return Tokenizer.load(str(model_folder), multiple)
+    return Tokenizer.load(kind, multiple)
+
+
+def no_model_tokenizer() -> UserError:
+    """The error for `data.tokenizer` `model` combined with `model.source` `scratch`."""
+    return UserError(
+        "config.data.tokenizer is 'model', but config.model.source is 'scratch', which has no tokenizer: set it to "
+        "'bpe', 'chains', a folder or a hub name."
+    )
+
+
+def store_tokenizer(tokenizer: Tokenizer, workdir: str | Path) -> None:
+    """Writes a new run's tokenizer to `workdir/tokenizer`, for evaluation and export; a UserError on failure.
+
+    Atomically replaces the tokenizer that an earlier start without a checkpoint may have written.
+    """
+    with replacing_folder(Path(workdir) / "tokenizer", "fix its permissions, or choose another --workdir") as part:
+        tokenizer.save(part)
+
+
+def _text(problem: Problem) -> str:
+    return "\n".join([problem.question, *problem.steps, f"### {problem.answer}"])
+
+
+def build_layout(run: RunConfig, tokenizer: Tokenizer) -> Layout:
+    """The layout of a run's problems as token ids."""
+    data = run.data
+    return Layout(tokenizer, run.markers, run.curriculum.mode, data.prompt_length, data.length_bucket, data.instruction)
+
+
+def check_problems(run: RunConfig, layout: Layout, problems: Problems) -> Problems:
+    """Checks problems before training; a UserError for the first that is too long or that the tokenizer cannot spell.
+
+    Of generated problems only the first ones are checked. In the result a later ProsQA problem that does not fit is
+    replaced by the next of its stream that does, so that it cannot end a run.
+    """
+    data = run.data
+    return Problems(
+        _checked(run, layout, problems.train, data.train, counted=bool(data.validation)),
+        _checked(run, layout, problems.validation, data.validation or data.train, counted=bool(data.validation)),
+    )
+
+
+def _checked(
+    run: RunConfig, layout: Layout, problems: Sequence[Problem], source: str, counted: bool
+) -> Sequence[Problem]:
+    """`counted`: indices of the problems equal those of the file, because the file was not split."""
+    generated = source in GENERATORS
+    check = _Check(run, layout)
+    for index in range(min(len(problems), _FIRST_CHECKED) if generated else len(problems)):
+        try:
+            check(problems[index])
+        except UserError as error:
+            place = f"{source}, problem {index + 1}" if counted and not generated else source
+            raise UserError(f"{place}: {error}") from None
+    return problems.filtered(check.passes) if isinstance(problems, ProsQAProblems) else problems
+
+
+class _Check:
+    """Raises a UserError for a problem that is too long or that the tokenizer cannot spell.
+
+    A text of n bytes has at most n tokens, so only texts near a limit are encoded.
+    """
+
+    def __init__(self, run: RunConfig, layout: Layout):
+        self.run, self.layout = run, layout
+        # An upper bound of the tokens of template, instruction and markers.
+        self.overhead = len(layout.tokenizer.encode_question("?")) + len(layout.instruction.encode()) + 8
+        # PPO may set its own answer length, for rollouts and later evaluations.
+        own, data = run.ppo.answer_length, run.data.answer_length
+        self.sampled_length, self.key = (own, "ppo") if 0 < own < data else (data, "data")
+        self.forced = len(layout.opening) - len(layout.closing)
+
+    def __call__(self, problem: Problem) -> None:
+        run, layout = self.run, self.layout
+        layout.tokenizer.check_spelling(problem.question)
+        layout.tokenizer.check_spelling(problem.answer)
+        if len(problem.question.encode()) + self.overhead > run.data.prompt_length:
+            layout.question(problem)
+        if "curriculum" in run.phases:
+            for step in problem.steps:
+                layout.tokenizer.check_spelling(step)
+            most = sum(len(step.encode()) + 1 for step in problem.steps) + len(problem.answer.encode()) + 8
+            if most > run.data.answer_length:
+                self._check_written(problem)
+        if "ppo" in run.phases and len(problem.answer.encode()) + 8 > self.sampled_length:
+            self._check_sampled(problem)
+
+    def _check_written(self, problem: Problem) -> None:
+        """Checks steps and answer at the stage that writes most steps."""
+        config, layout, limit = self.run.curriculum, self.layout, self.run.data.answer_length
+        steps = () if config.mode == "no_cot" else problem.steps[_always_replaced(config) :]
+        tokens = len(layout.closing) + sum(len(layout.step(step)) for step in steps) + len(layout.answer(problem))
+        if tokens > limit:
+            raise UserError(
+                f"steps and answer have {tokens} tokens but config.data.answer_length is {limit}: raise it, or remove "
+                f"the question {problem.question[:60]!r}."
+            )
+
+    def _check_sampled(self, problem: Problem) -> None:
+        needed = len(self.layout.answer(problem)) - self.forced
+        if needed > self.sampled_length:
+            raise UserError(
+                f"the answer {problem.answer[:60]!r} has {needed} tokens with its end, but config.{self.key}."
+                f"answer_length is {self.sampled_length}, so that no sampled answer could be correct: raise it, or "
+                f"remove the question {problem.question[:60]!r}."
+            )
+
+    def passes(self, problem: Problem) -> bool:
+        try:
+            self(problem)
+        except UserError:
+            return False
+        return True
+
+
+def _always_replaced(config: CurriculumConfig) -> int:
+    """The number of leading steps that every stage replaces by thoughts, so that they are never written."""
+    if config.mode == "cot" or config.uniform_prob or config.guidance.distillation:
+        return 0
+    first = min(config.stages)
+    return 1_000_000 if first > config.max_latent_stage else first

@@ -1,0 +1,267 @@
+"""Text to token ids and back: a Hugging Face fast tokenizer with the three latent special tokens."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from longshot_jax.data.chains import chain_words
+from longshot_jax.data.hub import hub_reachable
+from longshot_jax.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import tokenizers
+
+START_LATENT, LATENT, END_LATENT = "<|start-latent|>", "<|latent|>", "<|end-latent|>"
+LATENT_TOKENS = (START_LATENT, LATENT, END_LATENT)
+_PAD, _END = "<|pad|>", "<|end-of-text|>"  # of tokenizers built here
+_RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>")  # Llama 3's spare rows
+_BYTES = 256
+# Chat templates such as Llama 3.2's put today's date into the prompt. It is fixed to their fallback date, so that
+# prompts do not change between a run and a later evaluation.
+_DATE = "26 Jul 2024"
+_FIXED_DATE = "{%- macro strftime_now(format) -%}" + _DATE + "{%- endmacro -%}"
+
+
+class Tokenizer:
+    """A tokenizer with its special ids.
+
+    `tokenizer` is a transformers fast tokenizer; `name` is for error messages. Raises UserError if it has no end token.
+
+    Attributes:
+      pad, end: padding and end-of-text ids. They are equal if the tokenizer has no padding token, so masks and lengths
+        mark real tokens; never compare ids with `pad`.
+      start_latent, latent, end_latent: COCONUT's tokens: the three lowest-numbered reserved tokens of a Llama 3
+        tokenizer, so that the embedding needs no new rows; otherwise added tokens.
+      vocabulary_size: embedding rows, rounded up to a multiple of `multiple`, so that the mesh divides them.
+    """
+
+    def __init__(self, tokenizer: Any, name: str, multiple: int = 1):
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"tokenizer {name} has no end token: set eos_token in its tokenizer_config.json")
+        if multiple < 1:
+            raise UserError(f"the vocabulary's multiple must be at least 1, not {multiple}")
+        self._tokenizer = tokenizer
+        self.name = name
+        spellings = _latent_spellings(tokenizer)
+        tokenizer.add_tokens(list(spellings), special_tokens=True)  # known ones keep their ids
+        vocabulary = tokenizer.get_vocab()
+        self._rows = max(vocabulary.values()) + 1
+        self._respelled = {
+            ours: theirs for ours, theirs in zip(LATENT_TOKENS, spellings, strict=True) if ours != theirs
+        }
+        self.start_latent, self.latent, self.end_latent = (int(vocabulary[word]) for word in spellings)
+        self.end = int(tokenizer.eos_token_id)
+        self.pad = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        self.vocabulary_size = -(-self._rows // multiple) * multiple
+        self._chat_template = _chat_template(tokenizer)
+        self._alphabet = _alphabet(tokenizer)
+        added = tokenizer.added_tokens_decoder.items()
+        self._special = {*tokenizer.all_special_ids, *(id for id, token in added if token.special)}
+
+    @classmethod
+    def load(cls, folder_or_name: str, multiple: int = 1) -> "Tokenizer":
+        """Loads a folder's tokenizer (tokenizer.json, or vocab.json and merges.txt), or that of a model on the hub.
+
+        Raises UserError if the folder or its tokenizer is missing, if the tokenizer is broken, or if the hub is out of
+        reach and the name is not in the download cache.
+        """
+        folder = Path(folder_or_name).expanduser()
+        is_folder = folder.is_dir()
+        files = {path.name for path in folder.iterdir()} if is_folder else set()
+        bare = "tokenizer.json" not in files and {"vocab.json", "merges.txt"} <= files
+        if is_folder and not bare and not files & {"tokenizer.json", "tokenizer.model"}:
+            raise UserError(f"{folder} has no tokenizer: put a tokenizer.json, or vocab.json and merges.txt, there")
+        if not is_folder and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", folder_or_name, re.ASCII):
+            raise UserError(f"there is no tokenizer folder {folder_or_name}: give a folder or a model's hub name")
+        offline = not is_folder and not hub_reachable()
+        transformers = _transformers()
+        # AutoTokenizer cannot identify a folder with GPT-2's two files and no config.
+        loader = transformers.GPT2Tokenizer if bare else transformers.AutoTokenizer
+        place = str(folder) if is_folder else folder_or_name
+        try:
+            tokenizer = loader.from_pretrained(place, local_files_only=is_folder or offline)
+        except Exception as error:  # of many types, from two libraries
+            if offline:
+                raise UserError(
+                    f"tokenizer {place} is neither a folder nor in the download cache, and the hub is out of reach: "
+                    "give a local folder"
+                ) from None
+            raise UserError(
+                f"the tokenizer in {place} cannot be loaded ({first_line(error)}): fix or replace it"
+            ) from None
+        return cls(tokenizer, place, multiple)
+
+    @classmethod
+    def find(cls, folder: str | Path) -> "Tokenizer | None":
+        """The tokenizer in a folder, or None if the folder has none. Raises UserError as `load` does."""
+        names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+        return cls.load(str(folder)) if any((Path(folder) / name).exists() for name in names) else None
+
+    @classmethod
+    def for_chains(cls, multiple: int = 1) -> "Tokenizer":
+        """The tokenizer of the generated chains: one token per character, white space dropped."""
+        import tokenizers
+
+        words = {word: number for number, word in enumerate([*chain_words(), _PAD, _END, *LATENT_TOKENS])}
+        model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words))
+        model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [
+                tokenizers.pre_tokenizers.WhitespaceSplit(),
+                tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated"),
+            ]
+        )
+        model.decoder = tokenizers.decoders.Fuse()
+        return cls(_wrap(model), "of the chains", multiple)
+
+    @classmethod
+    def train_bpe(cls, texts: Iterable[str], vocabulary_size: int, multiple: int = 1) -> "Tokenizer":
+        """Trains a byte-level BPE of at most `vocabulary_size` tokens, special ones included, on `texts`.
+
+        Digits are never merged: numbers as single tokens cannot be calculated with. Raises UserError if
+          `vocabulary_size` is
+        below 261: the 256 bytes and 5 special tokens.
+        """
+        least = _BYTES + 2 + len(LATENT_TOKENS)
+        if vocabulary_size < least:
+            raise UserError(f"vocabulary_size must be at least {least}, not {vocabulary_size}")
+        import tokenizers
+
+        model = tokenizers.Tokenizer(tokenizers.models.BPE())
+        model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [
+                tokenizers.pre_tokenizers.Digits(individual_digits=True),
+                tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+        model.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocabulary_size,
+            special_tokens=[_PAD, _END, *LATENT_TOKENS],
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        model.train_from_iterator(texts, trainer)
+        return cls(_wrap(model), f"trained here with {vocabulary_size} tokens", multiple)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the tokenizer to `folder` in the form that `load` and transformers read; a UserError on failure."""
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._tokenizer.save_pretrained(str(folder))
+        except Exception as error:  # the Rust library raises a plain Exception even for a full disk
+            raise UserError(f"{folder} cannot be written ({first_line(error)}): choose another folder") from None
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without added tokens; COCONUT's names of the latent tokens are recognised in it.
+
+        Raises UserError for a lone surrogate, and for a character that the chains' tokenizer does not have.
+        """
+        for ours, theirs in self._respelled.items():
+            text = text.replace(ours, theirs)
+        try:
+            text.encode()
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except UnicodeEncodeError:
+            raise UserError(f"{text[:60]!r} holds half a character (a lone surrogate): remove it") from None
+        except Exception as error:
+            if "Missing [UNK]" not in str(error):
+                raise
+        raise UserError(f"tokenizer {self.name} knows only {''.join(chain_words())}, which cannot spell {text[:60]!r}")
+
+    def check_spelling(self, text: str) -> None:
+        """Raises UserError for a character outside the vocabulary; cheap if there is none."""
+        if self._alphabet is not None and not self._alphabet.issuperset(text):
+            self.encode(text)  # accepts white space and special tokens
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids` without special tokens and vocabulary padding."""
+        plain = [int(id) for id in ids if id not in self._special and 0 <= id < self._rows]
+        return self._tokenizer.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def spell(self, token: int) -> str:
+        """One token as text: special tokens by name, vocabulary padding by number."""
+        if token in self._special and token < self._rows:
+            return self._tokenizer.convert_ids_to_tokens(int(token))
+        return self.decode([token]) if 0 <= token < self._rows else f"<{token}>"
+
+    def decode_literally(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, with special tokens and vocabulary padding as `spell` writes them."""
+        parts, plain = [], []
+        for id in map(int, ids):
+            if id in self._special or not 0 <= id < self._rows:
+                parts += [self.decode(plain), self.spell(id)]
+                plain = []
+            else:
+                plain.append(id)
+        return "".join([*parts, self.decode(plain)])
+
+    def encode_question(self, question: str) -> list[int]:
+        """The prompt: the chat template for an instruct model, otherwise the question and a newline as in COCONUT.
+
+        A template that asks for today's date gets 26 Jul 2024, in that form. The beginning-of-text token comes first,
+        once; there is none if it equals the end token (GPT-2), as in COCONUT.
+        """
+        if self._chat_template:
+            prompt = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}],
+                chat_template=self._chat_template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        else:
+            prompt = question + "\n"
+        ids = self.encode(prompt)
+        begin = self._tokenizer.bos_token_id
+        if begin is not None and begin != self.end and ids[:1] != [begin]:
+            ids = [int(begin), *ids]
+        return ids
+
+    def check_fits(self, vocabulary_rows: int) -> None:
+        """Raises UserError unless an embedding of `vocabulary_rows` rows covers every token."""
+        if self._rows > vocabulary_rows:
+            raise UserError(
+                f"tokenizer {self.name} has ids up to {self._rows - 1} but the model's embedding has only "
+                f"{vocabulary_rows} rows: give the model's own tokenizer, or enlarge the embedding to {self._rows} rows"
+            )
+
+
+def _transformers() -> ModuleType:
+    """Imports transformers (seconds, so on first use) without its advice to install PyTorch."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    return transformers
+
+
+def _wrap(model: "tokenizers.Tokenizer") -> Any:
+    return _transformers().PreTrainedTokenizerFast(tokenizer_object=model, eos_token=_END, pad_token=_PAD)
+
+
+def _chat_template(tokenizer: Any) -> str | None:
+    """The chat template with a fixed date; None if the tokenizer has no template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    template = tokenizer.get_chat_template()
+    return _FIXED_DATE + template if "strftime_now" in template else template
+
+
+def _alphabet(tokenizer: Any) -> frozenset[str] | None:
+    """The single-character words of a word-level tokenizer without an unknown token; None for any other tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if type(getattr(backend, "model", None)).__name__ != "WordLevel" or tokenizer.unk_token_id is not None:
+        return None
+    return frozenset(word for word in tokenizer.get_vocab() if len(word) == 1)
+
+
+def _latent_spellings(tokenizer: Any) -> tuple[str, ...]:
+    """The spellings of the three latent tokens in `tokenizer`: their own names, or reserved tokens."""
+    vocabulary = tokenizer.get_vocab()
+    if any(word in vocabulary for word in LATENT_TOKENS):
+        return LATENT_TOKENS
+    taken = {tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token}
+    reserved = [(int(found[1]), word) for word in vocabulary if (found := _RESERVED.fullmatch(word))]
+    free = [word for _, word in sorted(reserved) if word not in taken]
+    return tuple(free[:3]) if len(free) >= 3 else LATENT_TOKENS

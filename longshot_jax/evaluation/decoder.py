@@ -1,0 +1,193 @@
+"""Decodes answers to questions, for evaluation and inference; compiled once per batch shape.
+
+`Decoder` holds everything that a compiled program depends on (structure, layout, lengths). Parameters, bounds on the number
+of thoughts and temperatures are arguments, so that one program serves a whole run and every file.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from longshot_jax.config.thoughts import Coupling
+from longshot_jax.data.layout import Layout
+from longshot_jax.model.sharding import on_mesh, place_batch
+from longshot_jax.thoughts.answer import decode_answers
+from longshot_jax.thoughts.fusion import join_trajectories
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank
+from longshot_jax.thoughts.reasoner import Params, Reasoner
+from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, at_last_thought, sample_rollout
+from longshot_jax.thoughts.stopping import Lengths
+from longshot_jax.thoughts.think import encode, think_given
+
+
+@struct.dataclass
+class Trajectories:
+    """Decoded trajectories.
+
+    Attributes:
+      tokens: Int [B, N, A], up to and including the end token.
+      ended: Bool [B, N], whether there is an end token.
+      num_thoughts: Int [B, N].
+      values: Float [B, N], expected return after the last thought.
+      stop_probabilities: Float [B, N, T + 1], at h_0 ... h_T.
+      thoughts: Float [B, N, T, D], embeddings that were fed back.
+      active: Bool [B, N], trajectories that exist, if the model chose their number; None if all N exist.
+    """
+
+    tokens: Array
+    ended: Array
+    num_thoughts: Array
+    values: Array
+    stop_probabilities: Array
+    thoughts: Array
+    active: Array | None = None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Compiled decoding.
+
+    Attributes:
+      graphdef: structure of the `Reasoner`.
+      layout: layout of prompts and answers.
+      max_thoughts: T.
+      answer_length: A, including the end token and any written steps.
+      max_trajectories: largest number of trajectories that the count head chooses; 0 without a count head.
+      coupling: coupling of the noise of a question's trajectories.
+      mesh: mesh of the parameters; its devices share the questions, whose number they must divide. None is one device.
+    """
+
+    graphdef: nnx.GraphDef
+    layout: Layout
+    max_thoughts: int
+    answer_length: int
+    max_trajectories: int = 0
+    coupling: Coupling = "independent"
+    mesh: Mesh | None = None
+
+    def decode(
+        self,
+        params: Params,
+        prompts: tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]],
+        bounds: tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]],
+        temperatures: Temperatures,
+        *,
+        indices: Int[np.ndarray, " B"],
+        key: Key[Array, ""],
+        memory: MemoryBank | None = None,
+        num_trajectories: int = 0,
+        ensemble: bool = False,
+        adaptive: bool = False,
+    ) -> Trajectories:
+        """N sampled trajectories of each question, or the greedy one for `num_trajectories` 0.
+
+        Args:
+          params: parts of the reasoner's state.
+          prompts: left-padded ids, and their mask.
+          bounds: fewest and most thoughts of each question, clipped to T; `pause` mode takes the most.
+          temperatures: temperatures of the samples; the greedy trajectory has no noise.
+          indices: indices of the questions, which seed their samples together with `key`, independently of the batch.
+          key: key of all randomness.
+          memory: memory bank to read while thinking.
+          num_trajectories: N.
+          ensemble: all trajectories are fed their mean thought and stop by majority.
+          adaptive: the count head chooses how many of the N trajectories exist.
+        """
+        fewest, most = (np.minimum(bound, self.max_thoughts) for bound in bounds)
+        inputs = self._placed((*prompts, fewest, most, indices))
+        return self._decode(params, memory, *inputs, temperatures, key, num_trajectories, ensemble, adaptive)
+
+    def decode_given(
+        self,
+        params: Params,
+        prompts: tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]],
+        thoughts: Float[Array, "B N T D"] | Float[np.ndarray, "B N T D"],
+        num_thoughts: Int[Array, "B N"] | Int[np.ndarray, "B N"],
+    ) -> Trajectories:
+        """One greedy answer per question, which attends to all N trajectories of its given thoughts."""
+        return self._decode_given(params, *self._placed((*prompts, thoughts, num_thoughts)))
+
+    def _placed(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return inputs if self.mesh is None else place_batch(inputs, self.mesh)
+
+    @cached_property
+    def _decode(self) -> Any:
+        @partial(jax.jit, static_argnums=(9, 10, 11))
+        @partial(on_mesh, self.mesh)
+        def decode(
+            params, memory, prompt, mask, fewest, most, indices, temperatures, key, trajectories, ensemble, adaptive
+        ):
+            reasoner = nnx.merge(self.graphdef, *params)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+            greedy, copies = not trajectories, max(trajectories, 1)
+            if self.layout.mode == "pause":
+                pause = reasoner.backbone.embed(jnp.asarray(self.layout.tokenizer.latent))
+                thoughts = jnp.broadcast_to(pause, (len(prompt), copies, self.max_thoughts, len(pause)))
+                number = jnp.broadcast_to(most[:, None], (len(prompt), copies))
+                token_keys = None if greedy else jax.vmap(lambda k: jax.random.split(k, copies))(keys)
+                return self._from_thoughts(reasoner, prompt, mask, thoughts, number, temperatures.token, token_keys)
+            shape = RolloutShape(
+                copies,
+                self.max_thoughts,
+                self.answer_length,
+                self.layout.opening,
+                self.layout.tokenizer.end,
+                ensemble=ensemble,
+                coupling=self.coupling,
+                adaptive=adaptive,
+            )
+            lengths = Lengths(fewest[:, None], most[:, None])
+            rollout, scores = sample_rollout(reasoner, prompt, mask, memory, lengths, temperatures, keys, shape, greedy)
+            return Trajectories(
+                tokens=rollout.tokens,
+                ended=rollout.ended,
+                num_thoughts=rollout.num_thoughts,
+                values=at_last_thought(scores.thoughts.values, rollout.num_thoughts),
+                stop_probabilities=jax.nn.sigmoid(scores.thoughts.stop_logits),
+                thoughts=rollout.embeddings,
+                active=rollout.active,
+            )
+
+        return decode
+
+    @cached_property
+    def _decode_given(self) -> Any:
+        @jax.jit
+        @partial(on_mesh, self.mesh)
+        def decode(params, prompt, mask, thoughts, num_thoughts):
+            reasoner = nnx.merge(self.graphdef, *params)
+            return self._from_thoughts(reasoner, prompt, mask, thoughts, num_thoughts, jnp.ones(()), None, join=True)
+
+        return decode
+
+    def _from_thoughts(
+        self, reasoner: Reasoner, prompt, mask, embeddings, num_thoughts, temperature, keys, join=False
+    ) -> Trajectories:
+        encoded = encode(reasoner, prompt, mask)
+        embeddings = embeddings.astype(reasoner.backbone.compute_dtype)
+        thoughts = think_given(reasoner, encoded, embeddings, num_thoughts)
+        thoughts = join_trajectories(thoughts) if join else thoughts
+        forced = self.layout.opening, self.layout.tokenizer.end, self.answer_length
+        answers = decode_answers(reasoner, encoded, thoughts, *forced, temperature, keys)
+        return Trajectories(
+            tokens=answers.tokens,
+            ended=answers.ended,
+            num_thoughts=thoughts.num_thoughts,
+            values=reasoner.navigator.value(thoughts.last_hidden),
+            stop_probabilities=jax.nn.sigmoid(reasoner.navigator.stop_logit(thoughts.hidden)),
+            thoughts=thoughts.embeddings,
+        )
+
+
+def full_batches(count: int, size: int) -> Iterator[tuple[Int[np.ndarray, " B"], int]]:
+    """Row indices in batches of one size, and the number of real rows of each; the last batch repeats the last row."""
+    for start in range(0, count, size):
+        yield np.minimum(np.arange(start, start + size), count - 1).astype(np.int32), min(size, count - start)

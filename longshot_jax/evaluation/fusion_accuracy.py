@@ -1,0 +1,84 @@
+"""Accuracy of N trajectories together: every fusion on the same samples, with controls for `attend` and `mean`.
+
+- `vote`, `weighted`, `best`: choose one of the N sampled answers (`thoughts.fusion`).
+- `attend`: a greedy answer that attends to the thoughts of all N (`thoughts.fusion.join_trajectories`).
+  Control `attend_identical`: the same with N identical copies of the greedy trajectory.
+- `mean`: a greedy answer from the thoughts of an ensemble, which are means of N at each step.
+  Control `mean_one_path`: from one trajectory sampled with the noise of such a mean, σ/√N.
+- `vote_adaptive`: a vote among the number of samples that the model's count head chooses for the question.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from longshot_jax.data.grading import same_answer
+from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
+from longshot_jax.thoughts.fusion import best, vote, weighted
+from longshot_jax.thoughts.rollout import Temperatures
+
+CHOOSING = ("vote", "weighted", "best")
+
+
+def choose(kind: str, answers: Sequence[str], values: Sequence[float] | np.ndarray) -> int:
+    """Index of the trajectory that a fusion of `CHOOSING` chooses; equal numbers count as one answer."""
+    worths = [float(value) for value in values]
+    if kind == "best":
+        return best(worths)
+    return {"vote": vote, "weighted": weighted}[kind](answers, worths, lambda answer: _standing(answer, answers))
+
+
+def distinct(answers: Sequence[str]) -> int:
+    """Number of different answers; all empty and unfinished answers count as one."""
+    return len({_standing(answer, answers) for answer in answers})
+
+
+def _standing(answer: str, answers: Sequence[str]) -> str | None:
+    """The first answer that is the same by `same_answer`; None for an empty or unfinished one."""
+    if answer.endswith(UNFINISHED):
+        return None
+    return next((other for other in answers if same_answer(answer, other)), None)
+
+
+def adaptive_vote(batches: Batches, temperatures: Temperatures) -> tuple[float, float]:
+    """Accuracy of the vote with the model's own number of trajectories per question, and the mean of that number."""
+    decoder = batches.decoder
+    samples = batches.run(temperatures, decoder.max_trajectories, adaptive=True)
+    number, texts = samples.active.sum(axis=1), answer_texts(samples.tokens, decoder.layout)
+    chosen = [
+        answers[choose("vote", answers[:count], values[:count])]
+        for answers, values, count in zip(texts, samples.values, number, strict=True)
+    ]
+    return batches.accuracy(chosen), float(number.mean())
+
+
+def fusion_accuracies(
+    batches: Batches, samples: Any, texts: list[list[str]], greedy: Any, temperatures: Temperatures
+) -> dict[str, float]:
+    """Accuracy by name of the fusion or control.
+
+    Args:
+      batches: batches of all problems.
+      samples: `Trajectories` [Q, N, ...].
+      texts: answers of the samples.
+      greedy: `Trajectories` [Q, 1, ...].
+      temperatures: temperatures of the samples.
+    """
+    accuracies = {}
+    for kind in CHOOSING:
+        chosen = [answers[choose(kind, answers, values)] for answers, values in zip(texts, samples.values, strict=True)]
+        accuracies[kind] = batches.accuracy(chosen)
+    number = samples.num_thoughts.shape[1]
+    if number < 2 or not batches.decoder.max_thoughts or batches.decoder.layout.mode == "pause":
+        return accuracies
+    copies = (np.repeat(part, number, axis=1) for part in (greedy.thoughts, greedy.num_thoughts))
+    accuracies["attend"] = batches.accuracy_from(samples.thoughts, samples.num_thoughts)
+    accuracies["attend_identical"] = batches.accuracy_from(*copies)
+    shared = batches.run(temperatures, number, ensemble=True)
+    accuracies["mean"] = batches.accuracy_from(shared.thoughts[:, :1], shared.num_thoughts[:, :1])
+    quieter = replace(temperatures, thought_std=temperatures.thought_std / np.float32(number**0.5))
+    path = batches.run(quieter, number)  # this program is compiled already; only its first trajectory is used
+    accuracies["mean_one_path"] = batches.accuracy_from(path.thoughts[:, :1], path.num_thoughts[:, :1])
+    return accuracies

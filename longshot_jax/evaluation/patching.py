@@ -1,0 +1,146 @@
+"""Tests whether thoughts hold intermediate results: the lens against the written steps, and activation patching.
+
+Two measurements on chains of operations (`data.chains`) with as many thoughts as operations:
+
+- *lens*: how often the token nearest to thought t is the result of operation t;
+- *donor*: thought t of a question is replaced by that of a donor, another question with the same number of operations, and
+  the model continues from there. If thought t is the intermediate result, the answer is the result of the question's
+  remaining operations on the donor's result (activation patching: Vig et al. 2020, arXiv:2004.12265).
+
+Shapes: Q questions, T thoughts, X size of a thought's action.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from longshot_jax.checkpoints.pretrained import Pretrained
+from longshot_jax.data.chains import apply_operation
+from longshot_jax.data.problems import Problem
+from longshot_jax.errors import UserError
+from longshot_jax.evaluation.batches import answer_texts
+from longshot_jax.thoughts.answer import decode_answers
+from longshot_jax.thoughts.stopping import StopRule
+from longshot_jax.thoughts.think import encode, think
+
+_STATEMENT = re.compile(r"([a-n])=([a-n]?)([+*]?\d)")
+
+
+@dataclass(frozen=True)
+class DonorResult:
+    """Both measurements on chains of one length.
+
+    Attributes:
+      operations: k.
+      questions: Q.
+      lens: for each thought, proportion of questions whose nearest token is the result of its operation.
+      follows_donor: for each replaced thought, proportion of answers that follow from the donor's result, among the
+        `compared` pairs in which that answer differs from the question's own.
+      keeps_own: the same for answers that remain the question's own.
+      compared: number of such pairs for each thought.
+    """
+
+    operations: int
+    questions: int
+    lens: tuple[float, ...]
+    follows_donor: tuple[float, ...]
+    keeps_own: tuple[float, ...]
+    compared: tuple[int, ...]
+
+
+def operations_of(problem: Problem) -> list[str]:
+    """The operations of a chain in order, such as `+4`, `*7`; a UserError if the question is not a chain."""
+    statements = {name: (source, last) for name, source, last in _STATEMENT.findall(problem.question)}
+    requested = re.search(r"([a-n])\?$", problem.question)
+    if requested is None or requested[1] not in statements:
+        raise UserError(f"{problem.question[:60]!r} is not a chain of operations: the donor experiment needs chains.")
+    operations, name = [], requested[1]
+    while statements[name][0]:
+        name, operation = statements[name]
+        operations.append(operation)
+    return operations[::-1]
+
+
+def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: int = 250) -> DonorResult:
+    """Both measurements on chains of equally many operations; the donor of a question is the previous one in its batch.
+
+    Raises:
+      UserError: the model has no tokenizer or fewer thoughts than the chains have operations, the problems are not chains
+        of one length, or there are fewer than two.
+    """
+    layout, k = model.layout, len(problems[0].steps) if problems else 0
+    if layout is None:
+        raise UserError("this model has no tokenizer, so it cannot read chains: put one into its folder.")
+    if len(problems) < 2 or any(len(problem.steps) != k for problem in problems):
+        raise UserError("the donor experiment needs two or more chains of equally many operations.")
+    if k > model.max_thoughts:
+        raise UserError(f"the chains have {k} operations, but the model at most {model.max_thoughts} thoughts.")
+    operations = [operations_of(problem) for problem in problems]
+    expected = np.asarray([[layout.step(step)[0] for step in problem.steps] for problem in problems])
+    shape = model.graphdef, layout.opening, layout.tokenizer.end, model.answer_length, k
+
+    read, follows, keeps, compared = np.zeros(k), np.zeros(k), np.zeros(k), np.zeros(k, int)
+    count = len(problems)
+    batches = min(-(-count // batch_size), count // 2)  # at least two questions in each
+    for rows in np.array_split(np.arange(count), batches):
+        batch = [problems[row] for row in rows]
+        nearest, tokens = jax.device_get(swapped_answers(*shape, model.params, model.memory, *layout.prompts(batch)))
+        read += (nearest == expected[rows]).sum(axis=0)
+        for thought in range(k):
+            for place, (text,) in enumerate(answer_texts(tokens[thought], layout)):
+                own, result = batch[place], int(batch[place - 1].steps[thought])
+                for operation in operations[rows[place]][thought + 1 :]:
+                    result = apply_operation(operation, result)
+                if str(result) != own.answer:
+                    compared[thought] += 1
+                    follows[thought] += text == str(result)
+                    keeps[thought] += text == own.answer
+    pairs = np.maximum(compared, 1)
+    return DonorResult(
+        operations=k,
+        questions=count,
+        lens=tuple((read / count).tolist()),
+        follows_donor=tuple((follows / pairs).tolist()),
+        keeps_own=tuple((keeps / pairs).tolist()),
+        compared=tuple(compared.tolist()),
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def swapped_answers(
+    graphdef: nnx.GraphDef,
+    opening: tuple[int, ...],
+    end_token: int,
+    length: int,
+    steps: int,
+    params: Any,
+    memory: Any,
+    prompt: Int[Array, "Q S"],
+    mask: Array,
+) -> tuple[Int[Array, "Q T"], Int[Array, "T Q 1 A"]]:
+    """Nearest token of every thought, and the answers after each thought in turn is replaced by the previous row's."""
+    reasoner = nnx.merge(graphdef, *params)
+    encoded = encode(reasoner, prompt, mask)
+    num_thoughts = jnp.full((prompt.shape[0], 1), steps)
+    rule = StopRule(num_thoughts, num_thoughts)
+    still = jnp.zeros((prompt.shape[0], 1, steps, reasoner.action_size))
+    own = think(reasoner, encoded, memory, rule, still, jnp.zeros(()))
+    nearest = jnp.argmax(reasoner.backbone.logits(own.embeddings[:, 0]), axis=-1)
+
+    def answers(thought: Int[Array, ""]) -> Int[Array, "Q 1 A"]:
+        # With thought_std 1 the noise is added to the thought's mean. Earlier thoughts are unchanged, so this noise makes
+        # the thought equal to the donor's, and the later ones follow from it.
+        added: Float[Array, "Q N T X"] = jnp.roll(own.actions, 1, axis=0) - own.actions
+        noise = jnp.where((jnp.arange(steps) == thought)[:, None], added, 0.0)
+        thoughts = think(reasoner, encoded, memory, rule, noise, jnp.ones(()))
+        return decode_answers(reasoner, encoded, thoughts, opening, end_token, length, jnp.ones(()), None).tokens
+
+    return nearest, jax.lax.map(answers, jnp.arange(steps))

@@ -1,0 +1,104 @@
+"""Greedy accuracy on validation questions during training, decoded from the thoughts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from longshot_jax.config.run import EvaluationConfig
+from longshot_jax.data.layout import Layout
+from longshot_jax.data.problems import Problem
+from longshot_jax.evaluation.accuracy import evaluate
+from longshot_jax.evaluation.decoder import Decoder
+from longshot_jax.evaluation.lens import Lens, lens_rows, stop_figure
+from longshot_jax.model.sharding import batch_parts
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank
+from longshot_jax.thoughts.reasoner import Params
+from longshot_jax.thoughts.stopping import ThoughtRule
+
+_SHOWN = 8  # questions in the table of the lens
+
+
+@dataclass(frozen=True)
+class _StepsWritten(Layout):
+    """The layout for a model that may write steps between its thoughts and its answer."""
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        return self.closing
+
+
+class Validation:
+    """An evaluation on fixed problems, compiled once.
+
+    Args:
+      graphdef: structure of the reasoner.
+      mesh: mesh of devices.
+      layout: layout of prompts and answers.
+      problems: validation problems; evenly spaced ones are evaluated.
+      settings: number of problems, and of problems per batch.
+      max_thoughts: T.
+      answer_length: A.
+      steps_written: whether the model may write steps before the answer, as in the curriculum.
+
+    Attributes:
+      problems: the evaluated problems.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        mesh: Mesh,
+        layout: Layout,
+        problems: Sequence[Problem],
+        settings: EvaluationConfig,
+        *,
+        max_thoughts: int,
+        answer_length: int,
+        steps_written: bool,
+    ):
+        count = min(settings.questions, len(problems))
+        self.problems: list[Problem] = [problems[number * len(problems) // count] for number in range(count)]
+        # Batches are divided among the devices; padding rows are not counted.
+        parts = batch_parts(mesh)
+        self._batch_size = -(-min(settings.batch_size, count) // parts) * parts
+        if steps_written:
+            layout = _StepsWritten(**vars(layout))
+        self._lens = Lens(graphdef, layout.tokenizer)
+        self._decoder = Decoder(graphdef, layout, max_thoughts, answer_length, mesh=mesh)
+
+    def __call__(self, params: Params, rule: ThoughtRule, memory: MemoryBank | None = None) -> Mapping[str, Any]:
+        """Results of `evaluate` without samples and controls, and more about the greedy trajectories.
+
+        `thoughts_taken` holds the number of thoughts of each question, `thought_norms` the norm of every thought. If there
+        are thoughts, `lens` holds the rows of a table of the first questions' thoughts, and `stop_figure` an image of stop
+        probabilities.
+        """
+        watched: list[Any] = []
+        results = evaluate(
+            self._decoder,
+            params,
+            self.problems,
+            rule,
+            memory=memory,
+            num_trajectories=0,
+            batch_size=self._batch_size,
+            controls=False,
+            watch=watched.append,
+        )
+        (greedy,) = watched
+        num_thoughts = greedy.num_thoughts[:, 0]
+        norms = np.linalg.norm(greedy.thoughts[:, 0].astype(np.float32), axis=-1)
+        results["thoughts_taken"] = num_thoughts
+        results["thought_norms"] = norms[np.arange(norms.shape[1]) < num_thoughts[:, None]]
+        if self._decoder.max_thoughts:
+            few = self.problems[:_SHOWN]
+            shown = jax.tree.map(lambda x: x[:_SHOWN], greedy)
+            readings = self._lens(params, self._decoder.layout.prompts(few), shown, memory)
+            results["lens"] = lens_rows([problem.question for problem in few], readings)
+            results["stop_figure"] = stop_figure(greedy.stop_probabilities[:, 0], num_thoughts)
+        return results

@@ -1,0 +1,229 @@
+"""Arms of an experiment: ordinary runs of `scripts/train.py` beside one another, on the generated chains.
+
+An arm differs from `configs/tiny.py` by a few settings and may start from another arm's weights, so whatever an
+experiment shows can be repeated by hand. Models this small gain nothing from a second core: each run has one thread,
+and several run side by side.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longshot_jax.checkpoints.checkpoint import Checkpoints
+from longshot_jax.checkpoints.run_folder import config_differences, read_config
+from longshot_jax.cli import command_parser, parse_command
+from longshot_jax.config import parse_config
+from longshot_jax.data.chains import write_chains
+from longshot_jax.data.problems import load_problems
+from longshot_jax.errors import UserError, first_line
+
+OPERATIONS = (1, 2, 3, 4)
+_TEST_SEED = 20_000  # the same test questions whatever the seed of training
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+      title: in tables.
+      starts_from: the arm whose weights it starts from, or None.
+      overrides: of `configs/tiny.py`, by the names of the command line.
+    """
+
+    title: str
+    starts_from: str | None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+
+def train_command(arms: Mapping[str, Arm], name: str, folder: Path, seed: int) -> list[str]:
+    """The command that trains an arm in `folder/name`; anyone can run it by hand."""
+    arm = arms[name]
+    settings = {"seed": str(seed), **arm.overrides}
+    if arm.starts_from:
+        settings["initialize_from"] = str(folder / arm.starts_from)
+    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+    script, config = str(ROOT / "scripts" / "train.py"), str(ROOT / "configs" / "tiny.py")
+    return [sys.executable, script, "--config", config, "--workdir", str(folder / name), *overrides]
+
+
+def check_arms(arms: Mapping[str, Arm], folder: Path, seed: int) -> None:
+    """Refuses to show results in `folder` as the arms' where these were trained with other settings.
+
+    Raises:
+      UserError: naming the first such arm, what differs, and the arms that start from it.
+    """
+    for name in arms:
+        if not (folder / name / "results.json").exists():
+            continue
+        parser = command_parser(None)
+        parser.add_argument("--workdir")
+        run, *_ = parse_command(parser, train_command(arms, name, folder, seed)[2:])
+        try:
+            stored = parse_config(read_config(folder / name))
+        except UserError as error:
+            raise UserError(
+                f"{folder / name} was trained by another version ({first_line(error)}): {_removal(arms, name)}"
+            ) from None
+        # Where a start lies says nothing of what it is, and the start is an arm itself.
+        differences = config_differences(asdict(stored), asdict(run), ("initialize_from",))
+        if differences:
+            raise UserError(
+                f"{folder / name} was trained with other settings ({', '.join(differences)}): {_removal(arms, name)}"
+            )
+
+
+def _removal(arms: Mapping[str, Arm], name: str) -> str:
+    stale = [name]
+    for other in arms:  # a start comes before what starts from it
+        if arms[other].starts_from in stale:
+            stale.append(other)
+    return f"remove {', '.join(stale)} there, or choose another --workdir."
+
+
+def write_tests(folder: Path, questions: int, distractors: int = 0) -> None:
+    """The test files of an experiment, one for each number of operations, the same at every call.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): choose another --workdir.") from None
+    for operations in OPERATIONS:
+        lacking = OPERATIONS[-1] - operations
+        extra = distractors + lacking if distractors else 0
+        file = test_file(folder, operations)
+        write_chains(file, operations, questions, _TEST_SEED + operations, distractors=extra)
+
+
+def test_file(folder: Path, operations: int) -> Path:
+    """Where the chains of so many operations lie."""
+    return folder / f"test_{operations}.json"
+
+
+def evaluate_run(
+    run: Path, tests: Path, *, controls: bool = True, thoughts: Any = None, keep: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Results of a trained arm on chains of four operations, with those of each number of operations beside them.
+
+    Args:
+      run: its folder.
+      tests: folder of the test files.
+      controls: whether to run them.
+      thoughts: as for `LongShot.evaluate`.
+      keep: further results to keep for each number of operations.
+    """
+    from longshot_jax import LongShot
+
+    model = LongShot.from_pretrained(run)
+    by_operations = {}
+    for operations in OPERATIONS:
+        problems = load_problems(str(test_file(tests, operations)))
+        by_operations[operations] = model.evaluate(problems, batch_size=500, controls=controls, thoughts=thoughts)
+    entry = by_operations[OPERATIONS[-1]]
+    kept = ("accuracy", "mean_thoughts", "sampled_accuracy", "vote_accuracy", "controls", *keep)
+    entry["by_steps"] = {
+        str(operations): {name: results[name] for name in kept} for operations, results in by_operations.items()
+    }
+    config = read_config(run)
+    entry["compute"] = compute_of(run, config)
+    entry["config"] |= {"data": str(test_file(tests, OPERATIONS[-1])), "training_seed": config["seed"]}
+    return entry
+
+
+def compute_of(run: Path, config: Mapping[str, Any]) -> dict[str, float]:
+    """Gradient steps, sequences that gradients were taken of, and seconds of a run's last phase."""
+    with Checkpoints.reader(run) as checkpoints:
+        finished = checkpoints.metadata("latest")["finished"]
+    phase = list(finished)[-1]
+    passes = config["ppo"]["epochs"] if phase == "ppo" else 1
+    return {
+        "gradient_steps": finished[phase]["updates"],
+        "sequences": finished[phase]["sequences"] * passes,
+        "seconds": finished[phase]["seconds"],
+    }
+
+
+def run_logged(command: Sequence[str], log: Path) -> None:
+    """Runs a command with one thread of arithmetic, appending its output to a log file; a UserError if it fails."""
+    single = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {single}".strip(),
+        # Several runs may share one accelerator.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as output:
+        print("$", " ".join(command), file=output, flush=True)
+        code = subprocess.run(command, stdout=output, stderr=output, env=environment).returncode
+    if code:
+        raise UserError(f"a run failed: its output is in {log}.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part of an experiment.
+
+    Attributes:
+      name: unique among the jobs.
+      needs: the job that must be done before it, or None.
+      run: what is done; it raises where it fails.
+    """
+
+    name: Hashable
+    needs: Hashable | None
+    run: Callable[[], None]
+
+
+def run_jobs(jobs: Sequence[Job], workers: int) -> None:
+    """Runs jobs side by side, each after the one it needs, otherwise in their order.
+
+    Where a job raises no further job starts, and the first error is raised again.
+    """
+    waiting, done, errors, changed = list(jobs), set(), [], threading.Condition()
+
+    def next_job() -> Job | None:
+        with changed:
+            while waiting and not errors:
+                for job in waiting:
+                    if job.needs is None or job.needs in done:
+                        waiting.remove(job)
+                        return job
+                changed.wait()
+        return None
+
+    def work() -> None:
+        while job := next_job():
+            try:
+                job.run()
+            except BaseException as error:  # of any kind: the other workers must not wait for this job
+                errors.append(error)
+            with changed:
+                done.add(job.name)
+                changed.notify_all()
+
+    threads = [threading.Thread(target=work) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def finished_results(path: Path, seed: int) -> dict[str, Any] | None:
+    """The results in a file, if they are there and of a run of that seed."""
+    if not path.exists():
+        return None
+    results = json.loads(path.read_text())
+    return results if results["config"]["training_seed"] == seed else None

@@ -1,0 +1,193 @@
+"""The functions that a run compiles and the shapes of their arguments; nothing is allocated."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from longshot_jax.config import RunConfig
+from longshot_jax.config.curriculum import has_thoughts
+from longshot_jax.config.model import MeshConfig
+from longshot_jax.curriculum.batch import CurriculumBatch
+from longshot_jax.curriculum.update import CurriculumPrograms
+from longshot_jax.model.llama import LlamaConfig
+from longshot_jax.model.sharding import batch_parts, batch_sharding, make_mesh, replicated
+from longshot_jax.ppo.update import PPOPrograms
+from longshot_jax.thoughts.reasoner import AbstractReasoner
+from longshot_jax.thoughts.rollout import Temperatures
+from longshot_jax.thoughts.stopping import Lengths
+
+_SOME_TOKEN = 0  # token ids do not change shapes
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function that a phase compiles, with its arguments.
+
+    Attributes:
+      name: name in reports.
+      function: jitted function; its first argument is the train state.
+      arguments: shapes, dtypes and shardings.
+      updates: optimizer steps per call; 0 for a rollout.
+      cache_positions: positions whose keys and values one device holds at once.
+      loop_trips: tokens of the longest answer that it decodes.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    updates: int
+    cache_positions: int
+    loop_trips: int = 1
+
+    @property
+    def state(self) -> Any:
+        """Shapes of the `TrainState`."""
+        return self.arguments[0]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a run.
+
+    Attributes:
+      name: `curriculum` or `ppo`.
+      batch_key: the setting of the number of problems per batch. batch: its value, a multiple of `batch_step`.
+      programs: in the order in which they run.
+    """
+
+    name: str
+    batch_key: str
+    batch: int
+    batch_step: int
+    programs: tuple[Program, ...]
+
+
+def make_phase(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) -> Phase:
+    """A phase as training compiles it; a UserError if the mesh does not divide the batch or the model."""
+    return (_ppo if name == "ppo" else _curriculum)(run, backbone, mesh)
+
+
+def with_batch(run: RunConfig, name: str, batch: int) -> RunConfig:
+    """The run with another number of problems per batch and the same number of micro-batches."""
+    if name == "ppo":
+        return replace(run, ppo=replace(run.ppo, questions=batch))
+    config = run.curriculum
+    micro = config.micro_batch_size and batch * config.micro_batch_size // config.batch_size
+    return replace(run, curriculum=replace(config, batch_size=batch, micro_batch_size=micro))
+
+
+def share_of_one_device(run: RunConfig, phase: Phase, backbone: LlamaConfig, mesh: Mesh) -> Phase:
+    """The phase on one device, with one data-parallel part of the batch.
+
+    Its arithmetic is divided evenly along the `tensor` axis, which cuts heads, widths and vocabulary.
+    """
+    alone = replace(with_batch(run, phase.name, phase.batch // batch_parts(mesh)), mesh=MeshConfig())
+    return make_phase(alone, phase.name, backbone, make_mesh(alone.mesh))
+
+
+def _opening_length(run: RunConfig) -> int:
+    """Number of tokens of `Layout.opening`, if the tokenizer has one token for each of its marks."""
+    if run.markers == "coconut":
+        return 2 if has_thoughts(run.curriculum.mode) else 0
+    return 0 if run.curriculum.mode == "cot" else 1
+
+
+def _ppo(run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> Phase:
+    config, length = run.ppo, run.data.prompt_length
+    opening = (_SOME_TOKEN,) * _opening_length(run)
+    programs = PPOPrograms(run, AbstractReasoner.of(run, backbone, mesh), mesh, opening, _SOME_TOKEN)
+    questions, trajectories = config.questions, config.num_trajectories
+    place = partial(_placed, mesh)
+    bounds = place((questions, trajectories), jnp.int32)
+    scalar = place((), jnp.float32)
+    inputs = (
+        programs.template,
+        place((questions, length), jnp.int32),
+        place((questions, length), jnp.bool_),
+        Lengths(bounds, bounds),
+        Temperatures(scalar, scalar, scalar),
+        place((), jnp.int32),
+    )
+    rollout, recorded, _ = jax.eval_shape(programs.rollout, *inputs)
+    experience = jax.tree.map(lambda x: place(x.shape, x.dtype), (rollout, recorded))
+    rewards = tuple(place((questions, trajectories, *rest), jnp.float32) for rest in ((), (config.max_thoughts + 1,)))
+    answer = len(opening) + run.sampled_length
+    parts = config.minibatches * config.micro_batches
+    rows = questions // batch_parts(mesh)
+    return Phase(
+        "ppo",
+        "config.ppo.questions",
+        questions,
+        parts * batch_parts(mesh),
+        (
+            Program(
+                "rollout",
+                programs.rollout,
+                inputs,
+                updates=0,
+                cache_positions=rows * (length + trajectories * (config.max_thoughts + answer)),
+                loop_trips=run.sampled_length,
+            ),
+            Program(
+                "update",
+                programs.update,
+                (programs.template, *experience, *rewards),
+                updates=config.epochs * config.minibatches,
+                cache_positions=rows // parts * (length + trajectories * (config.max_thoughts + answer - 1)),
+            ),
+        ),
+    )
+
+
+def _curriculum(run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> Phase:
+    config, data, place = run.curriculum, run.data, partial(_placed, mesh)
+    programs = CurriculumPrograms(run, AbstractReasoner.of(run, backbone, mesh), mesh, _SOME_TOKEN, limit=1)
+    rows = config.batch_size
+    prompt, answer = (rows, data.prompt_length), (rows, data.answer_length)
+    batch = CurriculumBatch(
+        prompt=place(prompt, jnp.int32),
+        prompt_mask=place(prompt, jnp.bool_),
+        num_thoughts=place((rows,), jnp.int32),
+        tokens=place(answer, jnp.int32),
+        token_mask=place(answer, jnp.bool_),
+        loss_mask=place(answer, jnp.bool_),
+    )
+    micro = config.micro_batch_size or rows
+    positions = data.prompt_length + config.max_thoughts + data.answer_length - 1
+    return Phase(
+        "curriculum",
+        "config.curriculum.batch_size",
+        rows,
+        rows // micro * batch_parts(mesh),
+        (
+            Program(
+                "curriculum update",
+                programs.update,
+                (programs.template, batch),
+                updates=1,
+                cache_positions=micro // batch_parts(mesh) * positions,
+            ),
+        ),
+    )
+
+
+def _placed(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> Any:
+    """A shape on a mesh: rows are sharded, scalars replicated."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh) if shape else replicated(mesh))
+
+
+def bytes_on_one_device(tree: Any) -> int:
+    """Bytes on one device of arrays given by shape, dtype and sharding."""
+
+    def held(leaf: Any) -> int:
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return prod(shape) * jax.eval_shape(jax.random.key_data, leaf).size * 4
+        return prod(shape) * leaf.dtype.itemsize
+
+    return sum(held(leaf) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,246 @@
+"""The PPO phase of a run: each iteration is a rollout, its rewards and an update."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from longshot_jax.data.grading import same_answer
+from longshot_jax.data.loader import prefetched, problem_batches
+from longshot_jax.data.problems import Problem
+from longshot_jax.evaluation.batches import answer_texts
+from longshot_jax.evaluation.fusion_accuracy import choose
+from longshot_jax.model.sharding import fetch, place_batch
+from longshot_jax.ppo.rewards import Outcome, answer_rewards, shared_rewards, thought_cost_rewards
+from longshot_jax.ppo.update import PPOPrograms
+from longshot_jax.thoughts.rollout import Temperatures
+from longshot_jax.thoughts.stopping import Lengths, rule_after
+from longshot_jax.training.context import RunContext, as_numbers
+from longshot_jax.training.schedules import anneal
+from longshot_jax.training.state import TrainState
+
+
+@dataclass
+class Questions:
+    """Input of an iteration: problems and, on the devices, prompts [B, S], their mask and lengths [B, N]."""
+
+    problems: Sequence[Problem]
+    prompt: Array
+    mask: Array
+    lengths: Lengths
+
+
+class PPOLoop:
+    """Runs PPO from its start or from a checkpoint."""
+
+    def __init__(self, context: RunContext):
+        run, self.context, self.config = context.run, context, context.run.ppo
+        config, layout = self.config, context.layout
+        self.problems = problem_batches(context.problems.train, config.questions, run.seed + 1)
+        self.evaluation = context.validation(config.max_thoughts, answer_length=run.sampled_length, steps_written=False)
+        self.rule = rule_after(run, "ppo")
+        self.annealed = [
+            anneal(getattr(config, name), getattr(config, f"{name}_annealing"), config.iterations)
+            for name in ("thought_std", "stop_temperature", "token_temperature")
+        ]
+        self.programs = PPOPrograms(run, context.abstract, context.mesh, layout.opening, layout.tokenizer.end)
+
+    def make_questions(self, iteration: int, problems: list[Problem]) -> Questions:
+        """Input of an iteration; a pure function of seed and iteration."""
+        config, run = self.config, self.context.run
+        prompt, mask = self.context.layout.prompts(problems)
+        shape = (config.questions, config.num_trajectories)
+        fewest = np.full(shape, config.min_thoughts, np.int32)
+        most = np.full(shape, config.max_thoughts, np.int32)
+        count = np.zeros(config.questions, np.int32) if self.programs.shape.adaptive else None
+        if iteration < config.target_iterations:
+            # Forced numbers, which override the stop head and the count head.
+            rng = np.random.default_rng((run.seed, 2, iteration))
+            if config.target_thoughts:
+                fewest = most = rng.choice(np.asarray(config.target_thoughts, np.int32), size=shape)
+            if config.target_trajectories:
+                count = rng.choice(np.asarray(config.target_trajectories, np.int32), size=config.questions)
+        # NumPy arrays, placed by the next line.
+        lengths = Lengths(fewest, most, count)  # pyright: ignore[reportArgumentType]
+        return Questions(problems, *place_batch((prompt, mask, lengths), self.context.mesh))
+
+    def temperatures(self, iteration: int, thought_std: float | None = None) -> Temperatures:
+        """Temperatures of an iteration; `thought_std` is relative to the rms of the thoughts."""
+        values = [table[iteration] for table in self.annealed]
+        if thought_std is not None:
+            values[0] = np.float32(thought_std)
+        return Temperatures(*values)  # pyright: ignore[reportArgumentType]  (host scalars, placed by jit)
+
+    def run(self, params: Any, metadata: dict[str, Any] | None, first_step: int) -> tuple[Any, int]:
+        """Trains for all iterations; returns all parameters and the step of the last checkpoint.
+
+        Args:
+          params: initial parameters of a new PPO phase; donated.
+          metadata: metadata of the checkpoint to continue from; None for a new phase.
+          first_step: checkpoint step at which a new phase starts.
+        """
+        context, config = self.context, self.config
+        every, save_every = context.run.evaluation.every_iterations, context.run.checkpoint.every
+        if metadata is None:
+            done, seconds, offset = 0, 0.0, first_step + 1
+            state = self.programs.start(params)
+        else:
+            progress = metadata["progress"]
+            done, seconds, offset = progress["iteration"], progress["seconds"], progress["offset"]
+            state, _ = context.checkpoints.restore(self.programs.template, metadata["step"])
+        before = context.seconds - seconds
+        questions = self.problems.map_with_index(self.make_questions)
+        with (
+            prefetched(questions, done) as inputs,
+            context.progress("ppo", config.iterations, done, "iteration") as shown,
+        ):
+
+            def save(metric: float | None) -> None:
+                progress = {"iteration": done, "offset": offset, "seconds": context.seconds - before}
+                context.save(offset + done, state, "ppo", progress, metric)
+
+            if metadata is None:
+                state = self._measure_thoughts(state, self.make_questions(0, cast(list[Problem], self.problems[0])))
+                save(self._evaluate(state, offset, shown))
+            pending: tuple[int, dict[str, Array]] | None = None
+            while done < config.iterations:
+                state, metrics, finished = self._iteration(state, done, offset + done + 1, next(inputs), pending)
+                if finished is not None:
+                    self._log_update(offset, *finished, shown)
+                pending, done = (done, metrics), done + 1
+                shown.advance()
+                last = done == config.iterations
+                measured = last or (every and done % every == 0)
+                accuracy = self._evaluate(state, offset + done, shown) if measured else None
+                stops = context.preemption.requested()
+                if last or stops or done % save_every == 0 or context.improves(accuracy):
+                    self._log_update(offset, pending[0], as_numbers(fetch(pending[1])), shown)
+                    pending = None
+                    if last:
+                        context.finished["ppo"] = {
+                            "updates": int(fetch(state.step)),  # fewer if early_stop_kl ended some
+                            "sequences": config.iterations * config.questions * config.num_trajectories,
+                            "seconds": context.seconds - before,
+                            "accuracy": accuracy,
+                        }
+                    save(accuracy)
+                if stops:
+                    context.exit_when_saved(offset + done)
+        return state.params, offset + done
+
+    def _measure_thoughts(self, state: TrainState, first: Questions) -> TrainState:
+        """Sets `thought_rms`, the rms of the first questions' noise-free thoughts."""
+        if not self.config.max_thoughts:
+            return state
+        still = self.temperatures(0, thought_std=0.0)
+        *_, outcome = self.programs.rollout(state, first.prompt, first.mask, first.lengths, still, np.int32(0))
+        place = self.programs.placement.thought_rms
+        return replace(state, thought_rms=jax.device_put(outcome["thought_rms"], place))
+
+    def _iteration(
+        self,
+        state: TrainState,
+        iteration: int,
+        step: int,
+        questions: Questions,
+        pending: tuple[int, dict[str, Array]] | None,
+    ) -> tuple[TrainState, dict[str, Array], tuple[int, dict[str, float]] | None]:
+        """One rollout and its update, step `step` of the run.
+
+        The metrics of the previous update are fetched with the outcome: one transfer per iteration.
+        """
+        config, context = self.config, self.context
+        rollout, recorded, outcome = self.programs.rollout(
+            state,
+            questions.prompt,
+            questions.mask,
+            questions.lengths,
+            self.temperatures(iteration),
+            np.int32(iteration),
+        )
+        ended, previous = fetch((outcome, pending[1] if pending else {}))
+        outcomes = self._outcomes(ended, questions.problems)
+        active = ended.get("active", np.ones(outcomes.correct.shape, bool))
+        terms = {name: term * active for name, term in answer_rewards(outcomes, config.rewards).items()}
+        zero = np.zeros(outcomes.correct.shape, np.float32)
+        answer_reward = np.asarray(sum(terms.values(), zero), np.float32)
+        costs = thought_cost_rewards(outcomes.num_thoughts, config.max_thoughts, config.rewards.thought_cost)
+        earned = shared_rewards(answer_reward, costs, active) if config.shared_reward else (answer_reward, costs)
+        rewards = place_batch(earned, context.mesh)
+        state, metrics = self.programs.update(state, rollout, recorded, *rewards)
+        total = answer_reward + costs.sum(-1)
+        self.context.writer.histogram(step, "rollout/thoughts_taken", outcomes.num_thoughts[active])
+        self.context.writer.histogram(step, "reward/distribution", total[active])
+        metrics |= {
+            f"reward/{name}": np.mean(term[active]) for name, term in (terms | {"thought_cost": costs.sum(-1)}).items()
+        }
+        metrics |= self._rollout_metrics(outcomes, active, ended, total, iteration)
+        return state, metrics, (pending[0], as_numbers(previous)) if pending else None
+
+    def _outcomes(self, ended: dict[str, np.ndarray], problems: Sequence[Problem]) -> Outcome:
+        texts = answer_texts(ended["tokens"], self.context.layout)
+        correct = [
+            [same_answer(text, problem.answer) for text in row] for row, problem in zip(texts, problems, strict=True)
+        ]
+        count = ended.get("num_trajectories", np.full(len(problems), self.config.num_trajectories, np.int32))
+        voted = None
+        if self.config.rewards.vote_correct:
+            chosen = [
+                choose("vote", row[:number], values[:number])
+                for row, values, number in zip(texts, ended["values"], count, strict=True)
+            ]
+            voted = np.asarray([row[index] for row, index in zip(correct, chosen, strict=True)], bool)[:, None]
+        return Outcome(
+            np.asarray(correct, bool),
+            ended["ended"],
+            ended["num_thoughts"],
+            ended["natural_stop"],
+            count[:, None],
+            voted,
+            ended.get("diversity"),
+        )
+
+    def _rollout_metrics(
+        self, outcomes: Outcome, active: np.ndarray, ended: dict[str, np.ndarray], total: np.ndarray, iteration: int
+    ) -> dict[str, Any]:
+        """Scalar metrics of the active trajectories."""
+        thoughts, correct = outcomes.num_thoughts[active], outcomes.correct[active]
+        metrics: dict[str, Any] = {
+            "reward/total": np.mean(total[active]),
+            "rollout/accuracy": np.mean(correct),
+            "rollout/thoughts": np.mean(thoughts),
+            "rollout/natural_stops": np.mean(outcomes.natural_stop[active]),
+            "rollout/ended": np.mean(outcomes.ended[active]),
+            "rollout/thought_rms": ended["thought_rms"],
+        }
+        if self.programs.shape.adaptive:
+            metrics["rollout/trajectories"] = np.mean(outcomes.num_trajectories)
+        for count in np.unique(thoughts):
+            metrics[f"rollout/accuracy_with_{count}_thoughts"] = np.mean(correct[thoughts == count])
+        metrics |= {f"temperature/{name}": value for name, value in vars(self.temperatures(iteration)).items()}
+        return metrics
+
+    def _log_update(self, offset: int, iteration: int, metrics: dict[str, float], shown: Any) -> None:
+        """Logs the scalars of an iteration and checks for skipped updates."""
+        step = offset + iteration + 1
+        own = ("reward/", "rollout/", "temperature/")
+        named = {name if name.startswith(own) else f"ppo/{name}": value for name, value in metrics.items()}
+        self.context.writer.scalars(step, named)
+        figures = {
+            "reward": metrics["reward/total"],
+            "accuracy": metrics["rollout/accuracy"],
+            "thoughts": metrics["rollout/thoughts"],
+        }
+        if metrics["skipped"]:
+            figures["skipped"] = int(metrics["skipped"])
+        shown.advance(0, **figures)
+        self.context.check_skipped(metrics["skipped_in_a_row"], self.config.max_skipped, "config.ppo.max_skipped")
+
+    def _evaluate(self, state: TrainState, step: int, shown: Any) -> float:
+        results = self.evaluation((state.trainable, state.frozen), self.rule, state.memory)
+        self.context.log_evaluation(step, results, self.evaluation.problems)
+        shown.advance(0, validation=results["accuracy"], validation_thoughts=results["mean_thoughts"])
+        return results["accuracy"]

@@ -1,0 +1,107 @@
+"""The reasoner: a backbone and its navigator, made from settings, and its shapes before any parameter exists."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from longshot_jax.config import RunConfig
+from longshot_jax.config.thoughts import NavigatorConfig
+from longshot_jax.model.attention import check_attention
+from longshot_jax.model.llama import Llama, LlamaConfig
+from longshot_jax.model.lora import check_rank, is_adapter
+from longshot_jax.model.sharding import shardings
+from longshot_jax.thoughts.navigator import Navigator
+
+# Parts of a reasoner's state that `nnx.merge(graphdef, *params)` joins, such as (trainable, frozen).
+Params = tuple[nnx.State[Any, Any], ...]
+
+
+class Reasoner(nnx.Module):
+    """The policy: a backbone (embeddings, hidden states and logits; see `model.llama.Llama`) and a navigator."""
+
+    def __init__(self, backbone: Llama, navigator: NavigatorConfig, rngs: nnx.Rngs):
+        self.backbone = backbone
+        self.navigator = Navigator(navigator, backbone.config.hidden_size, rngs)
+
+    @property
+    def action_size(self) -> int:
+        """X: size of a thought's action."""
+        config = self.navigator.config
+        return config.reasoning_dim if config.in_reasoning_space else self.backbone.config.hidden_size
+
+
+def make_reasoner(run: RunConfig, backbone: LlamaConfig) -> Reasoner:
+    """The reasoner of a run with random parameters, around a backbone of the given shape."""
+    rngs, model = nnx.Rngs(run.seed), run.model
+    llama = Llama(
+        backbone,
+        rngs,
+        compute_dtype=jnp.dtype(model.compute_dtype),
+        weight_dtype=jnp.dtype(model.weight_dtype),
+        remat=model.remat,
+        remat_keeps=model.remat_keeps,
+        attention=model.attention,
+        lora=run.lora,
+    )
+    return Reasoner(llama, run.thoughts, rngs)
+
+
+@dataclass(frozen=True)
+class AbstractReasoner:
+    """A reasoner before its parameters exist.
+
+    Attributes:
+      backbone: shape of the backbone, embedding rows included.
+      graphdef: structure of the `Reasoner`.
+      params, placement: shapes and dtypes of the parameters, and their shardings.
+    """
+
+    backbone: LlamaConfig
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    placement: nnx.State
+
+    @classmethod
+    def of(cls, run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> "AbstractReasoner":
+        """The run's reasoner around a backbone of the given shape; nothing is allocated.
+
+        Raises:
+          UserError: the mesh does not divide a parameter, its devices cannot run the configured attention, or an
+            adapter's rank exceeds the largest rank of its matrix.
+        """
+        platform = mesh.devices.flat[0].platform
+        check_attention(run.model.attention, platform, run.model.compute_dtype, backbone.head_dim)
+        if run.lora is not None:
+            check_rank(run.lora, backbone.matrices)
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: make_reasoner(run, backbone)))
+        return cls(backbone, graphdef, params, shardings(params, mesh))
+
+    def random_params(self, run: RunConfig) -> nnx.State:
+        """Random initial parameters, created on their devices."""
+        start = jax.jit(lambda: nnx.split(make_reasoner(run, self.backbone))[1], out_shardings=self.placement)
+        return start()
+
+
+def is_trainable(trainable: str) -> Callable[[tuple, Any], bool]:
+    """NNX filter of a phase's trained parameters: the navigator, plus the backbone (`all`) or its adapters (`lora`)."""
+
+    def chosen(path: tuple, value: Any) -> bool:
+        if is_adapter(path, value):
+            return trainable == "lora"
+        return trainable == "all" or "navigator" in path
+
+    return chosen
+
+
+def match_feedback_scale(reasoner: Reasoner) -> None:
+    """Sets the rms of normalised thoughts to that of the token embeddings; call once, on loaded parameters."""
+    if reasoner.navigator.config.normalised:
+        table = reasoner.backbone.embedding[...].astype(jnp.float32)
+        scale = jnp.sqrt(jnp.mean(jnp.square(table)))
+        parameter = reasoner.navigator.feedback_scale
+        parameter[...] = jnp.full(parameter.shape, scale, parameter.dtype)

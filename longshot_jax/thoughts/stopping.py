@@ -1,0 +1,127 @@
+"""Number of thoughts: rules of phases and stages, bounds of each question, and the stop decision inside `think`.
+
+Shapes: B questions, N trajectories, T thoughts at most, D hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from longshot_jax.config import RunConfig
+from longshot_jax.config.curriculum import has_thoughts
+from longshot_jax.data.problems import Problem
+from longshot_jax.errors import UserError
+from longshot_jax.thoughts.navigator import Navigator
+
+
+@dataclass(frozen=True)
+class ThoughtRule:
+    """Rule for the number of thoughts of a question.
+
+    Attributes:
+      kind: `own`: the stop head decides between `min_thoughts` and `max_thoughts`. `steps`: the problem's number of
+        steps times `per_step`, at most `max_thoughts`, as in COCONUT's evaluation. `fixed`: always `max_thoughts`.
+    """
+
+    kind: Literal["own", "steps", "fixed"]
+    max_thoughts: int
+    min_thoughts: int = 0
+    per_step: int = 1
+
+    def bounds(self, problems: Sequence[Problem]) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+        """Fewest and most thoughts of each problem; UserError for kind `steps` and a problem without written steps."""
+        if self.kind != "steps":
+            fewest = self.min_thoughts if self.kind == "own" else self.max_thoughts
+            count = len(problems)
+            return np.full(count, fewest, np.int32), np.full(count, self.max_thoughts, np.int32)
+        for problem in problems:
+            if not problem.steps:
+                raise UserError(
+                    f"the question {problem.question[:60]!r} has no written steps, so their number cannot set the "
+                    "number of thoughts: give that number, or let the model stop by itself."
+                )
+        thoughts = np.asarray(
+            [min(len(problem.steps) * self.per_step, self.max_thoughts) for problem in problems], np.int32
+        )
+        return thoughts, thoughts
+
+
+def rule_after(run: RunConfig, phase: str) -> ThoughtRule:
+    """Rule for a model that was trained by `phase`, `curriculum` or `ppo`."""
+    curriculum = run.curriculum
+    if phase == "ppo":
+        return ThoughtRule("own", run.ppo.max_thoughts, run.ppo.min_thoughts)
+    if not has_thoughts(curriculum.mode):
+        return ThoughtRule("fixed", 0)
+    kind = "fixed" if curriculum.pad_latent_to_max else "steps"
+    return ThoughtRule(kind, curriculum.max_thoughts, per_step=curriculum.c_thought)
+
+
+def rule_of_stage(run: RunConfig, stage: int, problems: Sequence[Problem]) -> ThoughtRule:
+    """Rule at a stage of the curriculum."""
+    curriculum = run.curriculum
+    if not has_thoughts(curriculum.mode):
+        return ThoughtRule("fixed", 0)
+    most = min(stage, curriculum.max_latent_stage) * curriculum.c_thought
+    by_steps = not curriculum.pad_latent_to_max and all(problem.steps for problem in problems)
+    return ThoughtRule("steps" if by_steps else "fixed", most, per_step=curriculum.c_thought)
+
+
+@struct.dataclass
+class Lengths:
+    """Bounds of a rollout.
+
+    Attributes:
+      min_thoughts, max_thoughts: Int [B, N] or broadcastable, of each trajectory. Equal bounds force the number.
+      num_trajectories: Int [B], forced numbers of trajectories; 0 lets the count head choose, None lets it choose for
+        all questions. Ignored without a count head.
+    """
+
+    min_thoughts: Array
+    max_thoughts: Array
+    num_trajectories: Array | None = None
+
+
+@struct.dataclass
+class StopRule:
+    """When trajectories stop; fields are [B, N] or broadcastable unless stated otherwise.
+
+    Attributes:
+      min_thoughts, max_thoughts: Int; the decision is an action from the former on and before the latter, else forced.
+      temperature: Float [], divides the stop logit.
+      uniforms: Float [B, N, T + 1] in [0, 1); a trajectory stops where they are below the stop probability. None is
+        greedy: it stops where the probability exceeds 1/2.
+      active: Bool, trajectories that exist.
+    """
+
+    min_thoughts: Array
+    max_thoughts: Array
+    temperature: Array | float = 1.0
+    uniforms: Array | None = None
+    active: Array | bool = True
+
+    def decide(
+        self,
+        navigator: Navigator,
+        hidden: Float[Array, "B N D"],
+        step: Int[Array, ""] | int,
+        running: Bool[Array, "B N"],
+        uniforms: Float[Array, "B N"] | None,
+    ) -> tuple[Float[Array, "B N"], Bool[Array, "B N"], Bool[Array, "B N"]]:
+        """The decision at h_t: its logit over the temperature, whether to stop, and whether this is an action."""
+        logit = navigator.stop_logit(hidden) / self.temperature
+        wants = logit > 0 if uniforms is None else uniforms < jax.nn.sigmoid(logit)
+        is_action = running & (step >= self.min_thoughts) & (step < self.max_thoughts)
+        stops = jnp.where(step < self.min_thoughts, False, (step >= self.max_thoughts) | wants)
+        return logit, stops, is_action
+
+
+def position_mask(num_thoughts: Int[Array, "B N"], slots: int) -> Bool[Array, "B N Tplus1"]:
+    """Mask of the decision points h_0 ... h_T up to each trajectory's stop."""
+    return jnp.arange(slots + 1) <= num_thoughts[..., None]

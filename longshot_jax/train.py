@@ -1,0 +1,144 @@
+"""A whole run: the configured phases in sequence, in one run folder.
+
+    runs/x/config.json     settings                  runs/x/checkpoints/   newest and best states
+    runs/x/tokenizer/      tokenizer                 runs/x/tensorboard/   TensorBoard events
+
+The same command continues a killed run from its newest checkpoint, to the same final parameters: every batch, random
+number and decision is a function of the settings and the checkpoint.
+"""
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.experimental import multihost_utils
+
+from longshot_jax.checkpoints.checkpoint import Checkpoints
+from longshot_jax.checkpoints.initialize import abstract_reasoner, build_reasoner, model_folder
+from longshot_jax.checkpoints.run_folder import check_same_config, prepare_workdir, write_config
+from longshot_jax.config import RunConfig, parse_config
+from longshot_jax.curriculum.loop import CurriculumLoop
+from longshot_jax.data.sources import build_layout, build_tokenizer, check_problems, read_problems, store_tokenizer
+from longshot_jax.distributed import on_primary
+from longshot_jax.errors import UserError
+from longshot_jax.model.sharding import make_mesh
+from longshot_jax.ppo.loop import PPOLoop
+from longshot_jax.tables import by_name, text_table
+from longshot_jax.training.context import RunContext
+from longshot_jax.training.tensorboard import RunWriter
+
+# Settings that a continued run may change: they affect neither parameters nor the content of a checkpoint.
+_MAY_CHANGE = ("evaluation", "checkpoint", "mesh")
+_BEST = "final/best_accuracy"
+_LOOPS = {"curriculum": CurriculumLoop, "ppo": PPOLoop}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The result of a run.
+
+    Attributes:
+      workdir: run folder.
+      best_step, best_accuracy: step and validation accuracy of the best checkpoint; None without an evaluation.
+      phases: of each phase, `updates`, `sequences` read by them, `seconds`, and the final `accuracy`.
+      seconds: duration over all starts of the run.
+    """
+
+    workdir: Path
+    best_step: int | None
+    best_accuracy: float | None
+    phases: dict[str, dict[str, float]]
+    seconds: float
+
+
+def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
+    """Runs or continues all phases of a run and prints a summary.
+
+    Args:
+      workdir: run folder, created if missing.
+      stream: text stream for progress and summary; None is standard error.
+
+    Raises:
+      UserError: anything that the user can fix, usually before training starts.
+      Preempted: SIGTERM was received and the state is saved.
+    """
+    workdir = Path(workdir)
+    mesh = make_mesh(run.mesh)
+    folder = model_folder(run)
+    problems = read_problems(run)
+    with ExitStack() as stack:
+        lock = on_primary(lambda: prepare_workdir(workdir))
+        if lock is not None:
+            stack.enter_context(lock)
+        metadata = _newest_metadata(workdir)
+        if metadata is not None:
+            _check_config(run, workdir, metadata)
+        tokenizer = build_tokenizer(run, workdir, problems.train, folder, resumed=metadata is not None)
+        layout = build_layout(run, tokenizer)
+        problems = check_problems(run, layout, problems)
+        abstract = abstract_reasoner(run, tokenizer, mesh, folder)
+        # Written after all checks, so a refused run leaves nothing behind.
+        on_primary(lambda: write_config(workdir, asdict(run)))
+        if metadata is None:
+            on_primary(lambda: store_tokenizer(tokenizer, workdir))
+        checkpoints = stack.enter_context(Checkpoints(workdir, run.checkpoint.keep_last, run.checkpoint.keep_best))
+        writer = stack.enter_context(RunWriter(workdir / "tensorboard", metadata["step"] if metadata else None))
+        writer.hyperparameters(asdict(run), [*map(_final_accuracy, run.phases), _BEST])
+        context = RunContext(run, abstract, layout, problems, mesh, checkpoints, writer, stream)
+        stack.enter_context(context.preemption)
+        first = 0
+        if metadata is not None:
+            context.seconds_before, context.finished = metadata["seconds"], metadata["finished"]
+            context.best = tuple(metadata["best"]) if metadata["best"] else None
+            first = run.phases.index(metadata["phase"])
+        # Create all loops first, since they check the settings of their phases.
+        loops = [_LOOPS[phase](context) for phase in run.phases[first:]]
+        params = build_reasoner(run, abstract, folder) if metadata is None else None
+        step = 0
+        while loops:
+            params, step = loops.pop(0).run(params, metadata, step)
+            metadata = None
+        checkpoints.wait()
+        best_accuracy = context.best[0] if context.best else None
+        result = RunResult(workdir, checkpoints.best_step, best_accuracy, context.finished, context.seconds)
+        _report(context, result)
+    return result
+
+
+def _newest_metadata(workdir: Path) -> dict[str, Any] | None:
+    """Metadata of the newest complete checkpoint, from which the run continues; None for a new run."""
+    metadata = None
+    if (workdir / "checkpoints").is_dir():
+        with Checkpoints.reader(workdir) as checkpoints:
+            metadata = None if checkpoints.latest_step is None else checkpoints.metadata()
+    # All processes have looked before the first one creates the folder.
+    multihost_utils.sync_global_devices("run folder read")
+    return metadata
+
+
+def _check_config(run: RunConfig, workdir: Path, metadata: dict[str, Any]) -> None:
+    """Raises a UserError unless the checkpoint has the same settings; newer settings have their defaults there."""
+    if "config" not in metadata:
+        raise UserError(
+            f"{workdir} holds converted weights, not a run: name it as config.initialize_from, and choose another "
+            "--workdir."
+        )
+    check_same_config(workdir, asdict(parse_config(metadata["config"])), asdict(run), _MAY_CHANGE)
+
+
+def _final_accuracy(phase: str) -> str:
+    return f"final/{phase}_accuracy"
+
+
+def _report(context: RunContext, result: RunResult) -> None:
+    """Prints the summary table and writes the results to TensorBoard."""
+    rows: dict[str, Any] = {name: dict(figures) for name, figures in result.phases.items()}
+    metrics = {_final_accuracy(name): figures["accuracy"] for name, figures in result.phases.items()}
+    if result.best_accuracy is not None:
+        rows["best checkpoint"] = {"accuracy": result.best_accuracy, "step": result.best_step}
+        metrics[_BEST] = result.best_accuracy
+    context.writer.results(metrics)
+    with context.progress("run", 0, 0, "update") as shown:
+        shown.note(text_table(by_name(rows)))
+        shown.note(f"{result.workdir}: {result.seconds:.0f} s in all")

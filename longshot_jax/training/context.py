@@ -1,0 +1,141 @@
+"""State shared by the phases of a run."""
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NoReturn
+
+import jax
+from jax.sharding import Mesh
+
+from longshot_jax.checkpoints.checkpoint import Checkpoints
+from longshot_jax.config import RunConfig
+from longshot_jax.data.layout import Layout
+from longshot_jax.data.problems import Problem
+from longshot_jax.data.sources import Problems
+from longshot_jax.distributed import Preemption
+from longshot_jax.errors import Preempted, UserError
+from longshot_jax.evaluation.validation import Validation
+from longshot_jax.thoughts.reasoner import AbstractReasoner
+from longshot_jax.training.progress import Progress
+from longshot_jax.training.tensorboard import RunWriter, samples_table
+
+
+@dataclass
+class RunContext:
+    """One start of a run.
+
+    Attributes:
+      run, abstract: settings; structure and shapes of the reasoner.
+      layout, problems: layout of prompts and answers; training and validation problems.
+      checkpoints, writer: checkpoints and event file of the run folder.
+      stream: output stream of the progress; None is standard error.
+      seconds_before: time spent by earlier starts of the run, up to the checkpoint.
+      best: highest metric of all checkpoints, and its step.
+      finished: updates, sequences, seconds and accuracy of each finished phase.
+    """
+
+    run: RunConfig
+    abstract: AbstractReasoner
+    layout: Layout
+    problems: Problems
+    mesh: Mesh
+    checkpoints: Checkpoints
+    writer: RunWriter
+    stream: Any = None
+    seconds_before: float = 0.0
+    best: tuple[float, int] | None = None
+    finished: dict[str, dict[str, Any]] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    preemption: Preemption = field(default_factory=Preemption)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, over all starts."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def save(self, step: int, state: Any, phase: str, progress: Mapping[str, Any], metric: float | None = None) -> None:
+        """Saves a checkpoint of the whole run; `progress` is the metadata of the phase."""
+        if metric is not None and self.improves(metric):
+            self.best = (metric, step)
+        group = "trainable" if self.run.trainable(phase) == "all" else "frozen"
+        metadata = {
+            "config": asdict(self.run),
+            "backbone": asdict(self.abstract.backbone),
+            "backbone_path": f"{group}.backbone",
+            "phase": phase,
+            "step": step,
+            "progress": dict(progress),
+            "seconds": self.seconds,
+            "best": self.best,
+            "finished": self.finished,
+        }
+        self.checkpoints.save(step, state, metadata, metric)
+
+    def exit_when_saved(self, step: int) -> NoReturn:
+        """Raises Preempted once the checkpoint of this step is complete on disk."""
+        self.checkpoints.wait()
+        raise Preempted(f"the checkpoint of step {step} is written")
+
+    def improves(self, metric: float | None) -> bool:
+        """Whether a metric exceeds that of every checkpoint."""
+        return metric is not None and (self.best is None or metric > self.best[0])
+
+    def validation(self, max_thoughts: int, *, answer_length: int, steps_written: bool) -> Validation:
+        """The evaluation of a phase on the validation problems."""
+        return Validation(
+            self.abstract.graphdef,
+            self.mesh,
+            self.layout,
+            self.problems.validation,
+            self.run.evaluation,
+            max_thoughts=max_thoughts,
+            answer_length=answer_length,
+            steps_written=steps_written,
+        )
+
+    def progress(self, name: str, total: int, done: int, unit: str) -> Progress:
+        """A progress bar; only that of the first process is visible."""
+        return Progress(name, total, done, unit, self.stream if jax.process_index() == 0 else io.StringIO())
+
+    def check_skipped(self, in_a_row: Any, allowed: int, key: str) -> None:
+        """Raises a UserError if `allowed` or more updates in a row were skipped."""
+        if int(in_a_row) < allowed:
+            return
+        last = self.checkpoints.latest_step
+        kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is intact"
+        raise UserError(
+            f"{int(in_a_row)} updates in a row were skipped because the loss or its gradient was not finite ({key} "
+            f"allows fewer than {allowed}); {kept}: lower the learning rate or clip_norm in a new --workdir."
+        )
+
+    def log_evaluation(self, step: int, results: Mapping[str, Any], problems: Sequence[Problem]) -> None:
+        """Writes scalars, histograms and samples of a `Validation` to TensorBoard."""
+        scalars = {"evaluation/accuracy": results["accuracy"], "evaluation/mean_thoughts": results["mean_thoughts"]}
+        for steps, group in results["by_steps"].items():
+            scalars[f"evaluation/accuracy_of_{steps}_steps"] = group["accuracy"]
+            scalars[f"evaluation/thoughts_of_{steps}_steps"] = group["mean_thoughts"]
+        self.writer.scalars(step, scalars)
+        for name in ("thoughts_taken", "thought_norms"):
+            self.writer.histogram(step, f"evaluation/{name}", results[name])
+        columns = (results[name] for name in ("answers", "correct", "thoughts_taken"))
+        samples = [
+            {
+                "question": problem.question,
+                "expected": problem.answer,
+                "decoded": answer,
+                "right": "yes" if correct else "no",
+                "thoughts": thoughts,
+            }
+            for problem, answer, correct, thoughts in zip(problems[:8], *columns, strict=False)
+        ]
+        self.writer.text(step, "evaluation/samples", samples_table(samples))
+        if results.get("lens"):
+            self.writer.text(step, "evaluation/thoughts", samples_table(results["lens"]))
+            self.writer.image(step, "evaluation/stop_probabilities", results["stop_figure"])
+
+
+def as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Scalar metrics as Python numbers."""
+    return {name: float(value) for name, value in metrics.items()}

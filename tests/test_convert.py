@@ -1,0 +1,190 @@
+"""`scripts/convert.py`: a Llama there and back without a changed bit, and a run with what makes it think beside it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from builders import ADAPTERS
+from run_folders import PPO, save_run
+from safetensors.numpy import load_file
+from tiny_run import tiny
+
+from longshot_jax import LongShot
+from longshot_jax.checkpoints.convert import from_hf, to_hf
+from longshot_jax.checkpoints.initialize import abstract_reasoner, build_reasoner
+from longshot_jax.checkpoints.sidecar import FILE, read_sidecar
+from longshot_jax.config.model import ModelConfig
+from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.errors import UserError
+from longshot_jax.model.huggingface import read_config
+from longshot_jax.model.llama import LlamaConfig
+from longshot_jax.model.rope import RopeScaling
+from longshot_jax.model.sharding import make_mesh
+
+ROOT = Path(__file__).parents[1]
+LLAMA = Path(__file__).parent / "fixtures" / "golden_llama3"
+RUN = replace(PPO, ppo=replace(PPO.ppo, trainable="lora"), model=ModelConfig(lora=ADAPTERS))
+TOKENS = np.array([[1, 4, 2, 7], [3, 3, 5, 0]])
+QUESTIONS = ["a=6 n=a+2 i=n*3 i?", "b=1 c=b+1 c?"]
+
+
+def with_tokenizer(folder: Path, words: int) -> tuple[Path, Tokenizer]:
+    """The fixture's weights, of 96 rows, beside a tokenizer of so many words and the latent tokens."""
+    import tokenizers
+    import transformers
+
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((LLAMA / name).read_bytes())
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{number}": number for number in range(words)}))
+    tokens = Tokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token="w0"), "of a test")
+    tokens.save(folder)
+    return folder, Tokenizer.load(str(folder))
+
+
+def test_there_and_back_changes_no_bit(tmp_path):
+    from_hf(LLAMA, tmp_path / "run")
+    to_hf(tmp_path / "run", tmp_path / "out")
+    before, after = load_file(LLAMA / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(after[name], tensor)
+    assert read_config(tmp_path / "out") == read_config(LLAMA)
+
+
+def test_embeddings_grow_to_the_tokenizer_and_it_travels_along(tmp_path):
+    folder, tokens = with_tokenizer(tmp_path / "llama", 96)
+    from_hf(folder, tmp_path / "run")
+    to_hf(tmp_path / "run", tmp_path / "out", "bfloat16")
+    assert read_config(tmp_path / "out").vocab_size == tokens.vocabulary_size == 99
+    exported = Tokenizer.load(str(tmp_path / "out"))
+    assert exported.latent == tokens.latent
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == tokens.end
+
+
+def test_another_models_tokenizer_is_refused(tmp_path):
+    folder, _ = with_tokenizer(tmp_path / "llama", 97)
+    with pytest.raises(UserError, match=r"ids up to 99 but the model's embedding has only 99 rows"):
+        from_hf(folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_shape_survives_json():
+    config = LlamaConfig(9, 8, 12, 1, 2, 1, 4, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64))
+    assert LlamaConfig.from_json(json.loads(json.dumps(asdict(config)))) == config
+
+
+def test_earlier_checkpoints_are_not_touched(tmp_path):
+    from_hf(LLAMA, tmp_path / "run")
+    with pytest.raises(UserError, match="already holds checkpoints"):
+        from_hf(LLAMA, tmp_path / "run")
+    with pytest.raises(UserError, match="holds no checkpoints"):
+        to_hf(LLAMA, tmp_path / "out")
+
+
+def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "scripts/convert.py", "from-hf", str(tmp_path), str(tmp_path / "run")],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 2
+    assert result.stderr.strip() == (
+        f"error: {tmp_path}/config.json does not exist: give a folder that holds a Hugging Face Llama, copied whole from "
+        "its source."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+# A run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    save_run(folder / "run", RUN, "ppo")
+    to_hf(folder / "run", folder / "out")
+    return folder / "run", LongShot.from_pretrained(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    return run[0].parent / "out"
+
+
+def test_it_comes_back_and_thinks_as_the_run_did(run, exported):
+    here, there = run[1], LongShot.from_pretrained(exported)
+    latent = here.latent_token_id
+    assert latent == there.latent_token_id
+    thinking = np.concatenate([TOKENS, np.full((2, 2), latent), TOKENS[:, :1]], axis=1)
+    np.testing.assert_allclose(there.logits(thinking), here.logits(thinking), atol=1e-5)
+    for trajectories in (3,):
+        ours, theirs = (
+            model.generate(QUESTIONS, trajectories, return_all_trajectories=True) for model in (here, there)
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.answer == other.answer and one.chosen == other.chosen
+            for mine, its in zip(one.trajectories, other.trajectories, strict=True):
+                assert (mine.answer, mine.thoughts) == (its.answer, its.thoughts)
+                np.testing.assert_allclose(mine.stop_probabilities, its.stop_probabilities, atol=1e-5)
+                np.testing.assert_allclose(mine.value, its.value, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, here.model.memory, there.model.memory)
+    assert there.model.temperatures.thought_std == here.model.temperatures.thought_std > 0
+    assert there.model.source == here.model.source
+
+
+def test_training_goes_on_from_it(run, exported):
+    """The navigator of the same kind comes along, another starts afresh."""
+    kind = {"thoughts__feedback": "navigator", "thoughts__reasoning_dim": 4, "thoughts__memory_top": 1}
+    source = {"phases": ("ppo",), "model__source": str(exported), "data__tokenizer": "model", "ppo__memory_slots": 2}
+    theirs = load_file(exported / FILE)["navigator.direction"]
+    for dim, same in ((4, True), (3, False)):
+        settings = tiny(**kind | source | {"thoughts__reasoning_dim": dim})
+        tokenizer, mesh = Tokenizer.load(str(exported)), make_mesh(settings.mesh)
+        abstract = abstract_reasoner(settings, tokenizer, mesh, exported)
+        params = build_reasoner(settings, abstract, exported)
+        direction = np.asarray(params["navigator"]["direction"][...])
+        assert np.array_equal(direction, theirs) is same
+
+
+def test_an_earlier_export_is_replaced_and_anything_else_is_left(run, exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "again")
+    to_hf(run[0], tmp_path / "again", "bfloat16")
+    assert (tmp_path / "again" / FILE).exists()
+    assert load_file(tmp_path / "again" / "model.safetensors")["model.norm.weight"].dtype.name == "bfloat16"
+
+
+def test_what_does_not_fit_is_refused(exported, tmp_path):
+    with pytest.raises(UserError, match=r"navigator\.direction is|navigator\.decode_mlp_out is \[8, 16\], .*width 17"):
+        read_sidecar(exported, 17)
+    shutil.copytree(exported, tmp_path / "broken")
+    file = tmp_path / "broken" / FILE
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"longshot\.safetensors is damaged .*export the run again"):
+        LongShot.from_pretrained(tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer.json").unlink()
+    shutil.copy(exported / FILE, file)
+    with pytest.raises(UserError, match="holds a run but no tokenizer"):
+        LongShot.from_pretrained(tmp_path / "broken")
+    file.unlink()
+    assert LongShot.from_pretrained(tmp_path / "broken").model.source == {"mode": "plain"}
+
+
+@pytest.mark.slow
+def test_transformers_loads_the_merged_llama_with_equal_logits(run, exported):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.LlamaForCausalLM.from_pretrained(exported, attn_implementation="eager").eval()
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(TOKENS)).logits.numpy()
+    np.testing.assert_allclose(run[1].logits(TOKENS), theirs, atol=1e-4, rtol=0)

@@ -1,0 +1,115 @@
+"""Which problems a run trains on, and which choose its best checkpoint."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from tiny_run import tiny
+
+from longshot_jax.data.problems import Problem
+from longshot_jax.data.sources import Problems, build_layout, build_tokenizer, check_problems, read_problems
+from longshot_jax.data.sources import test_problems as problems_of_test
+from longshot_jax.errors import UserError
+
+
+def problem_file(folder, count, name="problems.json"):
+    rows = [{"question": f"{n}?", "steps": [], "answer": str(n)} for n in range(count)]
+    (folder / name).write_text(json.dumps(rows))
+    return str(folder / name)
+
+
+def test_a_file_gives_a_tenth_for_validation(tmp_path):
+    file = problem_file(tmp_path, 95)
+    train, validation = read_problems(tiny(data__train=file))
+    assert len(validation) == 9 and len(train) == 86
+    assert sorted(int(p.answer) for p in [*train, *validation]) == list(range(95))
+    # What a run may change when it goes on does not change its training data.
+    again, _ = read_problems(tiny(data__train=file, evaluation__questions=3))
+    assert again == train
+
+
+def test_named_validation_leaves_the_training_data_whole(tmp_path):
+    file = problem_file(tmp_path, 5)
+    train, validation = read_problems(tiny(data__train=file, data__validation="chains"))
+    assert len(train) == 5 and len(validation) == 1000
+    with pytest.raises(UserError, match=r"5 problems, too few .* config\.data\.validation"):
+        read_problems(tiny(data__train=file))
+
+
+@pytest.mark.parametrize("kind", ["chains", "prosqa"])
+def test_generated_validation_is_not_the_test(kind):
+    run = tiny(data__train=kind, data__test=kind, data__generated_train=60, data__generated_test=40)
+    train, validation = read_problems(run)
+    sets = [{p.question for p in problems} for problems in (train, validation, problems_of_test(run))]
+    assert [len(problems) for problems in (train, validation)] == [60, 40]
+    assert not sets[0] & sets[2] and not sets[1] & sets[2] and not sets[0] & sets[1]
+    other_seed = tiny(seed=1, data__train=kind, data__generated_train=60, data__generated_test=40)
+    again = read_problems(other_seed)
+    assert [p.question for p in again[1]] == [p.question for p in validation]
+    assert [p.question for p in again[0]] != [p.question for p in train]
+
+
+def layout_of(run):
+    tokens = build_tokenizer(run, "unused", read_problems(run).train)
+    return build_layout(run, tokens)
+
+
+def checked(run, layout, problems):
+    return check_problems(run, layout, Problems(problems, [])).train
+
+
+def test_what_cannot_be_spelled_is_found_before_training(tmp_path):
+    file = problem_file(tmp_path, 5)
+    run = tiny(data__train=file, data__validation="chains")
+    fine = Problem("a=1 b=a+1 b?", ("2",), "2")
+    layout = layout_of(run)
+    assert checked(run, layout, [fine]) == [fine]
+    for broken in (replace(fine, question="x=1 x?"), replace(fine, answer="-2"), replace(fine, steps=("two",))):
+        words = re.escape(file) + ", problem 2: tokenizer of the chains knows only .* cannot spell"
+        with pytest.raises(UserError, match=words):
+            checked(run, layout, [fine, broken])
+    unseen = replace(fine, steps=("two",))  # PPO writes no steps
+    assert checked(replace(run, phases=("ppo",)), layout, [unseen]) == [unseen]
+
+
+def test_validation_problems_are_checked_under_their_own_name(tmp_path):
+    train, validation = problem_file(tmp_path, 30), problem_file(tmp_path, 5, "validation.json")
+    fine, broken = Problem("a=1 b=a+1 b?", ("2",), "2"), Problem("x=1 x?", (), "1")
+    run = tiny(data__train=train, data__validation=validation)
+    problems = Problems([fine], [fine, broken])
+    with pytest.raises(UserError, match=re.escape(f"{validation}, problem 2: tokenizer of the chains")):
+        check_problems(run, layout_of(run), problems)
+    # Taken out of the training file, problems no longer have the numbers of the file.
+    run = tiny(data__train=train)
+    with pytest.raises(UserError, match=re.escape(f"{train}: tokenizer of the chains")):
+        check_problems(run, layout_of(run), problems)
+
+
+@pytest.mark.parametrize(
+    ("markers", "sampled", "key"), [("answer", 2, "ppo"), ("coconut", 2, "ppo"), ("coconut", 0, "data")]
+)
+def test_a_gold_answer_that_no_rollout_can_give_is_refused(markers, sampled, key):
+    run = tiny(phases=("ppo",), markers=markers, ppo__answer_length=sampled, data__answer_length=5 if sampled else 2)
+    layout = layout_of(run)
+    checked(run, layout, [Problem("a=1 a?", (), "1")])  # a digit and the end: just so
+    with pytest.raises(UserError, match=rf"'12' has 3 tokens with its end, but config\.{key}\.answer_length is 2"):
+        checked(run, layout, [Problem("a=1 a?", (), "12")])
+
+
+def test_a_generated_problem_that_is_too_long_gives_way_to_a_later_one():
+    run = tiny(
+        data__train="prosqa", data__tokenizer="bpe", data__bpe_vocabulary=400, data__generated_train=200,
+        data__prompt_length=1000, data__answer_length=200, phases=("ppo",),
+    )  # fmt: skip
+    problems = read_problems(run).train
+    layout = layout_of(run)
+    lengths = [len(layout.question(problem)) for problem in problems]
+    limit = max(lengths[:64])
+    late = [index for index, length in enumerate(lengths) if length > limit]
+    assert late, "the first problems have the longest prompt: take another seed"
+    run = replace(run, data=replace(run.data, prompt_length=limit))
+    kept = checked(run, replace(layout, prompt_length=limit), problems)
+    assert len(kept) == 200
+    assert all(len(layout.question(problem)) <= limit for problem in kept)
+    assert [index for index in range(200) if kept[index] != problems[index]] == late
