@@ -80,7 +80,7 @@ def settings_help(group: str = "") -> str:
 
 
 def load_config(file: Path) -> ml_collections.ConfigDict:
-    """The `ConfigDict` from a config file's `get_config()`; a missing or failing file, or another type, is a UserError."""
+    """Returns `get_config()` of a config file; a missing or failing file, or another type, is a UserError."""
     if not file.is_file():
         raise UserError(f"there is no config file {file}: give one from configs/, or your own.")
     try:
@@ -95,9 +95,8 @@ def load_config(file: Path) -> ml_collections.ConfigDict:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
         place = f", line {lines[-1]}" if lines else ""
-        raise UserError(
-            f"the config file {file}{place} raises {type(error).__name__} ({first_line(error)}){_new_name(error)}: fix it."
-        ) from None
+        text = f"{type(error).__name__} ({first_line(error)}){_new_name(error)}"
+        raise UserError(f"the config file {file}{place} raises {text}: fix it.") from None
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"get_config() of {file} returns a {type(config).__name__}: start from default_config().")
     return config

@@ -120,7 +120,8 @@ class LongShot:
 
         Args:
           question: a text, or a list of texts, which returns a list.
-          num_trajectories: 1 decodes greedily; more are sampled and fused. `own`: chosen by the model, after such a PPO.
+          num_trajectories: 1 decodes greedily; more are sampled and fused. `own`: the model chooses the number, if PPO
+            trained it to.
           return_all_trajectories: return a `Generation` instead of the text of the answer.
           thoughts: number of thoughts. None: the stop head decides after PPO; otherwise the largest number of the
             curriculum, and none for a model that was not trained here.
@@ -210,8 +211,8 @@ class LongShot:
 
         Args:
           num_trajectories: N of the sampled accuracy and of every fusion.
-          thoughts: a number, `fixed` (the largest of training), `steps` (that of the problem's steps, times `c_thought`),
-            or `own` (the stop head decides); None is as in training.
+          thoughts: a number, `fixed` (the largest of training), `steps` (`c_thought` per step of the problem), or `own`
+            (the stop head decides); None is as in training.
           batch_size: questions per batch; does not affect the results.
           seed: seed of the samples.
         """

@@ -108,7 +108,9 @@ def test_one_changed_value_in_the_metadata_is_refused(tmp_path, change):
     file.write_text(json.dumps(content))
     with Checkpoints.reader(tmp_path) as checkpoints:
         for read in (lambda: checkpoints.metadata(2), lambda: checkpoints.restore(state, 2)):
-            with pytest.raises(UserError, match=r"^The checkpoint of step 2 in .* is damaged \(.*\): remove ") as raised:
+            with pytest.raises(
+                UserError, match=r"^The checkpoint of step 2 in .* is damaged \(.*\): remove "
+            ) as raised:
                 read()
             said = str(raised.value)
             assert str(tmp_path / "checkpoints" / "2") in said and "\n" not in said
@@ -123,7 +125,9 @@ def test_metadata_of_a_later_version_is_refused_in_a_sentence(tmp_path, change):
     file.write_text(json.dumps({**change(json.loads(file.read_text())), "version": 2}))
     with Checkpoints.reader(tmp_path) as checkpoints:
         for read in (checkpoints.metadata, lambda: checkpoints.restore({"w": jnp.ones(4)})):
-            with pytest.raises(UserError, match=r"step 3 in .* has version 2, .* reads versions up to 1: use ") as raised:
+            with pytest.raises(
+                UserError, match=r"step 3 in .* has version 2, .* reads versions up to 1: use "
+            ) as raised:
                 read()
             assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
 

@@ -17,11 +17,7 @@ from longshot_jax.distributed import Preemption, join_processes, on_primary
 from longshot_jax.errors import UserError
 
 TESTS = Path(__file__).parent
-ENVIRONMENT = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
-}
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
 
 
 def test_one_process_needs_nothing(monkeypatch):

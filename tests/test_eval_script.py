@@ -65,7 +65,7 @@ def test_it_shows_a_table_and_the_paired_interval(results, folder, capsys):
         ({"--output": "run"}, "is a folder"),
         ({"--output": "chains.json/results.json"}, "cannot be written"),
         ({"--compare": "chains.json"}, "chains.json does not hold a JSON object: give a results.json of eval.py"),
-        ({"--compare": "run/config.json"}, "config.json does not say which questions were right: give a results.json"),
+        ({"--compare": "run/config.json"}, "config.json does not list which answers are right: give a results.json"),
         ({"--compare": "absent.json"}, "absent.json does not exist: give a results.json of eval.py"),
         ({"--compare": "broken.json"}, "broken.json is not valid JSON"),
         ({"--batch_size": "0"}, "argument --batch_size: '0' is not a whole number from 1"),

@@ -113,7 +113,9 @@ def test_correlation_is_corrected_for_continuity():
 def test_mean_over_seeds_reproduces_a_worked_example():
     # 4.5 ± t(0.975, 2) · 2.2/√3, with the tabulated 4.303.
     mean, interval = mean_interval([2.3, 4.5, 6.7])
-    assert mean == pytest.approx(4.5) and interval == pytest.approx((4.5 - 4.303 * 1.2702, 4.5 + 4.303 * 1.2702), abs=1e-3)
+    assert mean == pytest.approx(4.5) and interval == pytest.approx(
+        (4.5 - 4.303 * 1.2702, 4.5 + 4.303 * 1.2702), abs=1e-3
+    )
 
 
 def test_one_seed_has_no_interval_and_equal_seeds_a_point():

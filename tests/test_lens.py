@@ -139,7 +139,7 @@ def test_a_donors_thought_is_put_in_and_thinking_goes_on_from_it(model):
 @pytest.mark.parametrize(
     ("problems", "sentence"),
     [
-        ([Problem("Tom has 3 apples.", ("3",), "3")] * 2, "is no chain of operations"),
+        ([Problem("Tom has 3 apples.", ("3",), "3")] * 2, "is not a chain of operations"),
         ([Problem("a=1 b=a+1 b?", ("2",), "2")], "two or more chains"),
         ([Problem("a=1 b=a+1 b?", ("2",) * 9, "2")] * 2, "but the model at most 4 thoughts"),
     ],

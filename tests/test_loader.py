@@ -47,7 +47,6 @@ def test_epochs_are_shuffled_differently_and_by_the_seed():
 def test_resume_is_an_integer():
     problems = ChainProblems(0, 37)
 
-
     def from_batch(first, count):
         numbered_batches = problem_batches(problems, 8, seed=1).map_with_index(lambda number, batch: (number, batch))
         with prefetched(numbered_batches, first) as batches:

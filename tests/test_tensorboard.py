@@ -37,10 +37,7 @@ def test_everything_written_is_read_back(tmp_path):
         writer.text(2, "samples", samples_table([{"question": "a|b"}]))
     events = read(tmp_path)
     assert points(tmp_path, "loss/policy") == [(1, 0.5), (2, 0.25)]
-    assert points(tmp_path, "accuracy") == [(1, 0.25), (2, 0.25)] and points(tmp_path, "n") == [
-        (1, 3),
-        (2, 3),
-    ]
+    assert points(tmp_path, "accuracy") == [(1, 0.25), (2, 0.25)] and points(tmp_path, "n") == [(1, 3), (2, 3)]
     assert sorted(events.Tags()["histograms"]) == ["one", "thoughts/rms"]
     (histogram,) = events.Histograms("thoughts/rms")
     value = histogram.histogram_value
@@ -51,12 +48,7 @@ def test_everything_written_is_read_back(tmp_path):
 
 
 def test_hyperparameters_stand_beside_the_results_in_the_same_run(tmp_path):
-    config = {
-        "seed": 1,
-        "ppo": {"clip": 0.2, "gradient": "score", "fused": True},
-        "dims": (1, 2),
-        "none": None,
-    }
+    config = {"seed": 1, "ppo": {"clip": 0.2, "gradient": "score", "fused": True}, "dims": (1, 2), "none": None}
     with RunWriter(tmp_path) as writer:
         writer.hyperparameters(config, ["final/accuracy"])
         # Before the end, the settings are there already, for the comparison with a run that did not get so far.
@@ -160,21 +152,14 @@ def test_neither_tensorflow_nor_pytorch_is_imported(tmp_path):
     )
     environment = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(Path(__file__).parents[1]))
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_samples_table_keeps_every_text_in_its_cell():
     table = samples_table(
-        [
-            {"question": "a|b\nc", "answer": "<|end-latent|> 5*6", "thoughts": 4},
-            {"question": "\\|", "answer": None},
-        ]
+        [{"question": "a|b\nc", "answer": "<|end-latent|> 5*6", "thoughts": 4}, {"question": "\\|", "answer": None}]
     )
     assert table.splitlines() == [
         "| question | answer | thoughts |",

@@ -19,20 +19,8 @@ from longshot_jax.errors import UserError
 
 
 def test_config_differences_by_dotted_key():
-    stored = {
-        "seed": 1,
-        "ppo": {"clip": 0.2, "epochs": 2},
-        "log": {"every": 5},
-        "steps": [1, 2],
-        "gone": None,
-    }
-    current = {
-        "seed": 1,
-        "ppo": {"clip": 0.3, "epochs": 2},
-        "log": {"every": 9},
-        "steps": (1, 2),
-        "new": True,
-    }
+    stored = {"seed": 1, "ppo": {"clip": 0.2, "epochs": 2}, "log": {"every": 5}, "steps": [1, 2], "gone": None}
+    current = {"seed": 1, "ppo": {"clip": 0.3, "epochs": 2}, "log": {"every": 9}, "steps": (1, 2), "new": True}
     assert config_differences(stored, current, {"log"}) == [
         "gone (stored null, now (absent))",
         "new (stored (absent), now true)",

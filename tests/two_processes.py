@@ -28,7 +28,7 @@ from longshot_jax.train import train
 def prints(folder):
     """Fingerprints of the newest checkpoint, and its step."""
     with Checkpoints.reader(folder) as checkpoints:
-        step = checkpoints.latest_step
+        step = checkpoints.steps[-1]
         _, arrays = checkpoints._read_metadata(step)
     return step, {name: array.get("fingerprint") for name, array in arrays.items()}
 

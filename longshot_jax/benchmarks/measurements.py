@@ -166,7 +166,7 @@ def measure_rollout(bench: Bench, peak: float) -> Figures:
         "n1": with_shape(run, prompt=bench.long_prompt, trajectories=1),
         "n5": with_shape(run, prompt=bench.long_prompt, trajectories=5),
     }
-    rollouts = {name: policy(shape, backbone, update=False)[0] for name, shape in shapes.items()}
+    rollouts = {name: policy(shape, backbone) for name, shape in shapes.items()}
     seconds = bench.times({name: rollout.call for name, rollout in rollouts.items()})
     thought, token = _marginal_seconds(seconds)
     rows = run.ppo.questions * run.ppo.num_trajectories
@@ -202,18 +202,20 @@ def measure_update(bench: Bench, wide_peak: float) -> Figures:
         num_key_value_heads=max(heads // 2, 1),
         head_dim=64,
     )
-    updates = {name: policy(shape, backbone)[1] for name, shape in shapes.items()}
-    updates["wide"] = policy(with_shape(score, questions=8, trajectories=2), wide)[1]
-    seconds = bench.times({name: update.call for name, update in updates.items() if update is not None})
-    measured = updates["wide"]
-    assert measured is not None
+    updates = {name: policy(shape, backbone, update=True) for name, shape in shapes.items()}
+    updates["wide"] = policy(with_shape(score, questions=8, trajectories=2), wide, update=True)
+    seconds = bench.times({name: update.call for name, update in updates.items()})
     return {
         "t6_over_t0": seconds["parallel"] / seconds["without"],
         "sequential_t6_over_t0": seconds["sequential"] / seconds["without"],
         "seconds": seconds["parallel"],
         "thoughts": thoughts,
         "wide_seconds": seconds["wide"],
-        **{name: value for name, value in _costs(measured, seconds["wide"], wide_peak).items() if name != "seconds"},
+        **{
+            name: value
+            for name, value in _costs(updates["wide"], seconds["wide"], wide_peak).items()
+            if name != "seconds"
+        },
     }
 
 
@@ -226,7 +228,7 @@ def measure_bandwidth(bench: Bench, copy_peak: float) -> Figures:
     layers = backbone.num_hidden_layers * sum(prod(x.inputs + x.outputs) for x in backbone.matrices.values())
     for questions in (1, 8):
         shapes = _probes(with_shape(bench.run, questions=questions, trajectories=1))
-        calls = {name: policy(shape, backbone, update=False)[0].call for name, shape in shapes.items()}
+        calls = {name: policy(shape, backbone).call for name, shape in shapes.items()}
         thought, token = _marginal_seconds(bench.times(calls))
         figures[f"thought_at_batch_{questions}"] = layers * itemsize / copy_peak / thought
         figures[f"token_at_batch_{questions}"] = (layers + table) * itemsize / copy_peak / token
@@ -266,7 +268,7 @@ def measure_curves(bench: Bench) -> Figures:
     curves: dict[str, Any] = {}
     for name, (start, shape) in sizes.items():
         grown = [start * factor for factor in bench.growth]
-        rollouts = {str(n): policy(*shape(n), update=False)[0].call for n in grown}
+        rollouts = {str(n): policy(*shape(n)).call for n in grown}
         seconds = bench.times(rollouts)
         curves[name] = {"sizes": grown, "seconds": [seconds[str(n)] for n in grown]}
     exponents = {name: fitted_exponent(curve["sizes"], curve["seconds"]) for name, curve in curves.items()}

@@ -110,8 +110,8 @@ def curriculum_step(run: RunConfig, backbone: LlamaConfig) -> Measured:
     return _with_state(programs.update, state, (place_batch(batch, mesh),))
 
 
-def policy(run: RunConfig, backbone: LlamaConfig, update: bool = True) -> tuple[Measured, Measured | None]:
-    """A PPO rollout with all thoughts and full-length answers, and the update on it (None if not `update`)."""
+def policy(run: RunConfig, backbone: LlamaConfig, update: bool = False) -> Measured:
+    """A PPO rollout with all thoughts and full-length answers, or the update on it."""
     mesh, config = make_mesh(run.mesh), run.ppo
     abstract = AbstractReasoner.of(run, backbone, mesh)
     programs = PPOPrograms(run, abstract, mesh, OPENING, NO_TOKEN)
@@ -126,13 +126,12 @@ def policy(run: RunConfig, backbone: LlamaConfig, update: bool = True) -> tuple[
     arguments = (state, *inputs, warm, np.int32(0))
     compiled, rollout = _compiled(programs.rollout, arguments, run.sampled_length)
     if not update:
-        return rollout, None
+        return rollout
     sampled, recorded, _ = compiled(*arguments)
     rewards = np.random.default_rng(2).normal(size=shape).astype(np.float32)
     costs = np.zeros((*shape, config.max_thoughts + 1), np.float32)
     experience = (sampled, recorded, *place_batch((rewards, costs), mesh))
-    rollout.call = lambda: None  # its state is donated to the update
-    return rollout, _with_state(programs.update, state, experience)
+    return _with_state(programs.update, state, experience)
 
 
 def generation(run: RunConfig, backbone: LlamaConfig, questions: int) -> Measured:

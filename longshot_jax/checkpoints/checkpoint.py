@@ -1,15 +1,14 @@
 """Checkpoints of a run: written in the background, kept by age and by metric, verified when read.
 
-A checkpoint holds the arrays of the run's state by path (``params.layers.wq``), and metadata for everything that is not an
-array: phase, input position, config. Layout of a run folder::
+A checkpoint holds the arrays of the run's state by path (``params.layers.wq``), and metadata for everything else, such
+as phase, input position and config. Layout of a run folder::
 
     runs/x/checkpoints/1200/state      the arrays (orbax; each process writes its own shards)
-    runs/x/checkpoints/1200/metadata   JSON: `metadata` as given to `save`; shape, dtype and fingerprint of every array; a
-                                       fingerprint of the JSON itself
+    runs/x/checkpoints/1200/metadata   JSON: metadata; shape, dtype and fingerprint of every array; its own fingerprint
 
 Arrays are stored by path and not as the state's tree, so that a reader can restore the parameters alone, a mismatch is
-reported by name, and every registered pytree (flax.struct, nnx.State, optax) is stored alike. orbax verifies its indices but
-not the values; the fingerprint of each array's bits turns a silently damaged file into an error.
+reported by name, and every registered pytree (flax.struct, nnx.State, optax) is stored alike. orbax verifies its
+indices but not the values; the fingerprint of each array's bits turns a silently damaged file into an error.
 """
 
 import errno
@@ -54,17 +53,15 @@ _DISK_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too 
 class Checkpoints:
     """The checkpoints of one run folder; a context manager that waits for the last save on exit.
 
-    Every process of a run calls all methods, in the same order. Saving is asynchronous: an error of the background writer,
-    such as a full disk, is raised by the next `save`, `wait` or `close`.
+    Every process of a run calls all methods, in the same order. Saving is asynchronous: an error of the background
+    writer, such as a full disk, is raised by the next `save`, `wait` or `close`. Raises a UserError if the folder
+    cannot be written or read.
 
     Args:
       folder: run folder, created if missing; checkpoints are written to ``folder/checkpoints/<step>``.
       keep_last: number of newest checkpoints to keep, at least 1.
       keep_best: number of checkpoints with the highest metric to keep in addition.
       read_only: create and remove nothing; `save` is not allowed.
-
-    Raises:
-      UserError: the folder cannot be written, or a checkpoint in it cannot be read.
     """
 
     def __init__(self, folder: str | Path, keep_last: int, keep_best: int, *, read_only: bool = False):
@@ -100,11 +97,7 @@ class Checkpoints:
 
     @classmethod
     def reader(cls, folder: str | Path) -> "Checkpoints":
-        """The checkpoints of a run folder, for reading only; a run may be writing there.
-
-        Raises:
-          UserError: the folder holds no checkpoints.
-        """
+        """The checkpoints of a run folder for reading, even while a run writes there; a UserError if it has none."""
         if not (Path(folder) / "checkpoints").is_dir():
             raise UserError(f"{folder} holds no checkpoints: give the folder that was the run's --workdir.")
         return cls(folder, 1, 0, read_only=True)
@@ -122,20 +115,15 @@ class Checkpoints:
     def save(self, step: int, state: Any, metadata: Mapping[str, Any], metric: float | None = None) -> bool:
         """Writes `state` and `metadata` as checkpoint `step` in the background.
 
-        Returns once the arrays are copied off the device, so that they may be donated to the next update. A checkpoint
-        counts only when it is complete; older ones are removed after that.
+        Returns once the arrays are copied off the device, so that they may be donated to the next update; False if the
+        step has a checkpoint, in which case nothing is written. A checkpoint counts only when it is complete; older
+        ones are removed after that. Raises a UserError if this or the previous save failed, as on a full disk.
 
         Args:
           step: number of updates done; names the checkpoint.
           state: any pytree of arrays; typed random keys and None leaves are allowed.
           metadata: JSON-serialisable; tuples are restored as lists.
           metric: ranks the checkpoint for `best`, higher is better; None or a value that is not finite is not ranked.
-
-        Returns:
-          False if a checkpoint of this step exists; nothing is then written.
-
-        Raises:
-          UserError: the disk is full, or this or the previous save failed.
         """
         assert not self._read_only, "these checkpoints are open for reading only"
         self.wait()
@@ -167,13 +155,13 @@ class Checkpoints:
         """Part of the state, and the metadata: ``restore_partial(params, "params")`` reads no optimizer moments.
 
         Args:
-          template: the part to fill: arrays, or jax.ShapeDtypeStruct with the shardings to place them by; an array without
-            a sharding goes to the first local device.
+          template: the part to fill: arrays, or jax.ShapeDtypeStruct with the shardings to place them by; an array
+            without a sharding goes to the first local device.
           prefix: path of the part in the saved state, names joined by dots; empty for the whole state.
           which: the newest, the one with the highest metric, or a step.
 
         Raises:
-          UserError: there is no such checkpoint; the template differs in the name, shape or dtype of an array (the first
+          UserError: there is no such checkpoint; an array's name, shape or dtype differs from the template's (the first
             such array is named); the checkpoint is damaged.
         """
         step = self._resolve(which)
@@ -243,7 +231,7 @@ class Checkpoints:
             self._manager.close()
 
     def _raise_save_error(self, error: Exception) -> NoReturn:
-        """Raises a failed save as a UserError; the manager continues with the complete checkpoints on disk."""
+        """Raises the error of a failed save as a UserError if writing was refused; keeps the complete checkpoints."""
         step, self._pending = self._pending, None
         self._manager.reload()
         reason = _disk_error(error)
@@ -266,7 +254,7 @@ class Checkpoints:
             best = self.best_step
             if best is None:
                 raise UserError(
-                    f"No checkpoint in {self.folder} has a metric to rank it by: ask for 'latest' or one of the steps {steps}."
+                    f"No checkpoint in {self.folder} has a metric: ask for 'latest' or one of the steps {steps}."
                 )
             return best
         if which not in steps:
@@ -282,8 +270,8 @@ class Checkpoints:
             version = 0 if is_old else content["version"]
             if version > _VERSION:
                 raise UserError(
-                    f"The checkpoint of step {step} in {self.folder} has version {version}, and this program reads versions "
-                    f"up to {_VERSION}: use the program that wrote it, or a newer one."
+                    f"The checkpoint of step {step} in {self.folder} has version {version}, and this program reads "
+                    f"versions up to {_VERSION}: use the program that wrote it, or a newer one."
                 )
             metadata: dict[str, Any] = dict(content[item])
             arrays = {current_name(name): {**entry, "name": name} for name, entry in content["arrays"].items()}
@@ -318,8 +306,8 @@ class Checkpoints:
 
     def _damaged(self, step: int, reason: str) -> UserError:
         return UserError(
-            f"The checkpoint of step {step} in {self.folder} is damaged ({reason}): remove {self.folder / str(step)} to "
-            "continue from an earlier one."
+            f"The checkpoint of step {step} in {self.folder} is damaged ({reason}): remove {self.folder / str(step)} "
+            "to continue from an earlier one."
         )
 
 

@@ -1,12 +1,9 @@
 """Hugging Face directories to checkpoints of this package, and runs to Hugging Face directories.
 
-A converted checkpoint is step 0 of a run folder and holds the backbone's parameters alone: no navigator, no optimizer. Its
-metadata, like that of every run that can be exported, has two keys for this file:
-
-- `backbone`: the fields of `LlamaConfig`;
-- `backbone_path`: path of the backbone's parameters in the saved state: `trainable.backbone` or `frozen.backbone`.
-
-The tokenizer, including the latent tokens, is in the folder `tokenizer` beside the checkpoints.
+A converted checkpoint is step 0 of a run folder and holds the backbone's parameters alone: no navigator, no optimizer.
+Like that of every run that can be exported, its metadata has the keys `backbone` (fields of `LlamaConfig`) and
+`backbone_path` (path of the backbone's parameters in the saved state: `trainable.backbone` or `frozen.backbone`). The
+tokenizer, including the latent tokens, is in the folder `tokenizer` beside the checkpoints.
 """
 
 from dataclasses import asdict, replace
@@ -31,8 +28,8 @@ def from_hf(folder: str | Path, out: str | Path) -> None:
     The embedding table is extended for the latent tokens of the tokenizer; without a tokenizer it is copied unchanged.
 
     Raises:
-      UserError: the directory cannot be read, its tokenizer belongs to another model, or `out` holds checkpoints or cannot
-        be written.
+      UserError: the directory cannot be read, its tokenizer belongs to another model, or `out` holds checkpoints or
+        cannot be written.
     """
     folder, out = Path(folder), Path(out)
     if (out / "checkpoints").exists():
@@ -51,8 +48,8 @@ def from_hf(folder: str | Path, out: str | Path) -> None:
 def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32") -> None:
     """Writes the best checkpoint, or the newest if none has a metric, as a Hugging Face directory with its tokenizer.
 
-    `transformers` loads the backbone, with adapters merged into its matrices. Navigator, memory bank and stop head are in a
-    file of their own (`checkpoints.sidecar`); `load_pretrained` restores the whole reasoner from the directory.
+    `transformers` loads the backbone, with adapters merged into its matrices. Navigator and memory bank are in a
+    separate file (`checkpoints.sidecar`); `load_pretrained` restores the whole reasoner from the directory.
 
     Args:
       checkpoint: run folder.

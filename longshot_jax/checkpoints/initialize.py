@@ -25,8 +25,7 @@ from longshot_jax.thoughts.reasoner import AbstractReasoner, make_reasoner, matc
 def model_folder(run: RunConfig) -> Path | None:
     """The Hugging Face directory of `model.source`, downloaded if that is a hub name; None if the run does not use it.
 
-    Raises:
-      UserError: the source is neither a directory nor a hub name, or its download failed.
+    Raises a UserError if the source is neither a directory nor a hub name, or if its download fails.
     """
     source = run.model.source
     if source == "scratch" or run.initialize_from:
@@ -36,7 +35,7 @@ def model_folder(run: RunConfig) -> Path | None:
         return folder
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise UserError(
-            f"config.model.source {source!r} is not a directory: give a Hugging Face directory, a hub name, or 'scratch'."
+            f"config.model.source {source!r} is not a directory: give a Hugging Face folder, a hub name or 'scratch'."
         )
     import huggingface_hub  # takes a second to import
 
@@ -56,8 +55,7 @@ def model_folder(run: RunConfig) -> Path | None:
 def abstract_reasoner(run: RunConfig, tokenizer: Tokenizer, mesh: Mesh, folder: Path | None) -> AbstractReasoner:
     """The structure of the run's reasoner, without allocating it; `folder` is that of `model_folder`.
 
-    Raises:
-      UserError: the model's config cannot be read, the tokenizer does not fit it, or the mesh does not divide a parameter.
+    Raises a UserError if the model's config cannot be read or does not fit the tokenizer or the mesh.
     """
     if folder is not None:
         backbone, multiple = read_config(folder), run.mesh.tensor
@@ -71,13 +69,10 @@ def abstract_reasoner(run: RunConfig, tokenizer: Tokenizer, mesh: Mesh, folder: 
 
 
 def embedding_rows(vocab_size: int, tokenizer: Tokenizer | None) -> int:
-    """Embedding rows of a Hugging Face model: its own `vocab_size`, and more if its tokenizer's latent tokens need them.
-
-    Raises:
-      UserError: other tokens of the tokenizer lie beyond the model's rows, so it belongs to another model.
-    """
+    """Embedding rows of a Hugging Face model: its `vocab_size`, and more if the tokenizer's latent tokens need them."""
     if tokenizer is None:
         return vocab_size
+    # Only the latent tokens may lie beyond the model's rows: otherwise the tokenizer belongs to another model.
     tokenizer.check_fits(vocab_size + len(LATENT_TOKENS))
     return max(vocab_size, tokenizer.vocabulary_size)
 
@@ -115,11 +110,7 @@ def shape_from_scratch(run: RunConfig, vocabulary_size: int) -> LlamaConfig:
 
 
 def build_reasoner(run: RunConfig, abstract: AbstractReasoner, folder: Path | None) -> nnx.State:
-    """Initial parameters of the run's reasoner, placed on their devices.
-
-    Raises:
-      UserError: parameters cannot be read or do not fit.
-    """
+    """Initial parameters of the run's reasoner on their devices; a UserError if they cannot be read or do not fit."""
     if run.initialize_from:
         given = _params_of_other_run(run, abstract)
     else:

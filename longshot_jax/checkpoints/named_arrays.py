@@ -51,8 +51,8 @@ def describe(leaf: Any, fingerprint: bool = False) -> dict[str, Any]:
 def fingerprint_of(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     """Sum over elements of their bits times an odd weight made from the position, modulo 2³².
 
-    Integer sums do not depend on order, so the fingerprint does not depend on sharding. Odd weights make every change of a
-    single element visible. Arrays are not reshaped, because that would move sharded arrays.
+    Integer sums do not depend on order, so the fingerprint does not depend on sharding. Odd weights make every change
+    of a single element visible. Arrays are not reshaped, because that would move sharded arrays.
     """
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)

@@ -37,17 +37,12 @@ class Pretrained:
 
     Attributes:
       graphdef, params: `nnx.merge(graphdef, *params)` is the `Reasoner`.
-      backbone: shape of the backbone.
       layout: layout of prompts and answers; None without a tokenizer.
-      rule: number of thoughts.
-      max_thoughts: T.
-      answer_length: A, in tokens.
+      max_thoughts, answer_length: T, and A in tokens.
       source: for reports: step and phase of the checkpoint, seed, mode and feedback of its run.
       sigma: standard deviation of sampled thoughts, relative to the rms of thoughts.
-      temperatures: temperatures of sampled trajectories.
-      memory: the memory bank, or None.
+      temperatures, coupling: temperatures and noise coupling of sampled trajectories.
       max_trajectories: largest number of trajectories that the count head chooses; 0 without a count head.
-      coupling: coupling of the noise of a question's trajectories.
     """
 
     graphdef: nnx.GraphDef
@@ -68,16 +63,13 @@ class Pretrained:
 def load_pretrained(
     path: str | Path, which: Which | None = None, dtype: Literal["float32", "bfloat16"] | None = None
 ) -> Pretrained:
-    """Loads a model.
+    """Loads a model; a UserError if the folder holds none or cannot be read.
 
     Args:
-      path: a run folder, a folder of converted weights, or a Hugging Face Llama directory, exported by this package or not.
+      path: a run folder, a folder of converted weights, or a Hugging Face Llama directory, which may be an export.
       which: checkpoint of a run; None is the best, or the newest if none has a metric.
       dtype: dtype of computation and parameters of a Hugging Face directory. None is float32; for an exported run it is
         the run's compute dtype with float32 parameters. Ignored for a run folder.
-
-    Raises:
-      UserError: the folder is none of these, or cannot be read.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -112,7 +104,7 @@ def load_pretrained(
 def _trained(
     sidecar: Sidecar, run: RunConfig, backbone: LlamaConfig, params: nnx.State, tokenizer: Tokenizer
 ) -> Pretrained:
-    """A reasoner that a run trained; `run` has the present dtypes of its parameters."""
+    """A reasoner that a run trained; `run` has the dtypes with which it is loaded."""
     tokenizer.check_fits(backbone.vocab_size)
     run = replace(run, model=replace(run.model, attention="plain"))  # the only kind that every device supports
     phase, ppo, rule = sidecar.phase, run.ppo, rule_after(run, sidecar.phase)
@@ -135,7 +127,7 @@ def _trained(
     )
     if phase != "ppo":
         return model
-    # Final values of the schedules: the trained policy's own.
+    # Final values of the schedules, with which the trained policy sampled last.
     sigma, stop, token = (schedule[1] for schedule in (ppo.thought_std, ppo.stop_temperature, ppo.token_temperature))
     return replace(
         model,

@@ -19,12 +19,8 @@ _MISSING = "(absent)"
 def prepare_workdir(path: str | Path) -> FileIO:
     """Creates the run folder, checks that it can be written, and locks it; only the first process of a run calls this.
 
-    Returns:
-      The lock, which holds until it is closed or this process ends, however it ends: it belongs to the open file, so the
-      lock file of a killed run blocks no other run.
-
-    Raises:
-      UserError: the folder cannot be created or written, or another run is writing to it.
+    The returned lock holds until it is closed or this process ends, however it ends: it belongs to the open file, so
+    the lock file of a killed run blocks no other run. Raises a UserError if the folder cannot be written or is locked.
     """
     path = Path(path).absolute()
     lock = None
@@ -64,10 +60,7 @@ def config_differences(
 ) -> list[str]:
     """One line for each key whose value differs, sorted; keys are joined by dots.
 
-    Args:
-      stored: config of the checkpoint.
-      current: config of this run.
-      ignore: dotted keys that may differ; each covers all keys below it.
+    Keys in `ignore`, and all keys below them, may differ.
     """
     old, new = flatten(json.loads(json.dumps(stored))), flatten(json.loads(json.dumps(current)))
     differences = []

@@ -21,14 +21,9 @@ from longshot_jax.thoughts.reasoner import is_trainable, make_reasoner
 
 @dataclass(frozen=True)
 class SavedReasoner:
-    """The description of the reasoner in a checkpoint.
+    """The reasoner of checkpoint `which` in a run folder.
 
-    Attributes:
-      folder: run folder.
-      which: the checkpoint.
-      metadata: metadata of the checkpoint.
-      run: settings of the run; the defaults for a backbone alone, as `convert.py from-hf` writes it.
-      backbone: shape of the backbone.
+    `run` has the default settings for a backbone alone, as `convert.py from-hf` writes it.
     """
 
     folder: Path
@@ -41,8 +36,7 @@ class SavedReasoner:
     def find(cls, folder: str | Path, which: Which | None = None) -> "SavedReasoner":
         """Finds a checkpoint; None is the best, or the newest if none has a metric.
 
-        Raises:
-          UserError: the folder holds no such checkpoint, or the checkpoint has no backbone.
+        Raises a UserError if the folder holds no such checkpoint, or the checkpoint has no backbone.
         """
         with Checkpoints.reader(folder) as checkpoints:
             if which is None:
@@ -73,8 +67,7 @@ class SavedReasoner:
     def params(self, mesh: Mesh | None = None) -> nnx.State:
         """The reasoner's parameters, or `backbone` alone, on the devices of `mesh`, by default the first local device.
 
-        Raises:
-          UserError: the checkpoint is damaged or does not fit its own settings.
+        Raises a UserError if the checkpoint is damaged or does not fit its own settings.
         """
         abstract = nnx.split(nnx.eval_shape(lambda: make_reasoner(self.run, self.backbone)))[1]
         if self.is_backbone_alone:

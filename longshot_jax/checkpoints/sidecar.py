@@ -1,8 +1,8 @@
 """The parts of a trained reasoner besides its backbone, in one file beside the backbone's Hugging Face weights.
 
 `longshot.safetensors` holds the navigator (with its stop and value heads), the memory bank and the rms of thoughts; its
-metadata holds the run's settings, phase and step as JSON. The latent tokens are in the tokenizer. Other programs, such as
-`transformers`, ignore the file.
+metadata holds the run's settings, phase and step as JSON. The latent tokens are in the tokenizer. Other programs, such
+as `transformers`, ignore the file.
 """
 
 import json
@@ -33,13 +33,7 @@ _SETTINGS = "trained"
 class Sidecar:
     """How a reasoner was trained, and its parts besides the backbone.
 
-    Attributes:
-      run: settings of the run.
-      phase: last phase, `curriculum` or `ppo`.
-      step: step of the checkpoint.
-      thought_rms: rms of noise-free thoughts at the start of PPO; 1 before PPO.
-      memory: the memory bank, or None.
-      navigator: parameters of the navigator.
+    `thought_rms` is the rms of noise-free thoughts at the start of PPO, and 1 before PPO.
     """
 
     run: RunConfig
@@ -61,8 +55,7 @@ class Sidecar:
 def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:
     """Reads the file `FILE` in `folder`; None if there is none.
 
-    Raises:
-      UserError: the file is damaged, or does not fit its settings or a backbone of this hidden size.
+    Raises a UserError if it is damaged, or does not fit its settings or a backbone of this hidden size.
     """
     file = folder / FILE
     if not file.exists():

@@ -89,8 +89,8 @@ def _ppo(run: RunConfig) -> Iterator[str]:
     if "ppo" in run.phases and mode != "coconut" and not in_text:
         yield (
             f"config.curriculum.mode {mode!r} trains a model without thoughts, and 'ppo' in config.phases trains "
-            "thoughts: leave 'ppo' out, take mode 'coconut', or, for PPO on text, 'cot' or 'no_cot' with config.ppo."
-            "max_thoughts 0."
+            "thoughts: leave 'ppo' out, take mode 'coconut', or for PPO on text set config.ppo.max_thoughts to 0 with "
+            "'cot' or 'no_cot'."
         )
     if ppo.questions % (ppo.minibatches * ppo.micro_batches):
         yield (
@@ -221,8 +221,8 @@ def _trajectories(run: RunConfig) -> Iterator[str]:
         yield f"config.ppo.kl_in 'reward' charges each trajectory for itself, which {key} does not allow: take 'loss'."
     if rewards.vote_correct and not ppo.shared_reward:
         yield (
-            "config.ppo.rewards.vote_correct rewards the whole question: set config.ppo.shared_reward, which gives it to "
-            "every trajectory."
+            "config.ppo.rewards.vote_correct rewards the whole question: set config.ppo.shared_reward, which gives it "
+            "to every trajectory."
         )
     if rewards.diversity and ppo.gradient != "score":
         yield (

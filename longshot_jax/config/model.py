@@ -31,7 +31,7 @@ class ModelConfig:
     """The backbone: source, shape, storage and arithmetic."""
 
     source: str = "scratch"
-    """A Hugging Face directory, a hub name, or `scratch`: random weights of the shape below."""
+    """A Hugging Face directory, a hub name, or `scratch`: random parameters of the shape below."""
     hidden_size: Annotated[int, COUNT] = 64
     """From scratch: width of the hidden states."""
     intermediate_size: Annotated[int, COUNT] = 128
@@ -54,7 +54,7 @@ class ModelConfig:
     remat: bool = False
     """Recompute layers in the backward pass: less memory, a third more arithmetic."""
     remat_keeps: Literal["nothing", "products"] = "nothing"
-    """With `remat`: what is stored nevertheless; `products` are those of activations and weights."""
+    """With `remat`: what is stored nevertheless; `products` are products of activations and weights."""
     attention: Attention = "plain"
     """`plain`: this package's. `cudnn`: NVIDIA's fused kernel, in bfloat16. `xla`: the same call without the kernel."""
     lora: LoraConfig = field(default_factory=LoraConfig)

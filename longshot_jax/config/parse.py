@@ -35,7 +35,7 @@ _TRUNCATION = "a rollout samples the whole distribution that it scores: lower co
 ABSENT = {
     "top_k": _TRUNCATION,
     "top_p": _TRUNCATION,
-    "dropout": "with it the log-probs of a rollout would not be those of the update: take config.curriculum.dropout, "
+    "dropout": "with it the log-probs of a rollout and its update would differ: take config.curriculum.dropout, "
     "which PPO never sees, or raise weight_decay",
 }
 

@@ -29,7 +29,7 @@ class NavigatorConfig:
     step_embeddings: Annotated[int, NON_NEGATIVE] = 0
     """Learned embeddings of a thought's index; later thoughts share the last one. 0: none."""
     graph: Literal["off", "own", "all"] = "off"
-    """Read a graph of bank entries and earlier actions, those of the `own` or of `all` trajectories of the question."""
+    """Read a graph of bank entries and earlier actions of the `own` trajectory or of `all` of the question."""
     graph_neighbours: Annotated[int, NON_NEGATIVE] = 3
     """Bank entries in the graph, if there is a bank."""
     graph_layers: Annotated[int, NON_NEGATIVE] = 1

@@ -120,7 +120,7 @@ def curriculum_batch(
 ) -> CurriculumBatch:
     """Batch of `problems` at a stage; A is `length`, or the longest row rounded up to the layout's bucket.
 
-    `update`, counted over the whole curriculum, sets the forcing probability. A too long problem is a UserError.
+    `update`, counted over the whole curriculum, sets the forcing probability. An over-long problem is a UserError.
     """
     prompt, prompt_mask = layout.prompts(problems)
     replaced = [replaced_steps(stage, len(problem.steps), config, rng) for problem in problems]

@@ -1,7 +1,7 @@
 """Accuracy of a model on problems, with its confidence interval and controls: the content of `results.json`.
 
-Answers are always decoded from the thoughts. Results do not depend on the batch size: samples are seeded by the problem's
-index, and rows that pad the last batch are dropped.
+Answers are always decoded from the thoughts. Results do not depend on the batch size: samples are seeded by the
+problem's index, and rows that pad the last batch are dropped.
 """
 
 from collections import Counter
@@ -43,11 +43,8 @@ def evaluate(
 
     Args:
       decoder: holds the compiled programs; reuse it between calls.
-      params: parts of the reasoner's state.
       problems: at least one.
-      rule: number of thoughts.
       temperatures: temperatures of the samples; by default noise-free thoughts and temperature 1.
-      memory: memory bank to read.
       num_trajectories: N, samples per problem and trajectories of every fusion; 0 skips both.
       batch_size: problems decoded at once.
       seed: seed of the samples and of the noise control.
@@ -58,10 +55,10 @@ def evaluate(
       `accuracy`, `count`, `confidence_interval` (95 %, Wilson), `mean_thoughts`: of the greedy trajectories.
       `by_steps`: the same by the problems' number of steps. `controls`: accuracy by control.
       `correct` (0 or 1), `answers` (see `answer_texts`), `thoughts` (their number): lists over problems.
-      For N > 0 also `sampled_accuracy`: mean over the samples; `any_accuracy`: at least one sample is right (pass@N), the
-      upper bound of every choice among them; `distinct_answers`: mean number of different answers; `fusion`: accuracy by
-      fusion and fusion control (see `evaluation.fusion_accuracy`), also as `vote_accuracy` and, for an ensemble,
-      `mean_accuracy`; `mean_trajectories`: mean number of trajectories in `vote_adaptive`, with a count head only.
+      For N > 0 also `sampled_accuracy`: mean over the samples; `any_accuracy`: at least one sample is right (pass@N),
+      the upper bound of every choice among them; `distinct_answers`: mean number of different answers; `fusion`:
+      accuracy by fusion and fusion control (see `evaluation.fusion_accuracy`), also as `vote_accuracy` and, for an
+      ensemble, `mean_accuracy`; with a count head, `mean_trajectories`: mean number of trajectories in `vote_adaptive`.
     """
     problems = [problems[index] for index in range(len(problems))]
     batches = Batches(decoder, params, problems, rule, memory, batch_size, seed)

@@ -82,8 +82,8 @@ class Batches:
 def answer_texts(tokens: Int[np.ndarray, "B N A"], layout: Layout) -> list[list[str]]:
     """Texts of the answers of every trajectory, without steps and markers.
 
-    `UNFINISHED` is appended to an answer without an end token, which reached the length limit: it is never right, because
-    its continuation is unknown.
+    `UNFINISHED` is appended to an answer without an end token, which reached the length limit: it is never right,
+    because its continuation is unknown.
     """
 
     def text(ids: list[int]) -> str:

@@ -1,12 +1,12 @@
-"""Controls that test whether answers depend on the thoughts: the greedy thoughts are replaced and answers decoded again.
+"""Controls that test whether answers depend on the thoughts: greedy thoughts are replaced, and answers decoded again.
 
 - `zero`: zeros;
 - `noise`: Gaussian vectors with the norms of the thoughts they replace;
 - `mean`: the mean thought of all questions in the same slot;
 - `swap`: the thoughts of another question, with the same number of thoughts if possible.
 
-A question keeps its number of thoughts. Under each control a model that reads its thoughts falls to chance, and a model that
-does not keeps its accuracy. Replacements are computed over all questions at once, so they do not depend on the batch size.
+A question keeps its number of thoughts. Under each control a model that reads its thoughts falls to chance, and a model
+that does not keeps its accuracy. Replacements are made for all questions at once, independently of the batch size.
 
 Shapes: Q questions in total, T thought slots, D hidden size.
 """
@@ -18,13 +18,9 @@ from jaxtyping import Float, Int
 def replaced_thoughts(
     kind: str, thoughts: Float[np.ndarray, "Q T D"], num_thoughts: Int[np.ndarray, " Q"], seed: int
 ) -> Float[np.ndarray, "Q T D"] | None:
-    """Thoughts that replace `thoughts`; None for `swap` if fewer than two questions have thoughts.
+    """Embeddings to feed back instead of `thoughts`; None for `swap` if fewer than two questions have thoughts.
 
-    Args:
-      kind: `zero`, `noise`, `mean` or `swap`.
-      thoughts: embeddings that were fed back; slots from `num_thoughts` on are ignored.
-      num_thoughts: number of thoughts of each question.
-      seed: seed of `noise`.
+    Slots from `num_thoughts` on are ignored. `seed` is that of `noise`.
     """
     thought_mask = np.arange(thoughts.shape[1]) < num_thoughts[:, None]
     real = np.where(thought_mask[..., None], thoughts, 0.0)
@@ -51,8 +47,8 @@ def replaced_thoughts(
 def swap_donors(num_thoughts: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"] | None:
     """Index of the question whose thoughts replace those of each question; None if fewer than two have thoughts.
 
-    Questions with the same number of thoughts exchange them in a ring. A question with a unique number takes the thoughts of
-    the question with the nearest number, the larger on ties. A question with thoughts never gets its own.
+    Questions with the same number of thoughts exchange them in a ring. A question with a unique number takes the
+    thoughts of the question with the nearest number, the larger on ties. A question with thoughts never gets its own.
     """
     thinkers = np.flatnonzero(num_thoughts > 0)
     if len(thinkers) < 2:

@@ -1,7 +1,7 @@
 """Decodes answers to questions, for evaluation and inference; compiled once per batch shape.
 
-`Decoder` holds everything that a compiled program depends on (structure, layout, lengths). Parameters, bounds on the number
-of thoughts and temperatures are arguments, so that one program serves a whole run and every file.
+`Decoder` holds everything that a compiled program depends on (structure, layout, lengths). Parameters, bounds on the
+number of thoughts and temperatures are arguments, so that one program serves a whole run and every file.
 """
 
 from collections.abc import Iterator
@@ -56,8 +56,6 @@ class Decoder:
     """Compiled decoding.
 
     Attributes:
-      graphdef: structure of the `Reasoner`.
-      layout: layout of prompts and answers.
       max_thoughts: T.
       answer_length: A, including the end token and any written steps.
       max_trajectories: largest number of trajectories that the count head chooses; 0 without a count head.
@@ -90,14 +88,10 @@ class Decoder:
         """N sampled trajectories of each question, or the greedy one for `num_trajectories` 0.
 
         Args:
-          params: parts of the reasoner's state.
           prompts: left-padded ids, and their mask.
           bounds: fewest and most thoughts of each question, clipped to T; `pause` mode takes the most.
           temperatures: temperatures of the samples; the greedy trajectory has no noise.
           indices: indices of the questions, which seed their samples together with `key`, independently of the batch.
-          key: key of all randomness.
-          memory: memory bank to read while thinking.
-          num_trajectories: N.
           ensemble: all trajectories are fed their mean thought and stop by majority.
           adaptive: the count head chooses how many of the N trajectories exist.
         """
@@ -175,8 +169,8 @@ class Decoder:
         embeddings = embeddings.astype(reasoner.backbone.compute_dtype)
         thoughts = think_given(reasoner, encoded, embeddings, num_thoughts)
         thoughts = join_trajectories(thoughts) if join else thoughts
-        forced = self.layout.opening, self.layout.tokenizer.end, self.answer_length
-        answers = decode_answers(reasoner, encoded, thoughts, *forced, temperature, keys)
+        static = self.layout.opening, self.layout.tokenizer.end, self.answer_length
+        answers = decode_answers(reasoner, encoded, thoughts, *static, temperature, keys)
         return Trajectories(
             tokens=answers.tokens,
             ended=answers.ended,

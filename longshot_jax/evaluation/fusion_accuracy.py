@@ -1,4 +1,4 @@
-"""Accuracy of N trajectories together: every fusion on the same samples, with controls for `attend` and `mean`.
+"""Accuracy of every fusion of N trajectories on the same samples, with controls for `attend` and `mean`.
 
 - `vote`, `weighted`, `best`: choose one of the N sampled answers (`thoughts.fusion`).
 - `attend`: a greedy answer that attends to the thoughts of all N (`thoughts.fusion.join_trajectories`).
@@ -59,12 +59,8 @@ def fusion_accuracies(
 ) -> dict[str, float]:
     """Accuracy by name of the fusion or control.
 
-    Args:
-      batches: batches of all problems.
-      samples: `Trajectories` [Q, N, ...].
-      texts: answers of the samples.
-      greedy: `Trajectories` [Q, 1, ...].
-      temperatures: temperatures of the samples.
+    `samples` [Q, N, ...], drawn with `temperatures`, and `greedy` [Q, 1, ...] are the `Trajectories` of all problems;
+    `texts` are the answers of the samples.
     """
     accuracies = {}
     for kind in CHOOSING:

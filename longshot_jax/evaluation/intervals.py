@@ -29,7 +29,7 @@ class SeedInterval(NamedTuple):
 
 
 def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a proportion; (0, 1) for count 0. ValueError unless 0 <= successes <= count."""
+    """Wilson's score interval (1927) of a proportion; (0, 1) for count 0. Requires 0 <= successes <= count."""
     if count == 0 and successes == 0:
         return 0.0, 1.0
     found = scipy.stats.binomtest(successes, count).proportion_ci(confidence, method="wilson")
@@ -53,8 +53,8 @@ def paired_interval(
 ) -> PairedDifference:
     """Difference of two models' accuracies on the same questions, a − b, with Newcombe's interval.
 
-    Newcombe (1998, Statistics in Medicine 17, 2635-2650), method 10: combines the Wilson intervals of the two accuracies by
-    the correlation of the answers, corrected for continuity. ValueError without questions.
+    Newcombe (1998, Statistics in Medicine 17, 2635-2650), method 10: combines the Wilson intervals of the two
+    accuracies by the correlation of the answers, corrected for continuity. Raises a ValueError without questions.
     """
     count = len(correct_a)
     if count == 0:

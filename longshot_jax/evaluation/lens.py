@@ -1,8 +1,8 @@
 """The lens: each thought's nearest tokens under the output head, its norm, stop probability, value and memory reads.
 
-A thought is an input embedding; its logits are computed as for a last hidden state (the logit lens, nostalgebraist 2020,
-applied to continuous thoughts). For raw hidden states (feedback `hidden`, COCONUT's) they predict the token that the model
-would have written in place of the thought. For decoded or normalised thoughts only their order is meaningful.
+A thought is an input embedding; its logits are computed as for a last hidden state (the logit lens, nostalgebraist
+2020, applied to continuous thoughts). For raw hidden states (feedback `hidden`, COCONUT's) they predict the token that
+the model would have written in place of the thought. For decoded or normalised thoughts only their order is meaningful.
 
 Shapes: B questions, N trajectories, T thoughts, K tokens per thought.
 """
@@ -40,7 +40,7 @@ class Readings:
       values: Float [B, N, T + 1], expected return at h_0 ... h_T, in units of reward.
       slots: Int [B, N, T, M'], entries of the memory bank that each thought reads, strongest first.
       found: Bool [B, N, T, M'], whether there is such an entry.
-      entry_values, entry_ages: [B, N, T, M'], values and ages of the entries. These four are None without a bank.
+      entry_values, entry_ages: [B, N, T, M'], values and ages of the entries. The last four are None without a bank.
     """
 
     tokens: Array
@@ -55,13 +55,7 @@ class Readings:
 
 @dataclass(frozen=True)
 class MemoryRead:
-    """An entry of the memory bank that a thought read.
-
-    Attributes:
-      slot: index in the bank.
-      value: return that it earned, in units of reward.
-      age: number of writes since it was stored.
-    """
+    """An entry of the memory bank that a thought read: its index, return in units of reward, and age in writes."""
 
     slot: int
     value: float
@@ -121,13 +115,7 @@ def read_thoughts(
 
 @dataclass(frozen=True)
 class Lens:
-    """`read_thoughts`, compiled once per shape.
-
-    Attributes:
-      graphdef: structure of the `Reasoner`.
-      tokenizer: tokenizer of the model.
-      nearest: K.
-    """
+    """`read_thoughts`, compiled once per shape; `nearest` is K."""
 
     graphdef: nnx.GraphDef
     tokenizer: Tokenizer

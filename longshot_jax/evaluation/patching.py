@@ -3,9 +3,9 @@
 Two measurements on chains of operations (`data.chains`) with as many thoughts as operations:
 
 - *lens*: how often the token nearest to thought t is the result of operation t;
-- *donor*: thought t of a question is replaced by that of a donor, another question with the same number of operations, and
-  the model continues from there. If thought t is the intermediate result, the answer is the result of the question's
-  remaining operations on the donor's result (activation patching: Vig et al. 2020, arXiv:2004.12265).
+- *donor*: thought t of a question is replaced by that of a donor, another question with the same number of operations,
+  and the model continues from there. If thought t is the intermediate result, the answer is the result of the
+  question's remaining operations on the donor's result (activation patching: Vig et al. 2020, arXiv:2004.12265).
 
 Shapes: Q questions, T thoughts, X size of a thought's action.
 """
@@ -39,12 +39,10 @@ class DonorResult:
     """Both measurements on chains of one length.
 
     Attributes:
-      operations: k.
-      questions: Q.
+      operations, questions: k and Q.
       lens: for each thought, proportion of questions whose nearest token is the result of its operation.
-      follows_donor: for each replaced thought, proportion of answers that follow from the donor's result, among the
-        `compared` pairs in which that answer differs from the question's own.
-      keeps_own: the same for answers that remain the question's own.
+      follows_donor, keeps_own: for each replaced thought, proportions of answers that follow from the donor's result
+        and that remain the question's own, among the pairs in which these two differ.
       compared: number of such pairs for each thought.
     """
 
@@ -72,9 +70,8 @@ def operations_of(problem: Problem) -> list[str]:
 def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: int = 250) -> DonorResult:
     """Both measurements on chains of equally many operations; the donor of a question is the previous one in its batch.
 
-    Raises:
-      UserError: the model has no tokenizer or fewer thoughts than the chains have operations, the problems are not chains
-        of one length, or there are fewer than two.
+    Raises a UserError if the model has no tokenizer or fewer thoughts than the chains have operations, the problems are
+    not chains of one length, or there are fewer than two.
     """
     layout, k = model.layout, len(problems[0].steps) if problems else 0
     if layout is None:
@@ -136,8 +133,8 @@ def swapped_answers(
     nearest = jnp.argmax(reasoner.backbone.logits(own.embeddings[:, 0]), axis=-1)
 
     def answers(thought: Int[Array, ""]) -> Int[Array, "Q 1 A"]:
-        # With thought_std 1 the noise is added to the thought's mean. Earlier thoughts are unchanged, so this noise makes
-        # the thought equal to the donor's, and the later ones follow from it.
+        # With thought_std 1 the noise is added to the thought's mean. Earlier thoughts are unchanged, so this noise
+        # makes the thought equal to the donor's, and the later ones follow from it.
         added: Float[Array, "Q N T X"] = jnp.roll(own.actions, 1, axis=0) - own.actions
         noise = jnp.where((jnp.arange(steps) == thought)[:, None], added, 0.0)
         thoughts = think(reasoner, encoded, memory, rule, noise, jnp.ones(()))

@@ -70,10 +70,7 @@ def check_same_questions(count: int, fingerprint: str | None, other: Mapping[str
 
 
 def comparison(results: Mapping[str, Any], other: Mapping[str, Any], other_path: str | Path) -> str:
-    """One line: the difference of two models' accuracies on the same questions, with its paired 95 % interval.
-
-    Raises a UserError as `check_same_questions` does.
-    """
+    """One line: the difference of two models' accuracies with paired 95 % interval; a UserError if questions differ."""
     fingerprint = results.get("config", {}).get("data_fingerprint")
     check_same_questions(len(results["correct"]), fingerprint, other, other_path)
     found = paired_interval(np.asarray(results["correct"], bool), np.asarray(other["correct"], bool))

@@ -33,20 +33,10 @@ class _StepsWritten(Layout):
 
 
 class Validation:
-    """An evaluation on fixed problems, compiled once.
+    """Evaluates `settings.questions` evenly spaced validation problems, with programs that are compiled once.
 
-    Args:
-      graphdef: structure of the reasoner.
-      mesh: mesh of devices.
-      layout: layout of prompts and answers.
-      problems: validation problems; evenly spaced ones are evaluated.
-      settings: number of problems, and of problems per batch.
-      max_thoughts: T.
-      answer_length: A.
-      steps_written: whether the model may write steps before the answer, as in the curriculum.
-
-    Attributes:
-      problems: the evaluated problems.
+    `max_thoughts` is T, `answer_length` is A. If `steps_written`, the model may write steps before the answer, as in
+    the curriculum.
     """
 
     def __init__(
@@ -74,9 +64,9 @@ class Validation:
     def __call__(self, params: Params, rule: ThoughtRule, memory: MemoryBank | None = None) -> Mapping[str, Any]:
         """Results of `evaluate` without samples and controls, and more about the greedy trajectories.
 
-        `thoughts_taken` holds the number of thoughts of each question, `thought_norms` the norm of every thought. If there
-        are thoughts, `lens` holds the rows of a table of the first questions' thoughts, and `stop_figure` an image of stop
-        probabilities.
+        `thoughts_taken` holds the number of thoughts of each question, `thought_norms` the norm of every thought. If
+        there are thoughts, `lens` holds the rows of a table of the first questions' thoughts, and `stop_figure` an
+        image of stop probabilities.
         """
         watched: list[Any] = []
         results = evaluate(

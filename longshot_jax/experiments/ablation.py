@@ -1,16 +1,16 @@
-"""What each part of the method is worth: every part on and off, over several seeds, from the same starts.
+"""The ablation: each part of the method on and off, over several seeds, from the same starts.
 
-For each seed the starts are trained once: `start`, the unfinished curriculum of `configs/tiny.py`, and the same with
-the navigator's bottleneck and in text. Every other arm is PPO from one of them for the same number of iterations, or
-the curriculum continued, and differs from the arm named as its base by one thing. What is the same for all parts (the
-vote, the other fusions and their controls) is measured on every arm and shown for the bases.
-
-With distractors the task is harder: all prompts are equally long, and how many steps there are has to be read.
+Per seed the starts are trained once: `start`, the unfinished curriculum of `configs/tiny.py`, and the same with the
+navigator's bottleneck and in text. Every other variant continues from one of them, with PPO for a fixed number of
+iterations or with the curriculum, and differs from its base in one thing. The vote, the other fusions and their
+controls are measured on every variant and shown for the bases. Distractors make the task harder: all prompts are
+equally long, so the number of steps has to be read.
 """
 
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from longshot_jax.errors import UserError
 from longshot_jax.evaluation.results import write_results
 from longshot_jax.experiments.ablation_tables import QUESTIONS, Part, collect
 from longshot_jax.experiments.variants import (
+    CURRICULUM,
     OPERATIONS,
+    PPO,
     ROOT,
     Arm,
     Job,
@@ -34,14 +36,12 @@ from longshot_jax.experiments.variants import (
 )
 from longshot_jax.files import read_json
 
-_CURRICULUM = {"phases": "('curriculum',)"}
-_LAST_STAGES = _CURRICULUM | {
+_LAST_STAGES = CURRICULUM | {
     "curriculum.stages": "(3, 4)",
     "curriculum.max_steps_per_stage": "100",
     "curriculum.stage_loss": "0.0",
     "curriculum.last_stage_loss": "0.0",
 }
-_PPO = {"phases": "('ppo',)"}
 _CRITIC = {"ppo.baseline": "critic", "ppo.gae_lambda": "0.95"}
 _SCORE = {"ppo.gradient": "score"}
 _BOTTLENECK = {"thoughts.feedback": "navigator", "thoughts.reasoning_dim": "32", "thoughts.normalised": "True"}
@@ -53,17 +53,17 @@ _ADAPTIVE = {
     "ppo.rewards.vote_correct": "1.0",
 }
 _SETTINGS = "settings.json"
-_PROMPT_LENGTH, _STATEMENT_LENGTH = 26, 5  # of configs/tiny.py, and of one more statement
+_PROMPT_LENGTH, _STATEMENT_LENGTH = 26, 5  # tokens of a prompt of configs/tiny.py, and of one more statement
 
 
 def _start(title: str, overrides: Mapping[str, str] | None = None) -> Part:
-    return Part(Arm(title, None, _CURRICULUM | dict(overrides or {})))
+    return Part(Arm(title, None, CURRICULUM | dict(overrides or {})))
 
 
 def _ppo(
     title: str, overrides: Mapping[str, str] | None = None, base: str | None = "pathwise", start: str = "start"
 ) -> Part:
-    return Part(Arm(title, start, _PPO | dict(overrides or {})), base)
+    return Part(Arm(title, start, PPO | dict(overrides or {})), base)
 
 
 def _supervised(title: str, guidance: Mapping[str, str] | None = None, base: str | None = "supervised") -> Part:
@@ -85,7 +85,7 @@ PARTS: Mapping[str, Part] = {
     "score_scaled": _ppo("gradient score, by 1/√D", _SCORE | {"ppo.log_prob_scaling": "scaled"}),
     "mixture": _ppo("half score, half pathwise", {"ppo.gradient": "mixture"}),
     "none": _ppo("gradient none: thoughts are constants", {"ppo.gradient": "none"}),
-    # Noise of thoughts.
+    # Thought noise.
     "no_noise": _ppo("no thought noise", {"ppo.thought_std": "(0.0,0.0)"}),
     "more_noise": _ppo("σ 0.4", {"ppo.thought_std": "(0.4,0.4)"}),
     "annealed_noise": _ppo("σ 0.4 to 0.1", {"ppo.thought_std": "(0.4,0.1)"}),
@@ -95,14 +95,14 @@ PARTS: Mapping[str, Part] = {
     # Number of thoughts.
     "fixed_count": _ppo("no stop head: always six thoughts", {"ppo.min_thoughts": "6"}),
     "no_cost": _ppo("no cost of a thought", {"ppo.rewards.thought_cost": "0.0"}),
-    # What a thought reads.
+    # Reads of a thought.
     "bank": _ppo("memory bank, top 3", _BANK),
     "graph_own": _ppo("graph memory of its own actions", {"thoughts.graph": "own"}),
     "graph_bank": _ppo("graph memory with the bank", _BANK | {"thoughts.graph": "own"}),
     "graph_all": _ppo("graph memory of all trajectories", _CRITIC | {"thoughts.graph": "all"}, "critic"),
     "cross_attention": _ppo("cross-trajectory attention", _CRITIC | {"thoughts.cross_attention": "True"}, "critic"),
     "together": _ppo("ensemble: the mean thought for all", _CRITIC | {"ppo.ensemble": "True"}, "critic"),
-    # Trajectories that differ, and their number.
+    # Diversity and number of trajectories.
     "antithetic": _ppo("mirror images for noise", {"ppo.coupling": "antithetic"}),
     "orthogonal": _ppo("orthogonal noise", {"ppo.coupling": "orthogonal"}),
     "shared_reward": _ppo("every trajectory earns their mean", _CRITIC | {"ppo.shared_reward": "True"}, "critic"),
@@ -120,7 +120,7 @@ PARTS: Mapping[str, Part] = {
         "navigator",
         start="start_navigator",
     ),
-    # The curriculum goes on with labels, a hundred updates a stage, and is guided.
+    # The curriculum continued with labels, a hundred updates per stage, with guidance.
     "supervised": _supervised("curriculum continued, unguided: the base", base=None),
     "targets": _supervised(
         "thoughts pulled to the steps' embeddings, scheduled sampling",
@@ -140,11 +140,7 @@ PARTS: Mapping[str, Part] = {
 
 
 def chosen_parts(names: Sequence[str]) -> dict[str, Part]:
-    """The named parts (all where none is named) with the starts and bases they need, in the order of `PARTS`.
-
-    Raises:
-      UserError: an unknown name.
-    """
+    """The named parts (all if there are no names) with their starts and bases, in order; a UserError if unknown."""
     for name in names:
         if name not in PARTS:
             raise UserError(f"--arms has no arm {name!r}: there are {', '.join(PARTS)}.")
@@ -160,19 +156,17 @@ def chosen_parts(names: Sequence[str]) -> dict[str, Part]:
 def run_ablation(
     folder: Path, output: Path, names: Sequence[str], seeds: int, iterations: int, jobs: int, distractors: int = 0
 ) -> dict[str, Any]:
-    """Trains and evaluates the arms that are not done yet, writes `output` after every one, and returns its content.
+    """Trains and evaluates the unfinished variants, writes `output` after each, and returns its content.
 
     Args:
-      folder: of the runs: `folder/seed0/pathwise` and so on; results that are there are not computed again.
-      output: JSON, see `collect`.
-      names: of the arms; empty for all.
-      seeds: runs of each arm, with seeds 0, 1, ...
-      iterations: of PPO in every arm.
-      jobs: runs side by side, each with one thread.
-      distractors: statements that lead nowhere, beside the longest chains; 0 for the demonstration's task.
+      folder: of the runs, such as `folder/seed0/pathwise`; finished ones are not run again.
+      output: JSON file, see `collect`.
+      names: variants; empty for all. seeds: number of runs of each, with seeds 0, 1, ...
+      iterations: PPO iterations of every variant. jobs: number of parallel runs.
+      distractors: irrelevant statements beside the longest chains; 0 for the demonstration's task.
 
     Raises:
-      UserError: an unknown arm, a folder that cannot be written, results of other settings, or a failed run.
+      UserError: an unknown variant, a folder that cannot be written, results of other settings, or a failed run.
     """
     parts = chosen_parts(names)
     most = len(NAMES) - 1 - OPERATIONS[-1]
@@ -211,9 +205,8 @@ def run_ablation(
 
 
 def evaluate_part(run: Path, tests: Path) -> None:
-    """Evaluates a trained arm and writes `results.json` into its folder."""
-    entry = evaluate_run(run, tests, controls=False, keep=("fusion", "thoughts"))
-    write_results(run / "results.json", entry)
+    """Evaluates a trained variant and writes `results.json` into its folder."""
+    write_results(run / "results.json", evaluate_run(run, tests, controls=False, keep=("fusion", "thoughts")))
 
 
 def _with_settings(arm: Arm, iterations: int, distractors: int) -> Arm:
@@ -224,14 +217,11 @@ def _with_settings(arm: Arm, iterations: int, distractors: int) -> Arm:
     if arm.starts_from is not None:
         common["ppo.iterations"] = str(iterations)
         common["evaluation.every_iterations"] = str(max(iterations // 4, 1))
-    return Arm(arm.title, arm.starts_from, {**arm.overrides, **common})
+    return replace(arm, overrides={**arm.overrides, **common})
 
 
 def _check_settings(folder: Path, settings: Mapping[str, int]) -> None:
-    """Arms that were trained for another number of iterations, or on another task, cannot stand in the same table."""
+    """Raises UserError if the folder's variants have another number of iterations or another task."""
     note = folder / _SETTINGS
-    if not note.exists():
-        return
-    found = read_json(note, advice="remove it, or choose another --workdir")
-    if found != settings:
-        raise UserError(f"{folder} holds arms of {found}, not of {settings}: choose another --workdir.")
+    if note.exists() and (found := read_json(note, advice="remove it, or choose another --workdir")) != settings:
+        raise UserError(f"{folder} holds variants of {found}, not of {settings}: choose another --workdir.")

@@ -1,7 +1,8 @@
-"""The figures of an ablation: over seeds, with intervals, from the results that its arms have left, and as tables."""
+"""Figures of an ablation over seeds, with intervals, from the results of its variants; and their tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +13,26 @@ from longshot_jax.evaluation.intervals import mean_interval
 from longshot_jax.experiments.variants import OPERATIONS, Arm, finished_results
 from longshot_jax.tables import markdown_table
 
-QUESTIONS = 500  # of each number of operations
+QUESTIONS = 500  # test questions per number of operations
 
 
 @dataclass(frozen=True)
 class Part:
-    """One arm of the ablation.
-
-    Attributes:
-      arm: how it is trained.
-      base: the arm that it differs from by one thing; None for a start or a first base.
-    """
+    """A variant, and the name of the one from which it differs in one thing; None for a start or a first base."""
 
     arm: Arm
     base: str | None = None
 
 
 def collect(folder: Path, parts: Mapping[str, Part], seeds: int, settings: Mapping[str, int]) -> dict[str, Any]:
-    """What is done so far, with the `settings` that all arms have in common.
+    """The figures of all finished variants, with the `settings` that they have in common.
 
     Returns:
       `{"arms": {name: {"title", "base", "seeds": [...], "accuracy": A, "mean_accuracy": A, "by_steps": {"1": A, ...},
       "thoughts": A, "stop_correlation": A, "samples": {name: A}, "fusion": {kind: A}, "difference": A, "compute":
-      {...}}}, "config": {...}}`, where A is `{"mean", "interval", "values"}` over seeds: a 95 % interval of Student's t.
-      `accuracy` is greedy, on chains of four operations, `mean_accuracy` over all lengths alike; `difference` is that to
-      the base, seed by seed; `stop_correlation` is Spearman's between a question's thoughts and its number of
-      operations; `compute` is the median over seeds, of the arm's own training.
+      {...}}}, "config": {...}}`. A is `{"mean", "interval", "values"}` over seeds, with Student's t interval at 95 %.
+      `accuracy` is greedy on chains of four operations, `mean_accuracy` over all lengths, `difference` that to the base
+      by seed, `stop_correlation` Spearman's of a question's thoughts and operations, `compute` the median over seeds.
     """
     done = {
         name: {
@@ -47,55 +42,48 @@ def collect(folder: Path, parts: Mapping[str, Part], seeds: int, settings: Mappi
         }
         for name in parts
     }
-    arms = {}
-    for name, part in parts.items():
-        runs = done[name]
-        if not runs:
-            continue
-        entry: dict[str, Any] = {
-            "title": part.arm.title,
-            "base": part.base,
-            "seeds": list(runs),
-            "accuracy": _over_seeds([run["accuracy"] for run in runs.values()]),
-            "mean_accuracy": _over_seeds(
-                [float(np.mean([group["accuracy"] for group in run["by_steps"].values()])) for run in runs.values()]
-            ),
-            "by_steps": {
-                steps: _over_seeds([run["by_steps"][steps]["accuracy"] for run in runs.values()])
-                for steps in map(str, OPERATIONS)
-            },
-            "thoughts": _over_seeds([run["mean_thoughts"] for run in runs.values()]),
-            "samples": {
-                name: _over_seeds([run[name] for run in runs.values()])
-                for name in ("sampled_accuracy", "any_accuracy", "distinct_answers")
-            },
-            "fusion": {
-                kind: _over_seeds([run["fusion"][kind] for run in runs.values()])
-                for kind in next(iter(runs.values())).get("fusion", {})
-            },
-            "compute": {
-                name: float(np.median([run["compute"][name] for run in runs.values()]))
-                for name in next(iter(runs.values()))["compute"]
-            },
-        }
-        correlations = [_stop_correlation(run) for run in runs.values()]
-        if None not in correlations:
-            entry["stop_correlation"] = _over_seeds([float(value or 0.0) for value in correlations])
-        base = done.get(part.base or "", {})
-        pairs = [(runs[seed]["accuracy"], base[seed]["accuracy"]) for seed in runs if seed in base]
-        if pairs:
-            entry["difference"] = _over_seeds([ours - theirs for ours, theirs in pairs])
-        arms[name] = entry
+    arms = {name: _entry(part, done[name], done.get(part.base or "", {})) for name, part in parts.items() if done[name]}
     return {"arms": arms, "config": {"seeds": seeds, "questions": QUESTIONS, **settings}}
 
 
-def ablation_table(content: Mapping[str, Any]) -> str:
-    """The arms as Markdown: accuracy in per cent on chains of four, difference to the base in points, mean accuracy, thoughts.
+def _entry(part: Part, runs: Mapping[int, Any], base: Mapping[int, Any]) -> dict[str, Any]:
+    """The figures of one variant from its results and those of its base, by seed."""
+    first = next(iter(runs.values()))
+    means = [float(np.mean([group["accuracy"] for group in run["by_steps"].values()])) for run in runs.values()]
 
-    The rank correlation is that of a question's thoughts with its number of operations, over all four lengths.
+    def over_seeds(*keys: str) -> dict[str, Any]:
+        return _over_seeds([reduce(lambda value, key: value[key], keys, run) for run in runs.values()])
+
+    entry: dict[str, Any] = {
+        "title": part.arm.title,
+        "base": part.base,
+        "seeds": list(runs),
+        "accuracy": over_seeds("accuracy"),
+        "mean_accuracy": _over_seeds(means),
+        "by_steps": {steps: over_seeds("by_steps", steps, "accuracy") for steps in map(str, OPERATIONS)},
+        "thoughts": over_seeds("mean_thoughts"),
+        "samples": {name: over_seeds(name) for name in ("sampled_accuracy", "any_accuracy", "distinct_answers")},
+        "fusion": {kind: over_seeds("fusion", kind) for kind in first.get("fusion", {})},
+        "compute": {
+            name: float(np.median([run["compute"][name] for run in runs.values()])) for name in first["compute"]
+        },
+    }
+    correlations = [_stop_correlation(run) for run in runs.values()]
+    if None not in correlations:
+        entry["stop_correlation"] = _over_seeds([float(value or 0.0) for value in correlations])
+    differences = [run["accuracy"] - base[seed]["accuracy"] for seed, run in runs.items() if seed in base]
+    if differences:
+        entry["difference"] = _over_seeds(differences)
+    return entry
+
+
+def ablation_table(content: Mapping[str, Any]) -> str:
+    """Markdown table of the variants: accuracies in per cent, differences in points.
+
+    The rank correlation is between a question's thoughts and its number of operations, over all four lengths.
     """
-    heads = "arm;base;greedy, 4 op.;difference;all lengths;thoughts;rank correlation;seeds;s"
-    rows = [heads.split(";")]
+    columns = "arm;base;greedy, 4 op.;difference;all lengths;thoughts;rank correlation;seeds;s"
+    rows: list[list[str]] = [list(columns.split(";"))]
     for entry in content["arms"].values():
         correlation = entry.get("stop_correlation")
         rows.append(
@@ -115,7 +103,7 @@ def ablation_table(content: Mapping[str, Any]) -> str:
 
 
 def fusion_table(content: Mapping[str, Any]) -> str:
-    """What five samples are worth, for starts and bases: per cent on chains of four, means over seeds."""
+    """Markdown table of five samples and their fusions for starts and bases, in per cent on chains of four."""
     kinds = ("vote", "weighted", "best", "attend", "attend_identical", "mean", "mean_one_path")
     heads = ["arm", "greedy", "one sample", "different answers", "any right", *kinds]
     rows = [[head.replace("_", " ") for head in heads]]
@@ -123,9 +111,9 @@ def fusion_table(content: Mapping[str, Any]) -> str:
     for name, entry in content["arms"].items():
         if entry["base"] is None or name in bases:
             samples, fusion = entry["samples"], entry["fusion"]
-            shares = [entry["accuracy"], samples["sampled_accuracy"], samples["any_accuracy"]]
-            shares += [fusion[kind] for kind in kinds if kind in fusion]
-            cells = [f"{100 * share['mean']:.1f}" for share in shares]
+            accuracies = [entry["accuracy"], samples["sampled_accuracy"], samples["any_accuracy"]]
+            accuracies += [fusion[kind] for kind in kinds if kind in fusion]
+            cells = [f"{100 * accuracy['mean']:.1f}" for accuracy in accuracies]
             cells.insert(2, f"{samples['distinct_answers']['mean']:.2f}")
             rows.append([entry["title"], *cells, *[""] * (len(heads) - 1 - len(cells))])
     return markdown_table(rows)
@@ -138,22 +126,22 @@ def _shown(figure: Mapping[str, Any] | None, signed: bool = False) -> str:
     text = form.format(100 * figure["mean"])
     if figure["interval"] is None:
         return text
-    # The interval of a fraction is cut to fractions; that of a difference may end anywhere.
+    # The interval of an accuracy is clipped to [0, 1]; that of a difference is not.
     ends = figure["interval"] if signed else np.clip(figure["interval"], 0, 1)
     low, high = (form.format(100 * end) for end in ends)
     return f"{text} [{low}, {high}]"
 
 
 def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over seeds, its 95 % interval (None for one seed) and the values."""
+    """Mean over seeds, its 95 % interval (None for one seed), and the values."""
     return {**mean_interval(values)._asdict(), "values": list(values)}
 
 
 def _stop_correlation(results: Mapping[str, Any]) -> float | None:
-    """Spearman's rank correlation of thoughts and operations over all questions; None where all thoughts are equal."""
-    groups = {int(steps): group["thoughts"] for steps, group in results["by_steps"].items()}
-    thoughts = np.concatenate([np.asarray(group) for group in groups.values()])
-    steps = np.concatenate([np.full(len(group), number) for number, group in groups.items()])
+    """Spearman's correlation of numbers of thoughts and operations over all questions; None for constant thoughts."""
+    groups = results["by_steps"].items()
+    thoughts = np.concatenate([group["thoughts"] for _, group in groups])
+    steps = np.repeat([int(steps) for steps, _ in groups], [len(group["thoughts"]) for _, group in groups])
     if np.ptp(thoughts) == 0:
         return None
     found: Any = scipy.stats.spearmanr(thoughts, steps)

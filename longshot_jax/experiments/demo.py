@@ -1,13 +1,12 @@
-"""The whole method on the generated chains, arm by arm: what `make demo` runs.
+"""The demonstration of the whole method on the generated chains, run by `make demo`.
 
-Every arm is an ordinary run of `scripts/train.py` with `configs/tiny.py`, so that what the demo shows can be repeated
-by hand. Two run side by side, one core each, because models this small gain nothing from a second core:
+Each variant is a run of `scripts/train.py` with `configs/tiny.py`, which can be repeated by hand. Two run in parallel:
 
     cot ─▶ coconut ─▶ ppo, continued
     cot ─▶ pause                        no_cot
 
 `coconut` and `pause` start from `cot`, as COCONUT starts from a model trained on text steps. `ppo` and `continued`
-start from `coconut`: one goes on with rewards, the other with labels, for the same number of sequences.
+start from `coconut` and train on the same number of sequences, with rewards and with labels respectively.
 """
 
 import json
@@ -20,7 +19,9 @@ from typing import Any
 
 from longshot_jax.evaluation.results import write_results
 from longshot_jax.experiments.variants import (
+    CURRICULUM,
     OPERATIONS,
+    PPO,
     ROOT,
     Arm,
     Job,
@@ -36,65 +37,39 @@ from longshot_jax.tables import markdown_table
 
 QUESTIONS = 1000
 
-# The continued curriculum sees as many sequences as PPO trains on: 400 iterations x 2 epochs x 256 trajectories, in
-# batches of 64. The last stage has all steps as thoughts.
+
+def _curriculum(title: str, start: str | None, stages: str, **settings: str) -> Arm:
+    overrides = {f"curriculum.{name}": value for name, value in {"stages": stages, **settings}.items()}
+    return Arm(title, start, CURRICULUM | overrides)
+
+
+# `continued` sees as many sequences as PPO trains on, 400 iterations x 2 epochs x 256 trajectories, in batches of 64,
+# with all steps as thoughts.
 ARMS = {
-    "no_cot": Arm(
-        "no CoT: the answer directly",
-        None,
-        {
-            "phases": "('curriculum',)",
-            "curriculum.mode": "no_cot",
-            "curriculum.stages": "(0,)",
-            "curriculum.max_steps_per_stage": "1500",
-            "curriculum.last_stage_loss": "0.0",
-        },
+    "no_cot": _curriculum(
+        "no CoT: the answer directly", None, "(0,)", mode="no_cot", max_steps_per_stage="1500", last_stage_loss="0.0"
     ),
-    "pause": Arm(
+    "pause": _curriculum(
         "pause tokens, same curriculum",
         "cot",
-        {
-            "phases": "('curriculum',)",
-            "curriculum.mode": "pause",
-            "curriculum.stages": "(1, 2, 3, 4)",
-            "curriculum.max_steps_per_stage": "400",
-            "curriculum.last_stage_loss": "0.0",
-        },
+        "(1, 2, 3, 4)",
+        mode="pause",
+        max_steps_per_stage="400",
+        last_stage_loss="0.0",
     ),
-    "cot": Arm(
-        "text CoT",
-        None,
-        {
-            "phases": "('curriculum',)",
-            "curriculum.mode": "cot",
-            "curriculum.stages": "(0,)",
-            "curriculum.last_stage_loss": "0.03",
-        },
+    "cot": _curriculum("text CoT", None, "(0,)", mode="cot", last_stage_loss="0.03"),
+    "coconut": _curriculum("COCONUT curriculum, unfinished", "cot", "(1, 2)"),
+    "continued": _curriculum(
+        "curriculum continued, PPO's compute", "coconut", "(4,)", max_steps_per_stage="3200", last_stage_loss="0.0"
     ),
-    "coconut": Arm(
-        "COCONUT curriculum, unfinished", "cot", {"phases": "('curriculum',)", "curriculum.stages": "(1, 2)"}
-    ),
-    "continued": Arm(
-        "curriculum continued, PPO's compute",
-        "coconut",
-        {
-            "phases": "('curriculum',)",
-            "curriculum.stages": "(4,)",
-            "curriculum.max_steps_per_stage": "3200",
-            "curriculum.last_stage_loss": "0.0",
-        },
-    ),
-    "ppo": Arm("PPO", "coconut", {"phases": "('ppo',)"}),
+    "ppo": Arm("PPO", "coconut", PPO),
 }
 
 
 def run_demonstration(folder: Path, seed: int) -> None:
-    """Trains and evaluates all arms, prints the table and writes `summary.json` into the folder.
+    """Trains and evaluates the unfinished variants, prints the table and writes `summary.json` into the folder.
 
-    An arm whose results are there already is not run again, so an interrupted demonstration goes on.
-
-    Raises:
-      UserError: the folder cannot be written or holds arms of other settings, or an arm failed.
+    Raises UserError if the folder cannot be written or holds variants of other settings, or if a variant fails.
     """
     began = time.monotonic()
     check_arms(ARMS, folder, seed)
@@ -110,10 +85,11 @@ def run_demonstration(folder: Path, seed: int) -> None:
 
     jobs = []
     for arm, details in ARMS.items():
-        training, evaluation = train_command(ARMS, arm, folder, seed), _evaluate_command(arm, folder)
+        training = train_command(ARMS, arm, folder, seed)
+        evaluation = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--workdir", str(folder), "--evaluate", arm]
         jobs.append(Job(arm, details.starts_from, partial(step, arm, "trained", training)))
         jobs.append(Job((arm, "evaluated"), arm, partial(step, arm, "evaluated", evaluation)))
-    jobs.sort(key=lambda job: isinstance(job.name, tuple))  # training first: other arms wait for it
+    jobs.sort(key=lambda job: isinstance(job.name, tuple))  # training first: other variants wait for it
     run_jobs(jobs, workers=2)
     summary = {arm: json.loads(_results_file(folder, arm).read_text()) for arm in ARMS}
     write_results(folder / "summary.json", summary)
@@ -121,12 +97,12 @@ def run_demonstration(folder: Path, seed: int) -> None:
 
 
 def evaluate_arm(arm: str, folder: Path) -> None:
-    """Evaluates a trained arm on every test file and writes its entry of `summary.json`."""
+    """Evaluates a trained variant on every test file and writes its `results.json`, the entry of `summary.json`."""
     write_results(_results_file(folder, arm), evaluate_run(folder / arm, folder))
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """Accuracy in per cent by number of operations, thoughts, and cost of the training, as Markdown."""
+    """Markdown table: accuracy in per cent by number of operations, thoughts, and training cost."""
     head = ["%", *(f"{operations} op." for operations in OPERATIONS), "thoughts", "steps", "sequences", "s"]
     rows = [head]
 
@@ -159,7 +135,3 @@ _CONTROLS = {"zero": "zeros", "noise": "noise of the same norm", "mean": "batch 
 
 def _results_file(folder: Path, arm: str) -> Path:
     return folder / arm / "results.json"
-
-
-def _evaluate_command(arm: str, folder: Path) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / "demo.py"), "--workdir", str(folder), "--evaluate", arm]

@@ -1,8 +1,7 @@
-"""Arms of an experiment: ordinary runs of `scripts/train.py` beside one another, on the generated chains.
+"""Variants of an experiment on the generated chains: runs of `scripts/train.py` that can be repeated by hand.
 
-An arm differs from `configs/tiny.py` by a few settings and may start from another arm's weights, so whatever an
-experiment shows can be repeated by hand. Models this small gain nothing from a second core: each run has one thread,
-and several run side by side.
+A variant overrides a few settings of `configs/tiny.py` and may start from another variant's parameters. Models this
+small gain nothing from a second core, so each run has one thread, and several run in parallel.
 """
 
 import json
@@ -24,19 +23,14 @@ from longshot_jax.data.problems import load_problems
 from longshot_jax.errors import UserError, first_line
 
 OPERATIONS = (1, 2, 3, 4)
-_TEST_SEED = 20_000  # the same test questions whatever the seed of training
+_TEST_SEED = 20_000  # test questions do not depend on the training seed
 ROOT = Path(__file__).parents[2]
+CURRICULUM, PPO = {"phases": "('curriculum',)"}, {"phases": "('ppo',)"}  # overrides for one phase
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train.
-
-    Attributes:
-      title: in tables.
-      starts_from: the arm whose weights it starts from, or None.
-      overrides: of `configs/tiny.py`, by the names of the command line.
-    """
+    """One way to train: a title for tables, the variant whose parameters it starts from, and overrides by setting."""
 
     title: str
     starts_from: str | None
@@ -44,7 +38,7 @@ class Arm:
 
 
 def train_command(arms: Mapping[str, Arm], name: str, folder: Path, seed: int) -> list[str]:
-    """The command that trains an arm in `folder/name`; anyone can run it by hand."""
+    """The command that trains a variant in `folder/name`."""
     arm = arms[name]
     settings = {"seed": str(seed), **arm.overrides}
     if arm.starts_from:
@@ -55,10 +49,9 @@ def train_command(arms: Mapping[str, Arm], name: str, folder: Path, seed: int) -
 
 
 def check_arms(arms: Mapping[str, Arm], folder: Path, seed: int) -> None:
-    """Refuses to show results in `folder` as the arms' where these were trained with other settings.
+    """Raises UserError if a finished variant in `folder` was trained with other settings.
 
-    Raises:
-      UserError: naming the first such arm, what differs, and the arms that start from it.
+    The message names the first one, the differences, and the variants that start from it.
     """
     for name in arms:
         if not (folder / name / "results.json").exists():
@@ -72,7 +65,7 @@ def check_arms(arms: Mapping[str, Arm], folder: Path, seed: int) -> None:
             raise UserError(
                 f"{folder / name} was trained by another version ({first_line(error)}): {_removal(arms, name)}"
             ) from None
-        # Where a start lies says nothing of what it is, and the start is an arm itself.
+        # The start is a variant itself and is checked as one; its path may change.
         differences = config_differences(asdict(stored), asdict(run), ("initialize_from",))
         if differences:
             raise UserError(
@@ -82,45 +75,37 @@ def check_arms(arms: Mapping[str, Arm], folder: Path, seed: int) -> None:
 
 def _removal(arms: Mapping[str, Arm], name: str) -> str:
     stale = [name]
-    for other in arms:  # a start comes before what starts from it
+    for other in arms:  # a start precedes the variants that start from it
         if arms[other].starts_from in stale:
             stale.append(other)
     return f"remove {', '.join(stale)} there, or choose another --workdir."
 
 
 def write_tests(folder: Path, questions: int, distractors: int = 0) -> None:
-    """The test files of an experiment, one for each number of operations, the same at every call.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
+    """Writes the test files, one per number of operations; a UserError if the folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}): choose another --workdir.") from None
     for operations in OPERATIONS:
-        lacking = OPERATIONS[-1] - operations
-        extra = distractors + lacking if distractors else 0
-        file = test_file(folder, operations)
-        write_chains(file, operations, questions, _TEST_SEED + operations, distractors=extra)
+        extra = distractors + OPERATIONS[-1] - operations if distractors else 0
+        write_chains(test_file(folder, operations), operations, questions, _TEST_SEED + operations, distractors=extra)
 
 
 def test_file(folder: Path, operations: int) -> Path:
-    """Where the chains of so many operations lie."""
+    """The test file of chains of `operations` operations."""
     return folder / f"test_{operations}.json"
 
 
 def evaluate_run(
     run: Path, tests: Path, *, controls: bool = True, thoughts: Any = None, keep: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Results of a trained arm on chains of four operations, with those of each number of operations beside them.
+    """Results of a trained variant on chains of four operations, with a summary per number of operations as `by_steps`.
 
     Args:
-      run: its folder.
-      tests: folder of the test files.
-      controls: whether to run them.
-      thoughts: as for `LongShot.evaluate`.
-      keep: further results to keep for each number of operations.
+      run: folder of the run. tests: folder of the test files.
+      controls, thoughts: as for `LongShot.evaluate`.
+      keep: names of further results in the summaries.
     """
     from longshot_jax import LongShot
 
@@ -141,7 +126,7 @@ def evaluate_run(
 
 
 def compute_of(run: Path, config: Mapping[str, Any]) -> dict[str, float]:
-    """Gradient steps, sequences that gradients were taken of, and seconds of a run's last phase."""
+    """Gradient steps, sequences in gradients, and seconds of a run's last phase."""
     with Checkpoints.reader(run) as checkpoints:
         finished = checkpoints.metadata("latest")["finished"]
     phase = list(finished)[-1]
@@ -154,12 +139,12 @@ def compute_of(run: Path, config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def run_logged(command: Sequence[str], log: Path) -> None:
-    """Runs a command with one thread of arithmetic, appending its output to a log file; a UserError if it fails."""
+    """Runs a command with single-threaded arithmetic and appends its output to `log`; a UserError if it fails."""
     single = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     environment = {
         **os.environ,
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {single}".strip(),
-        # Several runs may share one accelerator.
+        # Several runs may share an accelerator.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -172,13 +157,7 @@ def run_logged(command: Sequence[str], log: Path) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A part of an experiment.
-
-    Attributes:
-      name: unique among the jobs.
-      needs: the job that must be done before it, or None.
-      run: what is done; it raises where it fails.
-    """
+    """A part of an experiment: a unique name, the name of a job that must finish first, and a function to call."""
 
     name: Hashable
     needs: Hashable | None
@@ -186,9 +165,9 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> None:
-    """Runs jobs side by side, each after the one it needs, otherwise in their order.
+    """Runs jobs in parallel, each after the one that it needs, otherwise in order.
 
-    Where a job raises no further job starts, and the first error is raised again.
+    After an error no further job starts, and the first error is raised again.
     """
     waiting, done, errors, changed = list(jobs), set(), [], threading.Condition()
 
@@ -206,7 +185,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
         while job := next_job():
             try:
                 job.run()
-            except BaseException as error:  # of any kind: the other workers must not wait for this job
+            except BaseException as error:  # of any type, so that no worker waits for this job forever
                 errors.append(error)
             with changed:
                 done.add(job.name)
@@ -222,7 +201,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
 
 
 def finished_results(path: Path, seed: int) -> dict[str, Any] | None:
-    """The results in a file, if they are there and of a run of that seed."""
+    """The results in a file; None if it is missing or of another seed."""
     if not path.exists():
         return None
     results = json.loads(path.read_text())

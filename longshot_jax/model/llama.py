@@ -253,7 +253,7 @@ class Llama(nnx.Module):
 
         Returns:
           The last hidden states after the final norm (fed back by COCONUT, read by the head), and the keys and values
-            of the new positions.
+          of the new positions.
         """
         config = self.config
         frequencies = rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)

@@ -58,7 +58,7 @@ class Navigator(nnx.Module):
             self.decode_mlp_out = weight(rngs, (2 * space, hidden_size), ("mlp", "embed"), zeros)
         elif reads:
             self.memory_out = weight(rngs, (space, hidden_size), ("reasoning", "embed"), zeros)
-        # Reads contribute zero at first. Only one factor of their path may be zero: two would have no gradient.
+        # Reads contribute zero at first. Only one factor of their path is zero: with two, neither would get a gradient.
         silent = zeros if config.in_reasoning_space else normal(space**-0.5)
         if config.graph != "off":
             self.graph = GraphMemory(space, config.heads, config.graph_layers, rngs, silent)

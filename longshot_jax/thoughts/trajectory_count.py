@@ -26,10 +26,10 @@ class CountScores:
 def draw_count(
     navigator: Navigator, hidden: Float[Array, "B D"], forced: Int[Array, " B"] | None, keys: Key[Array, " B"] | None
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
-    """The number of trajectories of each question, and whether it was an action.
+    """The number of trajectories of each question, by the count head, and whether it was an action.
 
     Args:
-      navigator, hidden: with a count head; h_0.
+      hidden: h_0.
       forced: given numbers; 0 lets the head choose, None lets it choose for all questions.
       keys: one per question; None takes the likeliest number.
     """

@@ -45,7 +45,7 @@ def factored_second_moment(least: int = 128) -> optax.GradientTransformation:
 
 
 def kept_axes(shape: tuple[int, ...], axes: tuple[str | None, ...], kept: tuple[int, ...]) -> tuple[str | None, ...]:
-    """Logical axes of a moment of shape `kept`: its parameter's without the axis summed over; Nones in a placeholder."""
+    """Logical axes of a moment of shape `kept`: its parameter's without the axis summed over; None in a placeholder."""
     if kept == shape:
         return axes
     for dropped in range(len(shape)):

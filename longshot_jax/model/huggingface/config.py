@@ -21,11 +21,9 @@ _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "par
 def read_config(folder: str | Path) -> LlamaConfig:
     """Shape of the Llama in a Hugging Face directory.
 
-    Rotary settings may be `rope_theta` with `rope_scaling`, or `rope_parameters` as in transformers 5.
-
-    Raises:
-      UserError: `config.json` is missing or damaged, lacks a key, or has an unsupported setting (another model type,
-        biases, another activation or rotary scaling).
+    Rotary settings may be `rope_theta` with `rope_scaling`, or `rope_parameters` as in transformers 5. Raises a
+    UserError if the file is missing or damaged, lacks a key, or has an unsupported setting (another model type, biases,
+    another activation or rotary scaling).
     """
     file = Path(folder) / "config.json"
     content = read_json(file, advice="give a folder that holds a Hugging Face Llama, copied whole from its source")
@@ -69,7 +67,7 @@ def read_config(folder: str | Path) -> LlamaConfig:
 def config_json(
     config: LlamaConfig, dtype: str, bos_token_id: int | None, eos_token_id: int | list[int] | None
 ) -> dict[str, Any]:
-    """The content of `config.json`; rotary settings have their older form, which every version of transformers reads."""
+    """The content of `config.json`; rotary settings have the older form, which all versions of transformers read."""
     scaling = config.rope_scaling
     return {
         "architectures": ["LlamaForCausalLM"],

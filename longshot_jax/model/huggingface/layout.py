@@ -19,7 +19,7 @@ class Layout:
     """The layout of a weight in the checkpoint: Hugging Face stores matrices as [out, in], with heads flattened.
 
     Attributes:
-      name: name of the tensor, with `{layer}` if each layer has its own.
+      name: tensor's name, with `{layer}` if each layer has its own tensor.
       rows: axes of our weight (of one layer) that, flattened, are the tensor's first axis.
       columns: axes that are its second axis; empty for a vector.
     """
@@ -76,13 +76,9 @@ LAYOUTS = {
 
 
 class Tensor(NamedTuple):
-    """A tensor of the checkpoint and its weight.
+    """A tensor of the checkpoint, and the weight that it belongs to: an array, or its shape and dtype.
 
-    Attributes:
-      name: name in the checkpoint.
-      layout: layout of the weight.
-      weight: the array, or its shape and dtype.
-      layer: index of the tensor in a weight that is stacked over layers; None otherwise.
+    `layer` is the tensor's index in a weight that is stacked over layers, None otherwise.
     """
 
     name: str
@@ -107,7 +103,7 @@ def layout_of(path: tuple[Any, ...]) -> Layout:
 
 
 def tensors_of(state: nnx.State[Any, Any]) -> list[Tensor]:
-    """All tensors of a state: first those outside the layers, then layer by layer."""
+    """All tensors of a state, outside the layers first, then layer by layer."""
     tensors = []
     for path, weight in jax.tree.leaves_with_path(state):
         layout = layout_of(path)

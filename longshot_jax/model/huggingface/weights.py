@@ -1,7 +1,7 @@
 """Llama weights from and to a Hugging Face directory of safetensors.
 
-Names and shapes of all tensors are checked first. Each weight is then read slice by slice, so that a host holds at most one
-slice of one weight besides the arrays on its devices.
+Names and shapes of all tensors are checked first. Each weight is then read slice by slice, so that a host holds at most
+one slice of one weight besides the arrays on its devices.
 """
 
 import json
@@ -84,17 +84,17 @@ def load_weights(
 ) -> nnx.State[Any, Any]:
     """The weights of a Hugging Face Llama, as the state of `Llama(config, weight_dtype=dtype)`.
 
-    Added rows of the embedding table (and of an untied head) are the mean of the stored rows. The logit of an added token is
-    then the mean of the stored tokens' logits, so by Jensen's inequality its probability is at most the average. The logit
-    of a small random row is near 0, far above those of a trained model: added tokens would take most of the probability.
+    Added rows of the embedding table (and of an untied head) are the mean of the stored rows. The logit of an added
+    token is then the mean of the stored tokens' logits, so by Jensen's inequality its probability is at most average.
+    Small random rows would have logits near 0, far above a trained model's, and take most of the probability.
 
     Args:
       folder: holds `model.safetensors`, or several files and `model.safetensors.index.json`.
       config: result of `read_config(folder)`.
       dtype: dtype of the result, or int8 (see `model.quantization`); files may hold bfloat16, float16 or float32.
       embedding_rows: embedding rows (`vocab_size`) of the result, at least `config.vocab_size`, which is the default.
-      sharding: one for all weights, or a state of shardings with the structure of the result; None is the default device.
-        Every process reads only the slices of its own devices.
+      sharding: one for all weights, or a state of shardings with the structure of the result; None is the default
+        device. Every process reads only the slices of its own devices.
 
     Raises:
       UserError: a file is missing or damaged; a tensor is missing, surplus, or of the wrong shape or dtype.
@@ -137,6 +137,7 @@ def save_weights(
     """Writes `config.json` and safetensors that `transformers` loads as a `LlamaForCausalLM`.
 
     The folder appears complete or not at all: files are written to a temporary folder, which is renamed at the end.
+    Raises a UserError if `folder` holds anything but an earlier export, or cannot be written.
 
     Args:
       state: state of a `Llama` of this config, from `nnx.split`.
@@ -146,9 +147,6 @@ def save_weights(
       shard_bytes: largest size of a file, unless a single tensor is larger.
       bos_token_id, eos_token_id: ids of the begin- and end-of-text tokens for `config.json`.
       beside: writes additional files into the temporary folder.
-
-    Raises:
-      UserError: the folder holds anything else, or cannot be written.
     """
     dtype = jnp.dtype(dtype)
     if dtype not in (jnp.float32, jnp.bfloat16):
@@ -184,7 +182,7 @@ def _opened(file: Path, stack: ExitStack) -> Any:
 
 
 def _account(checkpoint: _Checkpoint, config: LlamaConfig) -> None:
-    """Compares names, shapes and dtypes of all tensors with those of the config; a UserError if they differ."""
+    """Compares names, shapes and dtypes of all tensors with the config; a UserError if they differ."""
     wanted = {tensor.name: tensor.shape for tensor in tensors_of(abstract_state(config, jnp.float32))}
     for name, shape in wanted.items():
         if name not in checkpoint.names:
@@ -347,13 +345,13 @@ def _refuse_foreign(folder: Path) -> None:
         return
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None
-    mend = "choose a new folder"
+    advice = "choose a new folder"
     for file in present:
         if file.suffix == ".safetensors":
             with ExitStack() as stack:
                 if (_opened(file, stack).metadata() or {}).get("written_by") != METADATA["written_by"]:
-                    raise UserError(f"{folder} holds {file.name}, which is not an export of this program; {mend}")
+                    raise UserError(f"{folder} holds {file.name}, which is not an export of this program; {advice}")
         elif file.name not in _EXPORTED:
-            raise UserError(f"{folder} holds {file.name}, which does not belong to an export; {mend}")
+            raise UserError(f"{folder} holds {file.name}, which does not belong to an export; {advice}")
     if present and not any(file.suffix == ".safetensors" for file in present):
-        raise UserError(f"{folder} holds {present[0].name} but no exported weights; {mend}")
+        raise UserError(f"{folder} holds {present[0].name} but no exported weights; {advice}")

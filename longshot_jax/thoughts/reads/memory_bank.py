@@ -38,7 +38,7 @@ class MemoryBank:
     filled: Int[Array, ""]
     next_slot: Int[Array, ""]
 
-    # Of the fields; a large bank is sharded along its slots.
+    # Logical axes of the fields; a large bank is sharded along its slots.
     logical_axes: ClassVar[dict[str, tuple[str | None, ...]]] = {
         "positions": ("slots", None),
         "values": ("slots",),
