@@ -1,6 +1,6 @@
-"""The shape at which speed is compared: a Llama of 4 layers and width 256 on 16 questions of 64 tokens.
+"""The shape of the speed comparison: a Llama of 4 layers and width 256, on 16 questions of 64 tokens.
 
-What it is for: `scripts/bench.py`. Weights are random and nothing is learned; the data settings give only lengths.
+What it is for: `scripts/bench.py`. Parameters are random and nothing is learned; the data settings only set lengths.
 
 What it should reach: the table in docs/performance.md.
 
@@ -13,7 +13,6 @@ from longshot_jax.config import default_config
 
 
 def get_config():
-    """The settings; see the module's docstring."""
     config = default_config()
     config.model.hidden_size = 256
     config.model.intermediate_size = 688
@@ -35,6 +34,6 @@ def get_config():
     ppo.num_trajectories = 1
     ppo.epochs = 1
     ppo.minibatches = 1
-    ppo.kl_coefficient = 0.0  # the update alone, without a reference to score
+    ppo.kl_coefficient = 0.0  # the update without a reference policy
     ppo.max_thoughts = 6
     return config

@@ -1,17 +1,17 @@
 """COCONUT's curriculum on GSM8K-Aug (Hao et al. 2024, arXiv:2412.06769), with Llama 3.2 1B.
 
-What it is for: the supervised curriculum with its published options: two thoughts a step, three epochs a stage, at
-most three steps replaced one by one, then all of them. Stage 4 comes four times: it is the last one for what is left
-of the published 25 epochs.
+What it is for: the supervised curriculum with its published options: two thoughts per step, three epochs per stage, up
+to three steps replaced one by one, then all steps. Stage 4 is repeated four times, for the rest of the published 25
+epochs.
 
-What it should reach: not measured yet. Others report, for Llama-3.2-1B on GSM8K, 33.2 % for COCONUT beside 58.4 % for
-text chains of thought and 28.8 % without any (tables in SIM-CoT's repository).
+What it should reach: not measured yet. Others report for Llama-3.2-1B on GSM8K 33.2 % with COCONUT, 58.4 % with text
+chains of thought and 28.8 % without any (tables in SIM-CoT's repository).
 
-Cost: not measured yet. 24 epochs of 385,620 problems; weights, gradients and moments in float32 are 20 GB, so one
+Cost: not measured yet. 24 epochs of 385,620 problems; parameters, gradients and moments in float32 take 20 GB, so one
 GPU of 40 GB or more.
 
 Departures: the base model (published: GPT-2); stage 0, text steps, is part of the run (published: a model trained
-before, for 25 epochs); problems with less than three steps get as many thoughts all the same, as published.
+before, for 25 epochs). As published, problems with fewer than three steps get the same number of thoughts.
 
     python scripts/train.py --config configs/coconut_gsm8k.py \
         --config.data.train=gsm8k_aug/train.txt --config.data.validation=gsm8k_aug/valid.txt
@@ -21,7 +21,6 @@ from longshot_jax.config import default_config
 
 
 def get_config():
-    """The settings; see the module's docstring."""
     config = default_config()
     config.phases = ("curriculum",)
 

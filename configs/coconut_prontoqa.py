@@ -1,13 +1,12 @@
 """COCONUT's curriculum on ProntoQA (Hao et al. 2024, arXiv:2412.06769; Saparov & He 2023), with Llama 3.2 1B.
 
 What it is for: the supervised curriculum with its published options on five-hop deductions over a fictional ontology:
-one thought a step, five epochs a stage, at most six steps, then all of them for what is left of 50 epochs.
-
-Problems come from a file in COCONUT's JSON form, which ProntoQA's own generator makes.
+one thought per step, five epochs per stage, up to six steps, then all steps for the rest of 50 epochs. Problems come
+from a file in COCONUT's JSON form, written by ProntoQA's own generator.
 
 What it should reach: not measured yet.
 
-Cost: not measured yet. Weights, gradients and moments in float32 are 20 GB, so one GPU of 40 GB or more.
+Cost: not measured yet. Parameters, gradients and moments in float32 take 20 GB, so one GPU of 40 GB or more.
 
 Departures: the base model (published: GPT-2); stage 0 is part of the run.
 
@@ -19,7 +18,6 @@ from longshot_jax.config import default_config
 
 
 def get_config():
-    """The settings; see the module's docstring."""
     config = default_config()
     config.phases = ("curriculum",)
 

@@ -1,20 +1,18 @@
 """COCONUT's curriculum on ProsQA (Hao et al. 2024, arXiv:2412.06769), with a Llama from scratch.
 
 What it is for: the supervised curriculum with its published options on the task where latent thoughts help most: one
-thought a step, five epochs a stage, at most six steps. Stage 7 leaves all steps out and comes three times, for what is
-left of the published 50 epochs.
+thought per step, five epochs per stage, up to six steps. Stage 7 replaces all steps and is repeated three times, for
+the rest of the published 50 epochs. Problems are generated, calibrated to the published files (17,886, the size of the
+training file); a file in COCONUT's JSON form can be used instead.
 
-Problems are generated (17,886 of them, as many as the published training file), in the published form and calibrated
-to its statistics. Any file in COCONUT's JSON form can be given instead.
+What it should reach: not measured yet. Published for GPT-2: 97.0 %. A model with pause tokens reaches 96.6 %, and
+single features of the published test file score up to 74.1 %, so this task alone is no evidence that thoughts carry
+information.
 
-What it should reach: not measured yet. Published for GPT-2: 97.0 %; but a model with pause tokens reaches 96.6 %, so
-this task alone does not show that thoughts carry anything, and single features of the published test file already
-score up to 74.1 %.
+Cost: not measured yet. 7,000 updates of 10 million parameters: a GPU, or a day of CPU.
 
-Cost: not measured yet. 7,000 updates of 10 million parameters; a GPU, or a day of CPU.
-
-Departures: a Llama of 6 layers and width 384 from scratch (published: GPT-2, pretrained) with a learning rate of its
-own, generated training problems, stage 0 included.
+Departures: a Llama of 6 layers and width 384 from scratch (published: pretrained GPT-2), with its own learning rate;
+generated training problems; stage 0 is part of the run.
 
     python scripts/train.py --config configs/coconut_prosqa.py --config.data.test=prosqa/prosqa_valid.json
 """
@@ -23,7 +21,6 @@ from longshot_jax.config import default_config
 
 
 def get_config():
-    """The settings; see the module's docstring."""
     config = default_config()
     config.phases = ("curriculum",)
 
@@ -37,7 +34,7 @@ def get_config():
     config.data.generated_train = 17_886
     config.data.generated_test = 500
     config.data.tokenizer = "bpe"
-    config.data.bpe_vocabulary = 512  # the language has little more than a hundred words
+    config.data.bpe_vocabulary = 512  # the problems have little more than a hundred different words
     config.data.prompt_length = 512
     config.data.length_bucket = 128
     config.data.answer_length = 96
@@ -52,7 +49,7 @@ def get_config():
     curriculum.reset_optimizer = True
     curriculum.batch_size = 128
     curriculum.micro_batch_size = 32
-    curriculum.optimizer.learning_rate = 3e-4  # published: 1e-4, for pretrained weights
+    curriculum.optimizer.learning_rate = 3e-4  # published: 1e-4, for a pretrained model
     curriculum.optimizer.navigator_learning_rate = 3e-4
     curriculum.optimizer.weight_decay = 0.01
     curriculum.optimizer.warmup_steps = 100

@@ -1,29 +1,30 @@
-"""LongShot, five trajectories per question: all weights of Llama-3-8B-Instruct, on GSM8K.
+"""LongShot with five trajectories per question: all parameters of Llama-3-8B-Instruct, on GSM8K.
 
 What it is for: the full method on one node of eight GPUs. Five trajectories of up to six thoughts per question, a
-shared memory bank, PPO on navigator and backbone together, weights and moments cut over the eight devices.
+shared memory bank, PPO on navigator and backbone together, parameters and moments sharded over the eight devices.
 
-What it should reach: not measured yet. (The ancestor of this project states 70.2 % after two epochs; its script
-computes accuracy from answers decoded without any thought, so that figure is no evidence for latent reasoning.)
+What it should reach: not measured yet. (This project's ancestor states 70.2 % after two epochs, but its script decodes
+the evaluated answers without thoughts, so that figure is not evidence for latent reasoning.)
 
-Cost: computed, not measured. Weights, gradients, two moments and the reference policy in float32 are 160 GB, 20.1 GB on each
-of eight devices; a plan needs 27.5 GB on each of the 72 that an H100 80 GB allows (a tenth stays free), so 8 x A100 40 GB
-hold it too. By the roofline an iteration takes at least 1.8 s on 8 x H100, communication left out; `python scripts/plan.py
---config configs/multi.py --devices 8 --accelerator h100-80g` shows it.
+Cost: computed, not measured. Parameters, gradients, two moments and the reference policy in float32 are 160 GB, 20.1 GB
+on each of eight devices. A plan needs 27.5 GB per device of the 72 that an H100 80 GB allows (a tenth stays free), so 8
+x A100 40 GB also suffice. By the roofline an iteration takes at least 1.8 s on 8 x H100, without communication:
 
-Values are those that LongShot published for several trajectories. Departures, each with its reason:
+    python scripts/plan.py --config configs/multi.py --devices 8 --accelerator h100-80g
+
+Values are LongShot's published ones for several trajectories. Departures and their reasons:
 
 - Ratio and clip per action; the published script used the reward as a constant factor.
-- Rollouts of 64 questions x 5 trajectories, cut into minibatches of 16 questions, instead of a buffer of 256.
-- Numbers of thoughts are forced to 3, 4 or 5 for the first quarter of the run, not for two epochs, which would be
-  all of it.
-- Two to five trajectories became always five: their number is no action here.
-- The stop decision has the published temperatures, 1.5 to 0.5; answer tokens start at 1.0, because at 1.5 the tail
-  of 128,256 tokens takes a large share of the probability.
-- Nothing around the thoughts but the marker before the answer, and an instruction to give the number alone: rewards
-  can teach only what is tried now and then.
-- No dropout: it would make the rescored log-probs differ from those that sampled.
-- KL to the policy at the start, 0.02: there was none.
+- Rollouts of 64 questions x 5 trajectories in minibatches of 16 questions, instead of a buffer of 256.
+- Numbers of thoughts are forced to 3, 4 or 5 for the first quarter of the run, not for two epochs, which is the whole
+  run.
+- Always five trajectories instead of two to five: the number of trajectories is not an action here.
+- Stop decisions have the published temperatures, 1.5 to 0.5. Answer tokens start at 1.0: at 1.5 the tail of 128,256
+  tokens takes a large part of the probability.
+- The only marker stands before the answer, and an instruction asks for the number alone: rewards can only reinforce
+  answers that are sampled now and then.
+- No dropout: rescored log-probs would differ from the sampled ones.
+- KL to the initial policy, 0.02; the published script had none.
 
     python scripts/train.py --config configs/multi.py
     python scripts/train.py --config configs/multi.py --config.model.source=/models/Llama-3-8B-Instruct \
@@ -34,10 +35,9 @@ from longshot_jax.config import default_config
 
 
 def get_config():
-    """The settings; see the module's docstring."""
     config = default_config()
     config.phases = ("ppo",)
-    config.markers = "answer"  # no marker before the thoughts, which the model has never seen
+    config.markers = "answer"  # no marker before the thoughts, which the pretrained model does not know
     config.mesh.fsdp = 8
 
     config.model.source = "meta-llama/Meta-Llama-3-8B-Instruct"  # or any local directory
@@ -47,7 +47,7 @@ def get_config():
     config.data.train = "openai/gsm8k:main:train"  # or any local file
     config.data.test = "openai/gsm8k:main:test"
     config.data.tokenizer = "model"
-    config.data.instruction = "Answer with the number alone."  # otherwise it explains, and no answer is ever right
+    config.data.instruction = "Answer with the number alone."  # otherwise it explains, and no answer is correct
     config.data.prompt_length = 512
     config.data.length_bucket = 128
     config.data.answer_length = 32
@@ -60,10 +60,10 @@ def get_config():
     ppo = config.ppo
     ppo.trainable = "all"
     ppo.gradient = "score"
-    ppo.log_prob_scaling = "scaled"  # summed over 256 dimensions most ratios would leave the clip range
+    ppo.log_prob_scaling = "scaled"  # summed over 256 dimensions, most ratios would leave the clip range
     ppo.questions = 64
     ppo.num_trajectories = 5
-    ppo.iterations = 234  # 2 epochs of 7,473 questions, of which 500 serve as validation
+    ppo.iterations = 234  # 2 epochs of all 7,473 questions, 2.1 of the 6,973 that are not for validation
     ppo.epochs = 4
     ppo.minibatches = 4  # of 16 questions: the published batch
     ppo.baseline = "critic"  # the memory bank needs values

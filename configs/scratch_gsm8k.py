@@ -1,11 +1,9 @@
-"""GSM8K's equation form with a Llama from scratch: the whole path on real data, on a laptop.
+"""GSM8K in its equation form, with a Llama from scratch: the whole path on real data, on a laptop.
 
-What it is for: to see the curriculum and PPO run end to end on real questions without any pretrained weights. Ten
-million parameters and a few thousand updates cannot do arithmetic word problems: expect a falling loss and an
-accuracy of a few per cent (the figures of one run are in docs/results.md), not a result.
-
-Model: 6 layers of width 384, 10.6 million parameters besides the embeddings; a byte-level BPE of 2,048 tokens trained
-on the questions, one token a digit.
+What it is for: to run the curriculum and PPO end to end on real questions without pretrained parameters. The model has
+6 layers of width 384, 10.6 million parameters besides the embeddings, and a byte-level BPE of 2,048 tokens trained on
+the questions, one token per digit. At this size and a few thousand updates arithmetic word problems are not learned:
+expect a falling loss and an accuracy of a few per cent (figures of one run: docs/results.md).
 
 Cost: 2,000 supervised updates and 2,000 of PPO; one to two hours on one CPU core.
 
@@ -18,7 +16,6 @@ from longshot_jax.config import default_config
 
 
 def get_config():
-    """The settings; see the module's docstring."""
     config = default_config()
     config.markers = "answer"
 
@@ -39,9 +36,9 @@ def get_config():
 
     curriculum = config.curriculum
     curriculum.stages = (0, 1, 2, 3, 4)
-    curriculum.max_latent_stage = 3  # as COCONUT on GSM8K; stage 4 leaves all steps out
+    curriculum.max_latent_stage = 3  # as COCONUT on GSM8K; stage 4 replaces all steps
     curriculum.c_thought = 1
-    curriculum.batch_size = 2  # two thousand updates are to fit into an hour
+    curriculum.batch_size = 2  # so that two thousand updates take an hour
     curriculum.max_steps_per_stage = 400
     curriculum.optimizer.learning_rate = 3e-4
     curriculum.optimizer.navigator_learning_rate = 3e-4

@@ -1,12 +1,11 @@
-"""ProsQA with a Llama from scratch: which of two concepts can be reached in a graph of statements, on a laptop.
+"""ProsQA with a Llama from scratch: which of two concepts is reachable in a graph of statements, on a laptop.
 
-What it is for: to see the curriculum and PPO run end to end on generated ProsQA and be tested on the published
-validation file. Symbolic ProsQA takes hundreds of epochs from scratch (COCONUT with two layers of width 768: 300
-epochs at batch 256, 98 %); a few thousand small updates are not that. Expect a falling loss and the accuracy of
-guessing between the two candidates at best (the figures of one run are in docs/results.md).
-
-Model: 6 layers of width 384, 10.6 million parameters besides the embeddings; a byte-level BPE trained on the
-problems. Training problems are generated, calibrated to the published files' statistics.
+What it is for: to run the curriculum and PPO end to end on generated ProsQA (calibrated to the published files'
+statistics) and to test on the published validation file. The model has 6 layers of width 384, 10.6 million parameters
+besides the embeddings, and a byte-level BPE trained on the problems. Symbolic ProsQA takes hundreds of epochs from
+scratch (COCONUT with two layers of width 768: 300 epochs at batch 256, 98 %). Here, with a few thousand small updates,
+expect a falling loss and at best the accuracy of guessing between the two candidates (figures of one run:
+docs/results.md).
 
 Cost: 2,040 supervised updates and 2,000 of PPO; one to two hours on one CPU core.
 
@@ -18,7 +17,6 @@ from longshot_jax.config import default_config
 
 
 def get_config():
-    """The settings; see the module's docstring."""
     config = default_config()
     config.markers = "answer"
 
@@ -40,7 +38,7 @@ def get_config():
     curriculum = config.curriculum
     curriculum.stages = (0, 1, 2, 3, 4, 5)
     curriculum.max_latent_stage = 4
-    curriculum.batch_size = 2  # two thousand updates are to fit into an hour
+    curriculum.batch_size = 2  # so that two thousand updates take an hour
     curriculum.max_steps_per_stage = 340
     curriculum.optimizer.learning_rate = 3e-4
     curriculum.optimizer.navigator_learning_rate = 3e-4

@@ -1,33 +1,35 @@
-"""LongShot, one trajectory per question: navigator and adapters on a frozen Llama-3-8B-Instruct, on GSM8K.
+"""LongShot with one trajectory per question: navigator and adapters on a frozen Llama-3-8B-Instruct, on GSM8K.
 
-What it is for: the method on one A100 40 GB. The backbone is frozen and stored in bfloat16 (16 GB); what is trained
-is the navigator (reasoning space of 256 dimensions, memory bank, stop and value heads) and low-rank adapters of every
-matrix of the backbone (42 million numbers), by PPO on rewards alone.
+What it is for: the method on one A100 40 GB. The backbone is frozen and stored in bfloat16 (16 GB). PPO, on rewards
+alone, trains the navigator (reasoning space of 256 dimensions, memory bank, stop and value heads) and low-rank adapters
+of every matrix of the backbone (42 million parameters).
 
 What it should reach: not measured yet.
 
 Cost: computed, not measured. A plan needs 29.5 of the 36 GB that one A100 40 GB allows (a tenth stays free): 16.2 GB of
-weights, 4.6 GB of keys and values of 64 prompts, 8.1 GB of activations during a rollout. By the roofline an iteration
-takes at least 25 s there, so the run at least 1.6 hours; `python scripts/plan.py --config configs/single.py --devices 1
---accelerator a100-40g` shows it.
+parameters, 4.6 GB of keys and values of 64 prompts, 8.1 GB of activations in a rollout. By the roofline an iteration
+takes at least 25 s there and the run at least 1.6 hours:
 
-Values are those that LongShot published for one trajectory. Departures, each with its reason:
+    python scripts/plan.py --config configs/single.py --devices 1 --accelerator a100-40g
 
-- Adapters in place of the backbone, which the published run trained (at 5e-6) and 40 GB do not hold. All matrices and
-  alpha 16 are QLoRA's (arXiv:2305.14314), which found that the rank then matters little: 16 for its 64. Their rate is
-  ten times the backbone's, as LoRA asks for (Schulman et al. 2025, "LoRA Without Regret"); neither was tuned here.
+Values are LongShot's published ones for one trajectory. Departures and their reasons:
+
+- Adapters instead of the whole backbone, which the published run trained at 5e-6 and which does not fit in 40 GB.
+  Adapters of all matrices and alpha 16 are QLoRA's (arXiv:2305.14314), which found that the rank then matters little:
+  16 instead of its 64. Their learning rate is ten times the backbone's, as for LoRA in general (Schulman et al. 2025,
+  "LoRA Without Regret"). Neither was tuned here.
 - Every answer is decoded from the thoughts, and PPO has ratio and clip; the published script had neither.
-- Rollouts of 64 questions instead of a buffer of 256: the keys and values of 256 prompts do not fit.
-- Numbers of thoughts are forced to 3, 4 or 5 for the first quarter of the run, not for two epochs, which would be
-  all of it: the stop head would never be asked.
-- The stop decision has the published temperatures, 1.5 to 0.5; answer tokens start at 1.0, because at 1.5 the tail
-  of 128,256 tokens takes a large share of the probability.
-- Nothing around the thoughts but the marker before the answer, and an instruction to give the number alone: rewards
-  can teach only what is tried now and then.
-- No dropout: it would make the rescored log-probs differ from those that sampled.
-- KL to the policy at the start, 0.02: there was none. Policy and reference share the backbone.
+- Rollouts of 64 questions instead of a buffer of 256: keys and values of 256 prompts do not fit.
+- Numbers of thoughts are forced to 3, 4 or 5 for the first quarter of the run, not for two epochs, which is the whole
+  run: the stop head would never decide.
+- Stop decisions have the published temperatures, 1.5 to 0.5. Answer tokens start at 1.0: at 1.5 the tail of 128,256
+  tokens takes a large part of the probability.
+- The only marker stands before the answer, and an instruction asks for the number alone: rewards can only reinforce
+  answers that are sampled now and then.
+- No dropout: rescored log-probs would differ from the sampled ones.
+- KL to the initial policy, 0.02; the published script had none. Policy and reference share the backbone.
 
-The navigator alone is `--config.ppo.trainable=navigator`; `--config.model.weight_dtype=int8` halves the backbone again.
+`--config.ppo.trainable=navigator` trains only the navigator; `--config.model.weight_dtype=int8` halves the backbone.
 
     python scripts/train.py --config configs/single.py
     python scripts/train.py --config configs/single.py --config.model.source=/models/Llama-3-8B-Instruct \
@@ -38,10 +40,9 @@ from longshot_jax.config import default_config
 
 
 def get_config():
-    """The settings; see the module's docstring."""
     config = default_config()
     config.phases = ("ppo",)
-    config.markers = "answer"  # no marker before the thoughts, which the model has never seen
+    config.markers = "answer"  # no marker before the thoughts, which the pretrained model does not know
 
     config.model.source = "meta-llama/Meta-Llama-3-8B-Instruct"  # or any local directory
     config.model.compute_dtype = "bfloat16"
@@ -53,7 +54,7 @@ def get_config():
     config.data.train = "openai/gsm8k:main:train"  # or any local file
     config.data.test = "openai/gsm8k:main:test"
     config.data.tokenizer = "model"
-    config.data.instruction = "Answer with the number alone."  # otherwise it explains, and no answer is ever right
+    config.data.instruction = "Answer with the number alone."  # otherwise it explains, and no answer is correct
     config.data.prompt_length = 512
     config.data.length_bucket = 128
     config.data.answer_length = 32
@@ -66,10 +67,10 @@ def get_config():
     ppo = config.ppo
     ppo.trainable = "lora"
     ppo.gradient = "score"
-    ppo.log_prob_scaling = "scaled"  # summed over 256 dimensions most ratios would leave the clip range
+    ppo.log_prob_scaling = "scaled"  # summed over 256 dimensions, most ratios would leave the clip range
     ppo.questions = 64
     ppo.num_trajectories = 1
-    ppo.iterations = 234  # 2 epochs of 7,473 questions, of which 500 serve as validation
+    ppo.iterations = 234  # 2 epochs of all 7,473 questions, 2.1 of the 6,973 that are not for validation
     ppo.epochs = 4
     ppo.minibatches = 2  # of 32 questions: the published effective batch
     ppo.micro_batches = 8  # of 4 questions: the published batch
@@ -99,8 +100,8 @@ def get_config():
     rewards.natural_stop_range = (2, 5)
 
     optimizer = ppo.optimizer
-    optimizer.learning_rate = 1.4e-4  # of the adapters: ten times the published 5e-6 at batch 4, grown likewise
-    optimizer.navigator_learning_rate = 2.8e-5  # 1e-5 at batch 4, growing with the root of the batch
+    optimizer.learning_rate = 1.4e-4  # adapters: 10 x the published 5e-6 at batch 4, scaled with the root of the batch
+    optimizer.navigator_learning_rate = 2.8e-5  # 1e-5 at batch 4, scaled with the root of the batch
     optimizer.schedule = "cosine"
     optimizer.warmup_steps = 50
     optimizer.final_learning_rate = 0.035  # of the peak: 1e-6 for the navigator

@@ -1,11 +1,11 @@
-"""The demo's task, from scratch: chains of one to four operations modulo 10, curriculum and then PPO.
+"""The demonstration's task from scratch: chains of one to four operations modulo 10, curriculum and then PPO.
 
-What it is for: the whole method in minutes on a laptop, and the starting point for changing one thing.
+What it is for: the whole method in minutes on a laptop, and a starting point for single changes.
 
-What it reaches: the curriculum is left unfinished on purpose: it stops where the first two of up to four steps are
-thoughts and has seen more in one chain of four of fifty, so that these are right 50 to 80 % of the time. PPO takes it
-to 95 % and above and learns when to stop, from rewards alone: as many thoughts as operations, which no reward mentions.
-The figures of each arm are in README.md and docs/results.md.
+What it reaches (figures: README.md, docs/results.md): the curriculum ends on purpose when the first two of up to four
+steps are thoughts (one in fifty chains of four had more); chains of four are then 50 to 80 % correct. PPO reaches 95 %
+and more, and learns when to stop from rewards alone: the number of thoughts becomes the number of operations, which no
+reward mentions.
 
 Cost: about four minutes on two CPU cores.
 
@@ -16,16 +16,15 @@ from longshot_jax.config import default_config
 
 
 def get_config():
-    """The settings; see the module's docstring."""
     config = default_config()
-    # Nothing around the thoughts: the position that predicts step 1 as text is the one that becomes thought 1.
+    # No markers around thoughts: the position that predicts step 1 as text is the one that becomes thought 1.
     config.markers = "answer"
 
     config.model.hidden_size = 64
     config.model.intermediate_size = 128
     config.model.num_hidden_layers = 2
     config.model.num_attention_heads = 4
-    config.model.rope_theta = 10_000.0  # prompts have 26 tokens: low frequencies would be wasted
+    config.model.rope_theta = 10_000.0  # prompts have 26 tokens, so lower frequencies are useless
 
     config.data.train = "chains"
     config.data.test = "chains"
@@ -36,16 +35,16 @@ def get_config():
 
     config.thoughts.feedback = "hidden"
     config.thoughts.reasoning_dim = 64
-    config.thoughts.stop_bias = -1.0  # stops one time in four: from far less, stopping is never tried
+    config.thoughts.stop_bias = -1.0  # stops with probability 1/4; at much less, stopping is not explored
 
     curriculum = config.curriculum
     curriculum.stages = (0, 1, 2)
     curriculum.max_latent_stage = 4
-    # One problem in twenty at a random stage: without a glimpse of four thoughts, how well they do is left to the seed.
+    # One problem in twenty has a random stage: without it, accuracy with four thoughts varies a lot between seeds.
     curriculum.uniform_prob = 0.05
     curriculum.batch_size = 64
     curriculum.stage_loss = 0.03  # nats per token
-    curriculum.last_stage_loss = 0.08  # left unfinished on purpose
+    curriculum.last_stage_loss = 0.08  # unfinished on purpose
     curriculum.max_steps_per_stage = 3000
     curriculum.optimizer.learning_rate = 2e-3
     curriculum.optimizer.navigator_learning_rate = 2e-3
@@ -57,14 +56,14 @@ def get_config():
     ppo.num_trajectories = 8
     ppo.epochs = 2
     ppo.minibatches = 2
-    # Of the three gradients through a thought the strongest where a reward is all there is.
+    # The strongest gradient through a thought when rewards are the only signal.
     ppo.gradient = "pathwise"
     ppo.thought_std = (0.2, 0.2)
     ppo.baseline = "leave_one_out"
     ppo.whiten = False
     ppo.gae_lambda = 1.0
     ppo.entropy_coefficient = 0.0
-    ppo.kl_coefficient = 0.0  # the task is the whole world of this model: there is nothing to stay close to
+    ppo.kl_coefficient = 0.0  # the model knows only this task, so there is nothing to stay close to
     ppo.min_thoughts = 0
     ppo.max_thoughts = 6
     ppo.rewards.correct = 1.0
@@ -74,7 +73,7 @@ def get_config():
     ppo.optimizer.schedule = "linear"
     ppo.optimizer.b2 = 0.98
 
-    # Enough questions that the best checkpoint is the best, and not the luckiest.
+    # Enough questions to choose the best checkpoint by accuracy and not by chance.
     config.data.generated_test = 2000
     config.evaluation.questions = 2000
     config.evaluation.batch_size = 500

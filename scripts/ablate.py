@@ -1,7 +1,7 @@
-"""What each part of the method is worth, on the generated chains, over several seeds.
+"""Ablation: each part of the method on and off, on the generated chains, over several seeds.
 
-python scripts/ablate.py --output ablations.json [--arms pathwise,score_summed] [--seeds 5] [--workdir runs/ablations]
-python scripts/ablate.py --distractors 1 --output harder.json --workdir runs/ablations_harder --arms fixed_count
+python scripts/ablate.py --output ablations.json [--variants pathwise,critic] [--seeds 5] [--workdir runs/ablations]
+python scripts/ablate.py --distractors 1 --output harder.json --workdir runs/ablations_harder --variants fixed_count
 """
 
 import argparse
@@ -16,18 +16,17 @@ from longshot_jax.files import check_writable
 
 
 def main() -> None:
-    """Runs what is missing, writes the JSON, prints the table."""
-    parser = argparse.ArgumentParser(description="Every part on and off, from the same starts.")
-    parser.add_argument("--output", type=Path, help="JSON to write")
-    parser.add_argument("--arms", default="", help="names, separated by commas; default: all")
-    parser.add_argument("--seeds", type=whole_number(1), default=5, help="runs of each arm")
-    parser.add_argument("--iterations", type=whole_number(1), default=100, help="of PPO in every arm")
+    parser = argparse.ArgumentParser(description="Each part of the method on and off, from the same starts.")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--variants", default="", help="names, separated by commas; default: all")
+    parser.add_argument("--seeds", type=whole_number(1), default=5, help="runs of each variant")
+    parser.add_argument("--iterations", type=whole_number(1), default=100, help="PPO iterations of every variant")
     parser.add_argument(
-        "--distractors", type=whole_number(0), default=0, help="statements that lead nowhere: the harder task"
+        "--distractors", type=whole_number(0), default=0, help="irrelevant statements, for the harder task"
     )
-    parser.add_argument("--jobs", type=whole_number(1), default=os.cpu_count() or 1, help="runs side by side")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/ablations"), help="where the runs go")
-    parser.add_argument("--evaluate", type=Path, help="only evaluate this trained arm")
+    parser.add_argument("--jobs", type=whole_number(1), default=os.cpu_count() or 1, help="parallel runs")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/ablations"), help="folder of the runs")
+    parser.add_argument("--evaluate", type=Path, help="only evaluate this trained variant")
     parser.add_argument("--tests", type=Path, help="with --evaluate: folder of the test files")
     flags = parser.parse_args()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((flags.workdir / "compilations").resolve()))
@@ -39,9 +38,9 @@ def main() -> None:
     if flags.output is None:
         raise UserError("--output is missing: name the JSON file to write.")
     check_writable(str(flags.output))
-    names = [name for name in flags.arms.split(",") if name]
-    if flags.arms and not names:
-        raise UserError(f"--arms is {flags.arms!r}: name arms, or leave it out for all.")
+    names = [name for name in flags.variants.split(",") if name]
+    if flags.variants and not names:
+        raise UserError(f"--variants is {flags.variants!r}: name variants, or leave it out for all.")
     content = run_ablation(
         flags.workdir, flags.output, names, flags.seeds, flags.iterations, flags.jobs, flags.distractors
     )

@@ -1,17 +1,17 @@
-"""Measure: what every part of a run costs on this machine, beside its peaks and, on a CPU, beside PyTorch.
+"""Benchmark: the cost of every part of a run on this machine, compared with its peaks and, on a CPU, with PyTorch.
 
     python scripts/bench.py --config configs/bench.py [--config.key=value ...] [--output bench.json]
         [--figure bench.svg] [--only curriculum_step,generation] [--repetitions 7] [--clock processor]
 
-Weights are random, of the config's shape: nothing is downloaded or read. A Llama 3 of meta-llama is known by its name.
-On a GPU the same command measures the fractions of the matrix peak and of the bandwidth:
+Parameters are random, of the config's shape, and nothing is downloaded; the shapes of meta-llama's Llama 3 are known by
+name. On a GPU the same command measures fractions of the matrix peak and of the bandwidth:
 
     python scripts/bench.py --config configs/single.py --only rollout,update,bandwidth --output bench.json
 
-Sections: curriculum_step, generation, rollout, update, bandwidth, conversion, curves, compile. Everything that is
-compared takes turns, and figures are medians. On a busy machine, `taskset -c 0` with `--clock processor` compares what
-is computed on one core and not who had to wait. Keys of bench.json are those of the printed table; ratios to PyTorch are
-null where it is not installed or the device is no CPU.
+Sections: curriculum_step, generation, rollout, update, bandwidth, conversion, curves, compile. Compared functions take
+turns; figures are medians. On a busy machine, `taskset -c 0` with `--clock processor` compares CPU time on one core,
+without waiting. The keys of bench.json and of the printed table agree; ratios to PyTorch are null without PyTorch and
+on other devices.
 """
 
 import sys
@@ -24,7 +24,6 @@ from longshot_jax.files import check_writable
 
 
 def main() -> None:
-    """Parses, measures, prints, writes."""
     parser = command_parser(__doc__)
     parser.add_argument("--output")
     parser.add_argument("--figure")

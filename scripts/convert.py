@@ -1,7 +1,7 @@
-"""Weights in and out.
+"""Converts parameters from and to Hugging Face directories.
 
-python scripts/convert.py from-hf DIR OUT     a Hugging Face Llama directory becomes a run folder
-python scripts/convert.py to-hf CKPT DIR      a run folder becomes a directory that transformers loads, and that still thinks
+python scripts/convert.py from-hf DIR OUT     makes a run folder from a Hugging Face Llama directory
+python scripts/convert.py to-hf CKPT DIR      makes a directory that transformers and LongShot load from a run folder
 """
 
 import argparse
@@ -11,16 +11,15 @@ from longshot_jax.errors import run_command
 
 
 def main() -> None:
-    """Converts in the direction asked for."""
-    parser = argparse.ArgumentParser(description="Llama weights from and to Hugging Face directories.")
+    parser = argparse.ArgumentParser(description="Convert parameters from and to Hugging Face directories.")
     commands = parser.add_subparsers(dest="command", required=True)
     importing = commands.add_parser("from-hf", help="make a run folder from a Hugging Face Llama directory")
-    importing.add_argument("directory", metavar="DIR", help="holds config.json and *.safetensors")
+    importing.add_argument("directory", metavar="DIR", help="directory with config.json and *.safetensors")
     importing.add_argument("out", metavar="OUT", help="run folder to make")
     exporting = commands.add_parser("to-hf", help="make a Hugging Face Llama directory from a run folder")
     exporting.add_argument("checkpoint", metavar="CKPT", help="run folder")
     exporting.add_argument("directory", metavar="DIR", help="directory to make")
-    exporting.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the tensors written")
+    exporting.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype to write")
     flags = parser.parse_args()
     if flags.command == "from-hf":
         from_hf(flags.directory, flags.out)

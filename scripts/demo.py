@@ -1,4 +1,4 @@
-"""The whole method on generated arithmetic, in minutes, with every baseline and control: `make demo`.
+"""The whole method on generated arithmetic in minutes, with baselines and controls: `make demo`.
 
 python scripts/demo.py [--seed 0] [--workdir runs/demo]
 """
@@ -9,20 +9,19 @@ from pathlib import Path
 
 from longshot_jax.cli import whole_number
 from longshot_jax.errors import run_command
-from longshot_jax.experiments.demo import ARMS, evaluate_arm, run_demonstration
+from longshot_jax.experiments.demo import VARIANTS, evaluate_variant, run_demonstration
 
 
 def main() -> None:
-    """Runs the demonstration, or evaluates one trained arm of it."""
-    parser = argparse.ArgumentParser(description="Every arm on the generated chains, and one table.")
-    parser.add_argument("--seed", type=whole_number(), default=0, help="of weights, data order and sampling")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="where runs and summary.json go")
-    parser.add_argument("--evaluate", choices=list(ARMS), help="only evaluate this arm, which is trained already")
+    parser = argparse.ArgumentParser(description="All variants on the generated chains, and one table.")
+    parser.add_argument("--seed", type=whole_number(), default=0, help="seed of parameters, data order and sampling")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="folder of the runs and summary.json")
+    parser.add_argument("--evaluate", choices=list(VARIANTS), help="only evaluate this trained variant")
     flags = parser.parse_args()
-    # Programs that several arms share are compiled once.
+    # Variants share compiled programs.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((flags.workdir / "compilations").resolve()))
     if flags.evaluate:
-        evaluate_arm(flags.evaluate, flags.workdir)
+        evaluate_variant(flags.evaluate, flags.workdir)
     else:
         run_demonstration(flags.workdir, flags.seed)
 

@@ -1,4 +1,4 @@
-"""Evaluate a model on a file of problems, with its controls.
+"""Evaluates a model on a file of problems, with its controls.
 
 python scripts/eval.py --checkpoint runs/x [--data PATH] --output results.json
 """
@@ -19,15 +19,14 @@ from longshot_jax.files import check_writable
 
 
 def tests_of_run(checkpoint: str) -> tuple[str, Sequence[Problem]]:
-    """Name and problems of the test that a run's config names."""
+    """Name and problems of a run's `data.test`."""
     if not (Path(checkpoint) / "config.json").exists() or not (Path(checkpoint) / "checkpoints").is_dir():
-        raise UserError(f"{checkpoint} is no run folder that names its test: give --data.")
+        raise UserError(f"{checkpoint} is not a run folder with a config of its test: give --data.")
     run = parse_config(read_config(Path(checkpoint)))
     return run.data.test, test_problems(run)
 
 
 def main() -> None:
-    """Evaluates, writes, shows."""
     parser = argparse.ArgumentParser(description="Accuracy with its interval, vote and controls.")
     parser.add_argument("--checkpoint", required=True, help="run folder or Hugging Face Llama directory")
     parser.add_argument(
@@ -35,23 +34,18 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, help="results.json to write")
     parser.add_argument("--num_trajectories", type=whole_number(), default=5, help="N of samples and vote; 0: none")
-    parser.add_argument("--seed", type=whole_number(), default=0, help="of samples")
+    parser.add_argument("--seed", type=whole_number(), default=0, help="seed of samples")
     parser.add_argument(
         "--thoughts",
         type=whole_number(0, "own", "steps", "fixed"),
-        default=None,
         metavar="own|steps|fixed|N",
-        help="number of thoughts: the stop head's, the problem's steps, the most of training, N; default: as trained",
+        help="by the stop head, one per step, training's largest, or N; default: as trained",
     )
     parser.add_argument(
-        "--which",
-        type=whole_number(0, "best", "latest"),
-        default=None,
-        metavar="best|latest|STEP",
-        help="default: best, else latest",
+        "--which", type=whole_number(0, "best", "latest"), metavar="best|latest|STEP", help="default: best, else latest"
     )
     parser.add_argument("--batch_size", type=whole_number(1), default=128, help="questions decoded at once")
-    parser.add_argument("--compare", metavar="RESULTS", help="another model's results on the same file")
+    parser.add_argument("--compare", metavar="RESULTS", help="another model's results.json for the same file")
     flags = parser.parse_args()
     check_writable(flags.output)
     other = read_results(flags.compare) if flags.compare else None

@@ -1,4 +1,4 @@
-"""Ask a model.
+"""Answers a question, with the thoughts of every trajectory.
 
 python scripts/generate.py --checkpoint runs/x --question "b=3 d=b+4 d?" [--num_trajectories 3]
 """
@@ -10,8 +10,7 @@ from longshot_jax.errors import UserError, run_command
 
 
 def main() -> None:
-    """Prints the answer, and for every trajectory its thoughts."""
-    parser = argparse.ArgumentParser(description="Answers, and what was thought on the way.")
+    parser = argparse.ArgumentParser(description="Answer a question and show the thoughts.")
     parser.add_argument("--checkpoint", required=True, help="run folder or Hugging Face Llama directory")
     parser.add_argument("--question", required=True)
     parser.add_argument(
@@ -19,20 +18,17 @@ def main() -> None:
         type=whole_number(1, "own"),
         default=1,
         metavar="N|own",
-        help="1: greedy; more: sampled, then fused; own: as many as the model chooses",
+        help="1: greedy; more: sampled and fused; own: the model chooses",
     )
     parser.add_argument(
-        "--fusion",
-        default="vote",
-        metavar="vote|weighted|best|attend|mean",
-        help="how several trajectories make one answer",
+        "--fusion", default="vote", metavar="vote|weighted|best|attend|mean", help="how trajectories become one answer"
     )
-    parser.add_argument("--thoughts", type=whole_number(), default=None, help="exactly so many; default: as trained")
-    parser.add_argument("--answer_length", type=whole_number(1), default=None, help="most tokens; default: as trained")
-    parser.add_argument("--seed", type=whole_number(), default=0, help="of samples")
+    parser.add_argument("--thoughts", type=whole_number(), help="exact number; default: as trained")
+    parser.add_argument("--answer_length", type=whole_number(1), help="most tokens; default: as trained")
+    parser.add_argument("--seed", type=whole_number(), default=0, help="seed of samples")
     flags = parser.parse_args()
     if not flags.question.strip():
-        raise UserError("--question is empty: ask one.")
+        raise UserError("--question is empty: give a question.")
     from longshot_jax import LongShot  # takes seconds, so after reading the flags
     from longshot_jax.evaluation.lens import nearest_text, reads_text
 

@@ -1,4 +1,4 @@
-"""What thoughts say: the lens against the written steps, and thoughts given to another question.
+"""The content of thoughts: the lens compared with the written steps, and thoughts patched into another question.
 
 python scripts/lens.py --checkpoint runs/demo/ppo [--questions 500]
 """
@@ -10,12 +10,11 @@ from longshot_jax.errors import UserError, run_command
 
 
 def main() -> None:
-    """Prints one line for each number of operations and each thought."""
     parser = argparse.ArgumentParser(description="Do thoughts carry the intermediate results of chains?")
     parser.add_argument("--checkpoint", required=True, help="run folder trained on the generated chains")
     parser.add_argument("--questions", type=whole_number(1), default=500, help="held-out chains of each length")
     parser.add_argument("--operations", type=whole_number(1), nargs="+", default=[1, 2, 3, 4], help="lengths of chains")
-    parser.add_argument("--seed", type=whole_number(), default=20_000, help="of the chains")
+    parser.add_argument("--seed", type=whole_number(), default=20_000, help="seed of the chains")
     flags = parser.parse_args()
     if flags.questions < 2:
         raise UserError(f"--questions is {flags.questions}: a donor is another question, so give 2 or more.")

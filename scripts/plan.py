@@ -1,26 +1,26 @@
-"""Plan: what a run would hold and compute on each device, from compiling its steps without its weights.
+"""Plan: memory and cost of a run on each device, from compiling its steps without its parameters.
 
     python scripts/plan.py --config configs/multi.py --devices 8 --accelerator h100-80g [--config.key=value ...]
         [--output plan.json]
 
---devices is the product of config.mesh unless it is given. Accelerators: a100-40g, a100-80g, h100-80g, h200, b200.
-Everything runs on this machine's CPU, on simulated devices. A Llama 3 of meta-llama is known by its name; any other
-needs a local folder with its config.json.
+--devices is the product of config.mesh by default. Accelerators: a100-40g, a100-80g, h100-80g, h200, b200. Everything
+runs on this machine's CPU, on simulated devices. The shapes of meta-llama's Llama 3 are known by name; other backbones
+need a local folder with a config.json.
 
 Exit code 0 if the run fits with a tenth of the memory to spare, 1 if it does not, 2 for a mistake. Keys of plan.json:
 
-    fits          whether every function leaves a tenth of each device's memory free
-    devices       their number            accelerator   their kind            mesh   devices along each axis
-    parameters    of the whole model      peak, budget  bytes on one device: needed at most, and allowed
-    phases        for `curriculum` and `ppo`, where the run has them:
-      batch_key, batch, largest_batch     the setting of the batch's size, its value, and the largest that fits
-      programs    for `rollout`, `update` and `curriculum_update`:
-        memory    bytes on one device: weights, optimizer, reference, memory_bank, gradients, caches, batch,
-                  activations. peak: their sum
-        flops     of matrix products in one call, on all devices together
+    fits          whether every program leaves a tenth of each device's memory free
+    devices       number of devices       accelerator   kind of device        mesh   devices along each axis
+    parameters    of the whole model      peak, budget  bytes on one device: peak use, and allowed use
+    phases        for each of `curriculum` and `ppo` in the run:
+      batch_key, batch, largest_batch     the setting of the batch size, its value, and the largest that fits
+      programs    for each of `rollout`, `update` and `curriculum_update`:
+        memory    bytes on one device: weights (the parameters), optimizer, reference, memory_bank, gradients, caches,
+                  batch, activations. peak: their sum
+        flops     of matrix products in one call, over all devices
         seconds   roofline time of one call on each accelerator, without communication
 
-longshot_jax/planning/plan.py says what the figures rest on.
+longshot_jax/planning/plan.py explains how the figures are computed.
 """
 
 import sys
@@ -36,7 +36,6 @@ DOES_NOT_FIT = 1
 
 
 def main() -> None:
-    """Parses, plans, prints; exits with code 1 where the plan does not fit."""
     parser = command_parser(__doc__)
     parser.add_argument("--devices", type=whole_number(1))
     parser.add_argument("--accelerator")
@@ -47,7 +46,7 @@ def main() -> None:
     devices = options.devices or run.mesh.data * run.mesh.fsdp * run.mesh.tensor
     if options.output:
         check_writable(options.output)
-    # Before anything starts JAX: afterwards the number of devices is fixed.
+    # Before JAX starts, because the number of devices is fixed then.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     from longshot_jax.planning.plan import as_json, make_plan

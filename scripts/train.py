@@ -1,10 +1,10 @@
-"""Train: the phases of a config file, one after the other.
+"""Trains the phases of a config file, one after the other.
 
     python scripts/train.py --config configs/multi.py [--config.key=value ...] [--workdir runs/x]
 
-The run folder is runs/<name of the config file> unless --workdir says otherwise. Started again with the same command, an
-interrupted run continues from its newest checkpoint. Told to end (SIGTERM), it saves and exits with code 143. On many hosts
-the same command runs once for each process: see docs/performance.md. `--help` lists every setting, `--help ppo` one group.
+The run folder is runs/<name of the config file> by default. The same command continues an interrupted run from its
+newest checkpoint. On SIGTERM the run saves and exits with code 143. For several hosts see docs/performance.md: the same
+command runs once per process. `--help` lists every setting, `--help ppo` one group.
 """
 
 from pathlib import Path
@@ -15,7 +15,6 @@ from longshot_jax.errors import run_command
 
 
 def main() -> None:
-    """Parses, checks and trains."""
     parser = command_parser(__doc__)
     parser.add_argument("--workdir", type=Path)
     run, file, options = parse_command(parser)

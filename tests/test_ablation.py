@@ -1,4 +1,4 @@
-"""The ablation: its arms are settings that exist, and its figures are those of the runs it finds."""
+"""The ablation: its variants are settings that exist, and its figures are those of the runs it finds."""
 
 import json
 from pathlib import Path
@@ -13,20 +13,20 @@ from longshot_jax.experiments.ablation import PARTS, chosen_parts, run_ablation
 from longshot_jax.experiments.ablation_tables import ablation_table, collect, fusion_table
 from longshot_jax.experiments.variants import train_command
 
-ARMS = {name: part.arm for name, part in PARTS.items()}
+VARIANTS = {name: part.variant for name, part in PARTS.items()}
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_every_arm_is_a_config_that_train_accepts(name, tmp_path):
-    start = PARTS[name].arm.starts_from
-    assert start is None or PARTS[start].arm.starts_from is None
-    run, folder = requested_training(*train_command(ARMS, name, tmp_path, seed=2)[2:])
+def test_every_variant_is_a_config_that_train_accepts(name, tmp_path):
+    start = PARTS[name].variant.starts_from
+    assert start is None or PARTS[start].variant.starts_from is None
+    run, folder = requested_training(*train_command(VARIANTS, name, tmp_path, seed=2)[2:])
     assert folder == tmp_path / name
-    phases = ("ppo",) if "ppo" in PARTS[name].arm.overrides["phases"] else ("curriculum",)
+    phases = ("ppo",) if "ppo" in PARTS[name].variant.overrides["phases"] else ("curriculum",)
     assert run.seed == 2 and run.phases == phases
     base = PARTS[name].base
     if base:
-        other, _ = requested_training(*train_command(ARMS, base, tmp_path, seed=2)[2:])
+        other, _ = requested_training(*train_command(VARIANTS, base, tmp_path, seed=2)[2:])
         assert other != run
 
 
@@ -35,7 +35,7 @@ def test_a_subset_brings_what_it_needs():
         "start", "start_navigator", "pathwise", "navigator", "navigator_frozen",
     ]  # fmt: skip
     assert list(chosen_parts([])) == list(PARTS)
-    with pytest.raises(UserError, match="no arm 'pathwize'"):
+    with pytest.raises(UserError, match="no variant 'pathwize'"):
         chosen_parts(["pathwize"])
 
 
@@ -70,8 +70,8 @@ def test_figures_over_seeds(tmp_path):
         put(tmp_path, "pathwise", seed, base, stops)
         put(tmp_path, "critic", seed, ours, fixed)
     content = collect(tmp_path, chosen_parts(["critic"]), seeds=4, settings={"iterations": 10})
-    assert set(content["arms"]) == {"pathwise", "critic"}  # the start is not done
-    base, ours = content["arms"]["pathwise"], content["arms"]["critic"]
+    assert set(content["variants"]) == {"pathwise", "critic"}  # the start is not done
+    base, ours = content["variants"]["pathwise"], content["variants"]["critic"]
     assert base["seeds"] == [0, 1, 2] and "difference" not in base and "stop_correlation" not in ours
     differences = np.asarray([0.1, 0.3, -0.1])
     assert ours["difference"]["mean"] == pytest.approx(0.1)
@@ -90,7 +90,7 @@ def test_figures_over_seeds(tmp_path):
 
 def test_another_length_of_training_needs_another_folder(tmp_path):
     (tmp_path / "settings.json").write_text('{"iterations": 7, "distractors": 0}')
-    with pytest.raises(UserError, match=r"holds arms of .*'iterations': 7.*, not of .*8"):
+    with pytest.raises(UserError, match=r"holds variants of .*'iterations': 7.*, not of .*8"):
         run_ablation(tmp_path, tmp_path / "out.json", ["pathwise"], seeds=1, iterations=8, jobs=1)
     assert not (tmp_path / "tests").exists(), "a refused call leaves the folder alone"
     with pytest.raises(UserError, match="--distractors is 10: beside 4 operations there are names for 9"):

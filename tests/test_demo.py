@@ -1,4 +1,4 @@
-"""The demo's arms are commands that train.py accepts, and its table has every arm and control."""
+"""The demo's variants are commands that train.py accepts, and its table has every variant and control."""
 
 import json
 from dataclasses import asdict
@@ -8,8 +8,8 @@ import pytest
 from commands import requested_training
 
 from longshot_jax.errors import UserError
-from longshot_jax.experiments.demo import ARMS, table
-from longshot_jax.experiments.variants import OPERATIONS, check_arms, train_command
+from longshot_jax.experiments.demo import VARIANTS, table
+from longshot_jax.experiments.variants import OPERATIONS, check_variants, train_command
 
 
 def entry(accuracy, controls):
@@ -28,51 +28,51 @@ def entry(accuracy, controls):
     }
 
 
-def test_every_arm_starts_after_the_one_it_needs_and_names_its_run():
-    for name, arm in ARMS.items():
-        command = train_command(ARMS, name, Path("runs"), seed=3)
+def test_every_variant_starts_after_the_one_it_needs_and_names_its_run():
+    for name, variant in VARIANTS.items():
+        command = train_command(VARIANTS, name, Path("runs"), seed=3)
         assert "--config.seed=3" in command and str(Path("runs") / name) in command
         start = [part for part in command if part.startswith("--config.initialize_from=")]
-        assert bool(start) == (arm.starts_from is not None)
+        assert bool(start) == (variant.starts_from is not None)
         run, folder = requested_training(*command[2:])
         assert run.seed == 3 and folder == Path("runs") / name
-        assert run.initialize_from == (str(Path("runs") / arm.starts_from) if arm.starts_from else "")
+        assert run.initialize_from == (str(Path("runs") / variant.starts_from) if variant.starts_from else "")
 
 
-def test_table_has_a_row_for_each_arm_sample_vote_and_control():
-    summary = {name: entry(0.75, {"zero": 0.125}) for name in ARMS}
+def test_table_has_a_row_for_each_variant_sample_vote_and_control():
+    summary = {name: entry(0.75, {"zero": 0.125}) for name in VARIANTS}
     lines = table(summary).splitlines()
-    assert len(lines) == 2 + len(ARMS) + 2 + 2
+    assert len(lines) == 2 + len(VARIANTS) + 2 + 2
     assert len({line.count("|") for line in lines}) == 1
     ppo = next(line for line in lines if line.startswith("| PPO "))
     assert "75.0 [10.0, 90.0]" in ppo and "1,000" in ppo and "64,000" in ppo and "2 2 2 2" in ppo
     assert sum("12.5" in line for line in lines) == 2
 
 
-def test_arms_of_other_settings_are_not_shown_as_these(tmp_path):
-    run, folder = requested_training(*train_command(ARMS, "ppo", tmp_path, seed=1)[2:])
+def test_variants_of_other_settings_are_not_shown_as_these(tmp_path):
+    run, folder = requested_training(*train_command(VARIANTS, "ppo", tmp_path, seed=1)[2:])
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(asdict(run)))
-    check_arms(ARMS, tmp_path, seed=2)  # nothing was finished: training says by itself whether it can go on
+    check_variants(VARIANTS, tmp_path, seed=2)  # nothing was finished: training says by itself whether it can go on
     (folder / "results.json").write_text("{}")
-    check_arms(ARMS, tmp_path, seed=1)
+    check_variants(VARIANTS, tmp_path, seed=1)
     with pytest.raises(
         UserError, match=r"ppo was trained with other settings \(seed \(stored 1, now 2\)\): remove ppo"
     ):
-        check_arms(ARMS, tmp_path, seed=2)
+        check_variants(VARIANTS, tmp_path, seed=2)
     folder.rename(tmp_path / "cot")
     with pytest.raises(UserError, match="remove cot, pause, coconut, continued, ppo there"):
-        check_arms(ARMS, tmp_path, seed=1)
+        check_variants(VARIANTS, tmp_path, seed=1)
     (tmp_path / "cot").rename(folder)
     tmp_path.rename(moved := tmp_path.with_name("moved"))
-    check_arms(ARMS, moved, seed=1)
+    check_variants(VARIANTS, moved, seed=1)
 
 
-def test_an_arm_that_cannot_be_read_is_not_shown(tmp_path):
+def test_a_variant_that_cannot_be_read_is_not_shown(tmp_path):
     (tmp_path / "cot").mkdir()
     (tmp_path / "cot" / "results.json").write_text("{}")
     (tmp_path / "cot" / "config.json").write_text('{"ppo": {"lucky": true}}')
     with pytest.raises(
         UserError, match=r"trained by another version \(config.ppo.lucky is not a setting.*\): remove cot, "
     ):
-        check_arms(ARMS, tmp_path, seed=1)
+        check_variants(VARIANTS, tmp_path, seed=1)

@@ -139,4 +139,4 @@ def test_a_runs_own_test_is_the_default(folder, capsys):
     content = json.loads(output.read_text())
     assert content["count"] == PPO.data.generated_test and content["config"]["data"] == "chains"
     assert start("eval.py", "--checkpoint", folder, "--output", output) == 2
-    assert "is no run folder that names its test: give --data" in capsys.readouterr().err
+    assert "is not a run folder with a config of its test: give --data" in capsys.readouterr().err

@@ -36,7 +36,8 @@ def start(monkeypatch):
     def started(run, folder):
         with monkeypatch.context() as patch:
             patch.setattr("longshot_jax.train.abstract_reasoner", abstract_reasoner)
-            patch.setattr("longshot_jax.train.Checkpoints", type("Stopping", (Checkpoints,), {"__init__": checkpoints}))
+            stopping = type("Stopping", (), {"__init__": checkpoints, "reader": Checkpoints.reader})
+            patch.setattr("longshot_jax.train.Checkpoints", stopping)
             with pytest.raises(Drawn):
                 train(run, folder)
         return sizes.pop()

@@ -1,4 +1,4 @@
-"""The smallest run of both stages, for tests; as a program it can be killed at a chosen batch.
+"""The smallest run of both phases, for tests; as a program it can be killed at a chosen batch.
 
 python tests/tiny_run.py WORKDIR [BATCHES DELAY]     after so many batches, SIGKILL to itself DELAY seconds later
 """

@@ -37,10 +37,8 @@ class Bench:
     Attributes:
       run, backbone: the shape.
       repetitions, seconds, clock: turns, time budget and clock of a timing, see `timing.interleaved`.
-      generated: questions per batch of greedy answers.
-      long_prompt: prompt length for comparing N = 5 with N = 1.
-      growth: factors of a size along a curve.
-      depths: the two numbers of layers whose compilation times are compared.
+      generated: questions per batch of greedy answers. long_prompt: prompt length for comparing N = 5 with N = 1.
+      growth: factors of a size along a curve. depths: two numbers of layers whose compilation times are compared.
     """
 
     run: RunConfig

@@ -21,10 +21,9 @@ def interleaved(
 
     Args:
       functions: by name; their results are waited for.
-      repetitions: number of turns.
-      budget: seconds after which no further turn starts; there is at least one.
+      repetitions: number of turns. budget: seconds after which no further turn starts; there is at least one.
       clock: a name in `CLOCKS`. `processor` counts CPU seconds of this process on all cores, without waiting: on one
-        core of a busy machine its ratios are those of an idle one.
+        core of a busy machine its ratios equal the ratios on an idle one.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():

@@ -16,7 +16,6 @@ from typing import Any
 
 from longshot_jax.model.llama import LlamaConfig
 
-
 _SHAPE = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "tie_word_embeddings", "max_position_embeddings"),

@@ -1,4 +1,4 @@
-"""The measured functions: those that training compiles, on random parameters and full-length random questions."""
+"""The measured functions, as training compiles them, on random parameters and full-length random questions."""
 
 import time
 from collections.abc import Callable

@@ -53,7 +53,7 @@ def split_of(start: int, operations: Sequence[str]) -> Split:
 def _single_step_splits() -> dict[tuple[int, str], Split]:
     """Held-out functions of one operation: of the 12 with each answer, 2 are test and 1 is validation.
 
-    With so few functions, a hash alone makes some answers three times as frequent as others, so guessing would pay.
+    A hash alone makes some answers three times as frequent as others here, so guessing would score above 10 %.
     """
     chosen: dict[tuple[int, str], Split] = {}
     for answer in range(10):
@@ -69,8 +69,7 @@ def _hash(start: int, operations: Sequence[str]) -> int:
 
 
 def chain_problem(seed: int, index: int, operations: int, split: Split, distractors: int = 0) -> Problem:
-    """Problem `index` of the stream `seed`, a pure function of its arguments; its prompt has 5 (k + distractors) + 5
-    tokens.
+    """Problem `index` of the stream `seed`, a pure function of its arguments; 5 (k + distractors) + 5 prompt tokens.
 
     `operations` is k, 1 to 9; k + 1 + distractors must not exceed the 14 names. Raises UserError if a count is out of
     range or the seed or index is negative.

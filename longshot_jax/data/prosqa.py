@@ -66,7 +66,7 @@ class ProsQAProblems(Sequence[Problem]):
         self._wanted: Callable[[Problem], bool] | None = None
 
     def filtered(self, wanted: Callable[[Problem], bool]) -> "ProsQAProblems":
-        """The same number of problems; those that are not `wanted` are replaced by later ones of the stream."""
+        """The same number of problems; unwanted ones are replaced by later ones of the stream."""
         chosen = ProsQAProblems(self.seed, self.size, self.hops)
         chosen._wanted = wanted
         return chosen

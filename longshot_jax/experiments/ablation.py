@@ -24,9 +24,9 @@ from longshot_jax.experiments.variants import (
     OPERATIONS,
     PPO,
     ROOT,
-    Arm,
     Job,
-    check_arms,
+    Variant,
+    check_variants,
     evaluate_run,
     finished_results,
     run_jobs,
@@ -57,18 +57,18 @@ _PROMPT_LENGTH, _STATEMENT_LENGTH = 26, 5  # tokens of a prompt of configs/tiny.
 
 
 def _start(title: str, overrides: Mapping[str, str] | None = None) -> Part:
-    return Part(Arm(title, None, CURRICULUM | dict(overrides or {})))
+    return Part(Variant(title, None, CURRICULUM | dict(overrides or {})))
 
 
 def _ppo(
     title: str, overrides: Mapping[str, str] | None = None, base: str | None = "pathwise", start: str = "start"
 ) -> Part:
-    return Part(Arm(title, start, PPO | dict(overrides or {})), base)
+    return Part(Variant(title, start, PPO | dict(overrides or {})), base)
 
 
 def _supervised(title: str, guidance: Mapping[str, str] | None = None, base: str | None = "supervised") -> Part:
     guided = {f"curriculum.guidance.{name}": value for name, value in (guidance or {}).items()}
-    return Part(Arm(title, "start", _LAST_STAGES | guided), base)
+    return Part(Variant(title, "start", _LAST_STAGES | guided), base)
 
 
 PARTS: Mapping[str, Part] = {
@@ -143,10 +143,10 @@ def chosen_parts(names: Sequence[str]) -> dict[str, Part]:
     """The named parts (all if there are no names) with their starts and bases, in order; a UserError if unknown."""
     for name in names:
         if name not in PARTS:
-            raise UserError(f"--arms has no arm {name!r}: there are {', '.join(PARTS)}.")
+            raise UserError(f"--variants has no variant {name!r}: there are {', '.join(PARTS)}.")
     wanted = set(names or PARTS)
     while True:
-        needed = {PARTS[name].arm.starts_from for name in wanted} | {PARTS[name].base for name in wanted}
+        needed = {PARTS[name].variant.starts_from for name in wanted} | {PARTS[name].base for name in wanted}
         more = {name for name in needed if name} - wanted
         if not more:
             return {name: part for name, part in PARTS.items() if name in wanted}
@@ -175,10 +175,10 @@ def run_ablation(
             f"--distractors is {distractors}: beside {OPERATIONS[-1]} operations there are names for {most}."
         )
     settings = {"iterations": iterations, "distractors": distractors}
-    arms = {name: _with_settings(part.arm, iterations, distractors) for name, part in parts.items()}
+    variants = {name: _with_settings(part.variant, iterations, distractors) for name, part in parts.items()}
     _check_settings(folder, settings)
     for seed in range(seeds):
-        check_arms(arms, folder / f"seed{seed}", seed)
+        check_variants(variants, folder / f"seed{seed}", seed)
     tests = folder / "tests"
     write_tests(tests, QUESTIONS, distractors)
     write_results(folder / _SETTINGS, settings)
@@ -189,7 +189,7 @@ def run_ablation(
         if finished_results(place / name / "results.json", seed) is None:
             script = str(ROOT / "scripts" / "ablate.py")
             evaluate = [sys.executable, script, "--evaluate", str(place / name), "--tests", str(tests)]
-            for command in (train_command(arms, name, place, seed), evaluate):
+            for command in (train_command(variants, name, place, seed), evaluate):
                 run_logged(command, place / f"{name}.log")
         with lock:
             write_results(output, collect(folder, parts, seeds, settings))
@@ -197,8 +197,8 @@ def run_ablation(
 
     work = []
     for seed in range(seeds):
-        for name in sorted(parts, key=lambda name: arms[name].starts_from is not None):
-            start = arms[name].starts_from
+        for name in sorted(parts, key=lambda name: variants[name].starts_from is not None):
+            start = variants[name].starts_from
             work.append(Job((seed, name), (seed, start) if start else None, partial(run, seed, name)))
     run_jobs(work, jobs)
     return collect(folder, parts, seeds, settings)
@@ -209,15 +209,15 @@ def evaluate_part(run: Path, tests: Path) -> None:
     write_results(run / "results.json", evaluate_run(run, tests, controls=False, keep=("fusion", "thoughts")))
 
 
-def _with_settings(arm: Arm, iterations: int, distractors: int) -> Arm:
+def _with_settings(variant: Variant, iterations: int, distractors: int) -> Variant:
     common = {}
     if distractors:
         length = _PROMPT_LENGTH + _STATEMENT_LENGTH * distractors
         common = {"data.distractors": str(distractors), "data.prompt_length": str(length)}
-    if arm.starts_from is not None:
+    if variant.starts_from is not None:
         common["ppo.iterations"] = str(iterations)
         common["evaluation.every_iterations"] = str(max(iterations // 4, 1))
-    return replace(arm, overrides={**arm.overrides, **common})
+    return replace(variant, overrides={**variant.overrides, **common})
 
 
 def _check_settings(folder: Path, settings: Mapping[str, int]) -> None:

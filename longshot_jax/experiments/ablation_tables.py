@@ -10,7 +10,7 @@ import numpy as np
 import scipy.stats
 
 from longshot_jax.evaluation.intervals import mean_interval
-from longshot_jax.experiments.variants import OPERATIONS, Arm, finished_results
+from longshot_jax.experiments.variants import OPERATIONS, Variant, finished_results
 from longshot_jax.tables import markdown_table
 
 QUESTIONS = 500  # test questions per number of operations
@@ -20,7 +20,7 @@ QUESTIONS = 500  # test questions per number of operations
 class Part:
     """A variant, and the name of the one from which it differs in one thing; None for a start or a first base."""
 
-    arm: Arm
+    variant: Variant
     base: str | None = None
 
 
@@ -28,8 +28,8 @@ def collect(folder: Path, parts: Mapping[str, Part], seeds: int, settings: Mappi
     """The figures of all finished variants, with the `settings` that they have in common.
 
     Returns:
-      `{"arms": {name: {"title", "base", "seeds": [...], "accuracy": A, "mean_accuracy": A, "by_steps": {"1": A, ...},
-      "thoughts": A, "stop_correlation": A, "samples": {name: A}, "fusion": {kind: A}, "difference": A, "compute":
+      `{"variants": {name: {"title", "base", "seeds": [...], "accuracy": A, "mean_accuracy": A, "by_steps": {"1": A,
+      ...}, "thoughts": A, "stop_correlation": A, "samples": {name: A}, "fusion": {kind: A}, "difference": A, "compute":
       {...}}}, "config": {...}}`. A is `{"mean", "interval", "values"}` over seeds, with Student's t interval at 95 %.
       `accuracy` is greedy on chains of four operations, `mean_accuracy` over all lengths, `difference` that to the base
       by seed, `stop_correlation` Spearman's of a question's thoughts and operations, `compute` the median over seeds.
@@ -42,12 +42,14 @@ def collect(folder: Path, parts: Mapping[str, Part], seeds: int, settings: Mappi
         }
         for name in parts
     }
-    arms = {name: _entry(part, done[name], done.get(part.base or "", {})) for name, part in parts.items() if done[name]}
-    return {"arms": arms, "config": {"seeds": seeds, "questions": QUESTIONS, **settings}}
+    variants = {
+        name: _entry(part, done[name], done.get(part.base or "", {})) for name, part in parts.items() if done[name]
+    }
+    return {"variants": variants, "config": {"seeds": seeds, "questions": QUESTIONS, **settings}}
 
 
 def _entry(part: Part, runs: Mapping[int, Any], base: Mapping[int, Any]) -> dict[str, Any]:
-    """The figures of one variant from its results and those of its base, by seed."""
+    """The figures of one variant from its own and its base's results by seed."""
     first = next(iter(runs.values()))
     means = [float(np.mean([group["accuracy"] for group in run["by_steps"].values()])) for run in runs.values()]
 
@@ -55,7 +57,7 @@ def _entry(part: Part, runs: Mapping[int, Any], base: Mapping[int, Any]) -> dict
         return _over_seeds([reduce(lambda value, key: value[key], keys, run) for run in runs.values()])
 
     entry: dict[str, Any] = {
-        "title": part.arm.title,
+        "title": part.variant.title,
         "base": part.base,
         "seeds": list(runs),
         "accuracy": over_seeds("accuracy"),
@@ -82,9 +84,9 @@ def ablation_table(content: Mapping[str, Any]) -> str:
 
     The rank correlation is between a question's thoughts and its number of operations, over all four lengths.
     """
-    columns = "arm;base;greedy, 4 op.;difference;all lengths;thoughts;rank correlation;seeds;s"
+    columns = "variant;base;greedy, 4 op.;difference;all lengths;thoughts;rank correlation;seeds;s"
     rows: list[list[str]] = [list(columns.split(";"))]
-    for entry in content["arms"].values():
+    for entry in content["variants"].values():
         correlation = entry.get("stop_correlation")
         rows.append(
             [
@@ -105,10 +107,10 @@ def ablation_table(content: Mapping[str, Any]) -> str:
 def fusion_table(content: Mapping[str, Any]) -> str:
     """Markdown table of five samples and their fusions for starts and bases, in per cent on chains of four."""
     kinds = ("vote", "weighted", "best", "attend", "attend_identical", "mean", "mean_one_path")
-    heads = ["arm", "greedy", "one sample", "different answers", "any right", *kinds]
+    heads = ["variant", "greedy", "one sample", "different answers", "any right", *kinds]
     rows = [[head.replace("_", " ") for head in heads]]
-    bases = {entry["base"] for entry in content["arms"].values()}
-    for name, entry in content["arms"].items():
+    bases = {entry["base"] for entry in content["variants"].values()}
+    for name, entry in content["variants"].items():
         if entry["base"] is None or name in bases:
             samples, fusion = entry["samples"], entry["fusion"]
             accuracies = [entry["accuracy"], samples["sampled_accuracy"], samples["any_accuracy"]]

@@ -12,8 +12,9 @@ start from `coconut` and train on the same number of sequences, with rewards and
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from longshot_jax.experiments.variants import (
     OPERATIONS,
     PPO,
     ROOT,
-    Arm,
     Job,
-    check_arms,
+    Variant,
+    check_variants,
     evaluate_run,
     finished_results,
     run_jobs,
@@ -38,14 +39,14 @@ from longshot_jax.tables import markdown_table
 QUESTIONS = 1000
 
 
-def _curriculum(title: str, start: str | None, stages: str, **settings: str) -> Arm:
+def _curriculum(title: str, start: str | None, stages: str, **settings: str) -> Variant:
     overrides = {f"curriculum.{name}": value for name, value in {"stages": stages, **settings}.items()}
-    return Arm(title, start, CURRICULUM | overrides)
+    return Variant(title, start, CURRICULUM | overrides)
 
 
 # `continued` sees as many sequences as PPO trains on, 400 iterations x 2 epochs x 256 trajectories, in batches of 64,
 # with all steps as thoughts.
-ARMS = {
+VARIANTS = {
     "no_cot": _curriculum(
         "no CoT: the answer directly", None, "(0,)", mode="no_cot", max_steps_per_stage="1500", last_stage_loss="0.0"
     ),
@@ -62,7 +63,7 @@ ARMS = {
     "continued": _curriculum(
         "curriculum continued, PPO's compute", "coconut", "(4,)", max_steps_per_stage="3200", last_stage_loss="0.0"
     ),
-    "ppo": Arm("PPO", "coconut", PPO),
+    "ppo": Variant("PPO", "coconut", PPO),
 }
 
 
@@ -72,66 +73,62 @@ def run_demonstration(folder: Path, seed: int) -> None:
     Raises UserError if the folder cannot be written or holds variants of other settings, or if a variant fails.
     """
     began = time.monotonic()
-    check_arms(ARMS, folder, seed)
+    check_variants(VARIANTS, folder, seed)
     write_tests(folder, QUESTIONS)
 
-    def step(arm: str, what: str, command: list[str]) -> None:
-        if finished_results(_results_file(folder, arm), seed) is not None:
+    def step(name: str, what: str, command: list[str]) -> None:
+        if finished_results(_results_file(folder, name), seed) is not None:
             return
         start = time.monotonic()
-        run_logged(command, folder / f"{arm}.log")
+        run_logged(command, folder / f"{name}.log")
         now = time.monotonic()
-        print(f"[{now - began:4.0f} s] {arm}: {what} in {now - start:.0f} s", flush=True)
+        print(f"[{now - began:4.0f} s] {name}: {what} in {now - start:.0f} s", flush=True)
 
     jobs = []
-    for arm, details in ARMS.items():
-        training = train_command(ARMS, arm, folder, seed)
-        evaluation = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--workdir", str(folder), "--evaluate", arm]
-        jobs.append(Job(arm, details.starts_from, partial(step, arm, "trained", training)))
-        jobs.append(Job((arm, "evaluated"), arm, partial(step, arm, "evaluated", evaluation)))
+    for name, variant in VARIANTS.items():
+        training = train_command(VARIANTS, name, folder, seed)
+        evaluation = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--workdir", str(folder), "--evaluate", name]
+        jobs.append(Job(name, variant.starts_from, partial(step, name, "trained", training)))
+        jobs.append(Job((name, "evaluated"), name, partial(step, name, "evaluated", evaluation)))
     jobs.sort(key=lambda job: isinstance(job.name, tuple))  # training first: other variants wait for it
     run_jobs(jobs, workers=2)
-    summary = {arm: json.loads(_results_file(folder, arm).read_text()) for arm in ARMS}
+    summary = {name: json.loads(_results_file(folder, name).read_text()) for name in VARIANTS}
     write_results(folder / "summary.json", summary)
     print(f"\n{table(summary)}\n\n{time.monotonic() - began:.0f} s in all; {folder / 'summary.json'} has every figure.")
 
 
-def evaluate_arm(arm: str, folder: Path) -> None:
+def evaluate_variant(name: str, folder: Path) -> None:
     """Evaluates a trained variant on every test file and writes its `results.json`, the entry of `summary.json`."""
-    write_results(_results_file(folder, arm), evaluate_run(folder / arm, folder))
+    write_results(_results_file(folder, name), evaluate_run(folder / name, folder))
 
 
 def table(summary: Mapping[str, Any]) -> str:
     """Markdown table: accuracy in per cent by number of operations, thoughts, and training cost."""
-    head = ["%", *(f"{operations} op." for operations in OPERATIONS), "thoughts", "steps", "sequences", "s"]
-    rows = [head]
+    rows = [["%", *(f"{operations} op." for operations in OPERATIONS), "thoughts", "steps", "sequences", "s"]]
 
-    def row(title: str, entry: Mapping[str, Any], read: Any, cost: bool) -> list[str]:
-        groups, compute, spent = entry["by_steps"].values(), entry["compute"], [""] * 4
-        if cost:
-            thoughts = " ".join(f"{group['mean_thoughts']:.2g}" for group in groups)
-            updates, sequences = f"{compute['gradient_steps']:,}", f"{compute['sequences']:,}"
-            spent = [thoughts, updates, sequences, f"{compute['seconds']:.0f}"]
-        return [title, *(f"{100 * read(group):.1f}" for group in groups), *spent]
+    def row(title: str, entry: Mapping[str, Any], read: Callable[[Any], float], *cost: str) -> list[str]:
+        return [title, *(f"{100 * read(group):.1f}" for group in entry["by_steps"].values()), *(cost or [""] * 4)]
 
-    for arm, details in ARMS.items():
-        entry = summary[arm]
-        line = row(details.title, entry, lambda group: group["accuracy"], True)
+    for name, variant in VARIANTS.items():
+        entry, compute = summary[name], summary[name]["compute"]
+        thoughts = " ".join(f"{group['mean_thoughts']:.2g}" for group in entry["by_steps"].values())
+        cost = thoughts, f"{compute['gradient_steps']:,}", f"{compute['sequences']:,}", f"{compute['seconds']:.0f}"
+        line = row(variant.title, entry, itemgetter("accuracy"), *cost)
         low, high = entry["confidence_interval"]
         line[len(OPERATIONS)] += f" [{100 * low:.1f}, {100 * high:.1f}]"
         rows.append(line)
-        if arm == "ppo":
-            rows.append(row("PPO, one sample", entry, lambda group: group["sampled_accuracy"], False))
-            rows.append(row("PPO, vote of 5", entry, lambda group: group["vote_accuracy"], False))
-    for arm in ("coconut", "ppo"):
-        for kind in summary[arm]["controls"]:
-            title = f"{ARMS[arm].title.split()[0]}, thoughts: {_CONTROLS[kind]}"
-            rows.append(row(title, summary[arm], lambda group, kind=kind: group["controls"][kind], False))
+        if name == "ppo":
+            rows.append(row("PPO, one sample", entry, itemgetter("sampled_accuracy")))
+            rows.append(row("PPO, vote of 5", entry, itemgetter("vote_accuracy")))
+    for name in ("coconut", "ppo"):
+        for kind in summary[name]["controls"]:
+            title = f"{VARIANTS[name].title.split()[0]}, thoughts: {_CONTROLS[kind]}"
+            rows.append(row(title, summary[name], lambda group, kind=kind: group["controls"][kind]))
     return markdown_table(rows)
 
 
 _CONTROLS = {"zero": "zeros", "noise": "noise of the same norm", "mean": "batch mean", "swap": "another question's"}
 
 
-def _results_file(folder: Path, arm: str) -> Path:
-    return folder / arm / "results.json"
+def _results_file(folder: Path, name: str) -> Path:
+    return folder / name / "results.json"

@@ -8,8 +8,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ CURRICULUM, PPO = {"phases": "('curriculum',)"}, {"phases": "('ppo',)"}  # overr
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One way to train: a title for tables, the variant whose parameters it starts from, and overrides by setting."""
 
     title: str
@@ -37,46 +37,47 @@ class Arm:
     overrides: Mapping[str, str] = field(default_factory=dict)
 
 
-def train_command(arms: Mapping[str, Arm], name: str, folder: Path, seed: int) -> list[str]:
+def train_command(variants: Mapping[str, Variant], name: str, folder: Path, seed: int) -> list[str]:
     """The command that trains a variant in `folder/name`."""
-    arm = arms[name]
-    settings = {"seed": str(seed), **arm.overrides}
-    if arm.starts_from:
-        settings["initialize_from"] = str(folder / arm.starts_from)
+    variant = variants[name]
+    settings = {"seed": str(seed), **variant.overrides}
+    if variant.starts_from:
+        settings["initialize_from"] = str(folder / variant.starts_from)
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
     script, config = str(ROOT / "scripts" / "train.py"), str(ROOT / "configs" / "tiny.py")
     return [sys.executable, script, "--config", config, "--workdir", str(folder / name), *overrides]
 
 
-def check_arms(arms: Mapping[str, Arm], folder: Path, seed: int) -> None:
+def check_variants(variants: Mapping[str, Variant], folder: Path, seed: int) -> None:
     """Raises UserError if a finished variant in `folder` was trained with other settings.
 
     The message names the first one, the differences, and the variants that start from it.
     """
-    for name in arms:
+    for name in variants:
         if not (folder / name / "results.json").exists():
             continue
         parser = command_parser(None)
         parser.add_argument("--workdir")
-        run, *_ = parse_command(parser, train_command(arms, name, folder, seed)[2:])
+        run, *_ = parse_command(parser, train_command(variants, name, folder, seed)[2:])
         try:
             stored = parse_config(read_config(folder / name))
         except UserError as error:
             raise UserError(
-                f"{folder / name} was trained by another version ({first_line(error)}): {_removal(arms, name)}"
+                f"{folder / name} was trained by another version ({first_line(error)}): {_removal(variants, name)}"
             ) from None
         # The start is a variant itself and is checked as one; its path may change.
         differences = config_differences(asdict(stored), asdict(run), ("initialize_from",))
         if differences:
             raise UserError(
-                f"{folder / name} was trained with other settings ({', '.join(differences)}): {_removal(arms, name)}"
+                f"{folder / name} was trained with other settings ({', '.join(differences)}): "
+                f"{_removal(variants, name)}"
             )
 
 
-def _removal(arms: Mapping[str, Arm], name: str) -> str:
+def _removal(variants: Mapping[str, Variant], name: str) -> str:
     stale = [name]
-    for other in arms:  # a start precedes the variants that start from it
-        if arms[other].starts_from in stale:
+    for other in variants:  # a start precedes the variants that start from it
+        if variants[other].starts_from in stale:
             stale.append(other)
     return f"remove {', '.join(stale)} there, or choose another --workdir."
 
@@ -169,35 +170,16 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
 
     After an error no further job starts, and the first error is raised again.
     """
-    waiting, done, errors, changed = list(jobs), set(), [], threading.Condition()
-
-    def next_job() -> Job | None:
-        with changed:
-            while waiting and not errors:
-                for job in waiting:
-                    if job.needs is None or job.needs in done:
-                        waiting.remove(job)
-                        return job
-                changed.wait()
-        return None
-
-    def work() -> None:
-        while job := next_job():
-            try:
-                job.run()
-            except BaseException as error:  # of any type, so that no worker waits for this job forever
-                errors.append(error)
-            with changed:
-                done.add(job.name)
-                changed.notify_all()
-
-    threads = [threading.Thread(target=work) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    waiting, running, done = list(jobs), {}, set()
+    with ThreadPoolExecutor(workers) as pool:
+        while waiting or running:
+            ready = [job for job in waiting if job.needs is None or job.needs in done]
+            for job in ready[: workers - len(running)]:
+                waiting.remove(job)
+                running[pool.submit(job.run)] = job.name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                done.add(running.pop(future))
+                future.result()
 
 
 def finished_results(path: Path, seed: int) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 - *State* (parameters, optimizer, reference, memory bank) is exact: shapes, dtypes and shardings of the train state.
 - *Gradients* have the size of the trainable parameters, twice that if PPO sums micro-batches.
-- *Caches* are keys and values, exact from their shapes; in an update, those of one micro-batch.
+- *Caches* are keys and values, exact from their shapes; an update holds one micro-batch.
 - *Activations* are the rest of the scratch memory that XLA for CPUs requests: an upper estimate, because a GPU fuses
   more and copies less. The CPU computes bfloat16 products in float32, so some activations are held twice. Two passes
   that copy all bfloat16 parameters to float32 before a loop over layers are disabled (`_COMPILER`), so one layer is
@@ -178,14 +178,10 @@ def _memory(program: Program, run: RunConfig, backbone: LlamaConfig) -> dict[str
     if program.updates:
         summed = 2 if program.name == "update" and run.ppo.micro_batches > 1 else 1
         kinds["gradients"] = min(summed * bytes_on_one_device(state.trainable), scratch)
-    per_position = (
-        2
-        * backbone.num_hidden_layers
-        * backbone.num_key_value_heads
-        * backbone.head_dim
-        * jnp.dtype(run.model.compute_dtype).itemsize
+    entries = (
+        2 * backbone.num_hidden_layers * backbone.num_key_value_heads * backbone.head_dim * program.cache_positions
     )
-    cached = program.cache_positions * per_position // run.mesh.tensor
+    cached = entries * jnp.dtype(run.model.compute_dtype).itemsize // run.mesh.tensor
     kinds["caches"] = min(cached, scratch - kinds["gradients"])
     kinds["activations"] = scratch - kinds["gradients"] - kinds["caches"]
     return kinds

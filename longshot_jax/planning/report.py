@@ -1,10 +1,11 @@
 """A plan as a text table."""
 
+from collections.abc import Callable
+from typing import Any
+
 from longshot_jax.planning.accelerators import ACCELERATORS
 from longshot_jax.planning.plan import Plan, advice, as_json
 from longshot_jax.tables import by_name, text_table
-
-_KINDS = ("weights", "optimizer", "reference", "memory_bank", "gradients", "caches", "batch", "activations")
 
 
 def report(plan: Plan) -> str:
@@ -20,18 +21,19 @@ def report(plan: Plan) -> str:
         for name, phase in written["phases"].items()
         for program, figures in phase["programs"].items()
     }
-    rows: dict[str, dict[str, str]] = {}
-    for kind in _KINDS:
-        sizes = {column: figures["memory"][kind] for column, figures in columns.items()}
-        if any(sizes.values()):
-            name = f"{kind.replace('_', ' ')}, GB a device"
-            rows[name] = {column: f"{size / 1e9:.2f}" for column, size in sizes.items()}
-    rows["peak, GB a device"] = {column: f"{figures['peak'] / 1e9:.2f}" for column, figures in columns.items()}
-    rows["TFLOP, all devices"] = {column: f"{figures['flops'] / 1e12:.4g}" for column, figures in columns.items()}
+
+    def row(show: Callable[[Any], str]) -> dict[str, str]:
+        return {column: show(figures) for column, figures in columns.items()}
+
+    rows = {
+        f"{kind.replace('_', ' ')}, GB a device": row(lambda figures, kind=kind: f"{figures['memory'][kind] / 1e9:.2f}")
+        for kind in next(iter(columns.values()))["memory"]
+        if any(figures["memory"][kind] for figures in columns.values())
+    }
+    rows["peak, GB a device"] = row(lambda figures: f"{figures['peak'] / 1e9:.2f}")
+    rows["TFLOP, all devices"] = row(lambda figures: f"{figures['flops'] / 1e12:.4g}")
     for accelerator in ACCELERATORS:
-        rows[f"roofline on {accelerator}, s"] = {
-            column: f"{figures['seconds'][accelerator]:.3g}" for column, figures in columns.items()
-        }
+        rows[f"roofline on {accelerator}, s"] = row(lambda figures, name=accelerator: f"{figures['seconds'][name]:.3g}")
     lines.append(text_table(by_name(rows)))
     lines.append("")
     for phase in written["phases"].values():

@@ -1,4 +1,4 @@
-"""The shape of a run's backbone, known without its parameters, so that a plan needs no download."""
+"""The shape of a run's backbone, without downloading its parameters."""
 
 import re
 from dataclasses import replace
