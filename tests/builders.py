@@ -76,8 +76,7 @@ def shaken(reasoner: Reasoner, seed: int, size: float) -> Reasoner:
     graphdef, params = nnx.split(reasoner)
     generator = np.random.default_rng(seed)
     return nnx.merge(
-        graphdef,
-        jax.tree.map(lambda x: x + jnp.asarray(size * generator.normal(size=x.shape), x.dtype), params),
+        graphdef, jax.tree.map(lambda x: x + jnp.asarray(size * generator.normal(size=x.shape), x.dtype), params)
     )
 
 

@@ -27,22 +27,10 @@ from longshot_jax.thoughts.stopping import Lengths
 from longshot_jax.training.optimizer import make_optimizer
 from longshot_jax.training.state import start_state
 
-MESHES = [
-    MeshConfig(),
-    MeshConfig(data=2),
-    MeshConfig(fsdp=2, tensor=2),
-    MeshConfig(2, 2, 2),
-    MeshConfig(1, 8, 1),
-]
+MESHES = [MeshConfig(), MeshConfig(data=2), MeshConfig(fsdp=2, tensor=2), MeshConfig(2, 2, 2), MeshConfig(1, 8, 1)]
 ROWS, S, A, T, N = 16, 5, 4, 2, 2
 PPO = PPOConfig(
-    questions=ROWS,
-    num_trajectories=N,
-    epochs=1,
-    minibatches=2,
-    micro_batches=1,
-    max_thoughts=T,
-    kl_coefficient=0.0,
+    questions=ROWS, num_trajectories=N, epochs=1, minibatches=2, micro_batches=1, max_thoughts=T, kl_coefficient=0.0
 )
 
 

@@ -270,9 +270,7 @@ def test_gradient_without_the_thoughts_is_another(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case",
-    [("navigator", False, "none", "parallel"), ("navigator_residual", False, "score", "parallel")],
-    ids=str,
+    "case", [("navigator", False, "none", "parallel"), ("navigator_residual", False, "score", "parallel")], ids=str
 )
 def test_inexact_gradients_are_others(case, monkeypatch):
     """Constant thoughts, and the parallel pass where it is documented as inexact."""

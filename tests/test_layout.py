@@ -75,11 +75,7 @@ def test_an_answer_without_its_end_is_not_right():
     end, eight = tokenizer.end, *tokenizer.encode("8")
     texts = answer_texts(np.array([[[eight, end, end], [eight, eight, end], [eight, eight, eight]]]), layout)
     assert texts == [["8", "88", "888 <|unfinished|>"]]
-    assert [same_answer(text, gold) for text, gold in zip(texts[0], ("8", "88", "888"), strict=True)] == [
-        1,
-        1,
-        0,
-    ]
+    assert [same_answer(text, gold) for text, gold in zip(texts[0], ("8", "88", "888"), strict=True)] == [1, 1, 0]
 
 
 def test_an_instruction_follows_every_question():

@@ -12,6 +12,7 @@ indices but not the values; the fingerprint of each array's bits turns a silentl
 """
 
 import errno
+import gc
 import hashlib
 import json
 import logging
@@ -219,7 +220,9 @@ class Checkpoints:
         """Waits for the save in progress; raises a UserError if it failed."""
         try:
             self._manager.wait_until_finished()
-            self._pending = None
+            if self._pending is not None:
+                self._pending = None
+                gc.collect()  # a finished save holds its copy of the arrays in reference cycles
         except Exception as error:
             self._raise_save_error(error)
 
