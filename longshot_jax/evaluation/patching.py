@@ -57,10 +57,10 @@ class DonorResult:
 def operations_of(problem: Problem) -> list[str]:
     """The operations of a chain in order, such as `+4`, `*7`; a UserError if the question is not a chain."""
     statements = {name: (source, last) for name, source, last in _STATEMENT.findall(problem.question)}
-    requested = re.search(r"([a-n])\?$", problem.question)
-    if requested is None or requested[1] not in statements:
+    asked_name = re.search(r"([a-n])\?$", problem.question)
+    if asked_name is None or asked_name[1] not in statements:
         raise UserError(f"{problem.question[:60]!r} is not a chain of operations: the donor experiment needs chains.")
-    operations, name = [], requested[1]
+    operations, name = [], asked_name[1]
     while statements[name][0]:
         name, operation = statements[name]
         operations.append(operation)

@@ -186,7 +186,7 @@ class GraphMemory(nnx.Module):
         x = x + self.attention(x, edges, visible)
         for layer in self.layers:
             x = layer(x, edges, visible)
-        requested = _unit_rms(state) @ self.pool_query[...]
-        logits = jnp.einsum("...r,...gr->...g", requested, x @ self.pool_key[...]) * x.shape[-1] ** -0.5
+        query = _unit_rms(state) @ self.pool_query[...]
+        logits = jnp.einsum("...r,...gr->...g", query, x @ self.pool_key[...]) * x.shape[-1] ** -0.5
         shares = jax.nn.softmax(jnp.where(visible, logits, MASKED), axis=-1)
         return jnp.einsum("...g,...gr->...r", jnp.where(visible, shares, 0.0), x) @ self.out[...]
