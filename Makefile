@@ -30,8 +30,7 @@ PARITY := .venv/.installed-parity
 
 # Environments with other versions: the oldest of every need on this Python, the newest on Python 3.12.
 PYTHON312 ?= python3.12
-VERSIONED := $(sort $(wildcard tests/test_huggingface_*.py tests/test_checkpoint*.py) tests/test_llama.py \
-  tests/test_attention.py tests/test_tokenizer.py tests/test_convert.py tests/test_jaxlib.py tests/test_before_0_1.py)
+VERSIONED := $(addprefix tests/test_, jaxlib.py llama.py attention.py tokenizer.py checkpoint.py huggingface_load.py)
 
 .PHONY: venv test test-slow test-versions lint demo clean
 
