@@ -8,8 +8,16 @@ import pytest
 from tiny_run import tiny
 
 from longshot_jax.data.problems import Problem
-from longshot_jax.data.sources import Problems, build_layout, build_tokenizer, check_problems, read_problems
+from longshot_jax.data.sources import (
+    Problems,
+    build_layout,
+    build_tokenizer,
+    check_problems,
+    read_problems,
+    store_tokenizer,
+)
 from longshot_jax.data.sources import test_problems as problems_of_test
+from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 
 
@@ -113,3 +121,11 @@ def test_a_generated_problem_that_is_too_long_gives_way_to_a_later_one():
     assert len(kept) == 200
     assert all(len(layout.question(problem)) <= limit for problem in kept)
     assert [index for index in range(200) if kept[index] != problems[index]] == late
+
+
+def test_what_a_killed_start_left_of_a_tokenizer_is_removed(tmp_path):
+    (tmp_path / ".tokenizer.12345.part").mkdir()
+    (tmp_path / ".tokenizer.12345.part" / "tokenizer.json").write_text("{")
+    store_tokenizer(Tokenizer.for_chains(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+    assert Tokenizer.load(str(tmp_path / "tokenizer")).encode("a=1")

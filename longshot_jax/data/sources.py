@@ -1,5 +1,6 @@
 """The problems, tokenizer and layout of a run's settings, and the check that problems fit."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -119,6 +120,8 @@ def store_tokenizer(tokenizer: Tokenizer, workdir: str | Path) -> None:
 
     Atomically replaces the tokenizer that an earlier start without a checkpoint may have written.
     """
+    for left in Path(workdir).glob(".tokenizer.*.part"):  # of a killed start; the run folder is locked by this one
+        shutil.rmtree(left, ignore_errors=True)
     with replacing_folder(Path(workdir) / "tokenizer", "fix its permissions, or choose another --workdir") as part:
         tokenizer.save(part)
 
