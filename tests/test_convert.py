@@ -36,7 +36,7 @@ QUESTIONS = ["a=6 n=a+2 i=n*3 i?", "b=1 c=b+1 c?"]
 
 
 def with_tokenizer(folder: Path, words: int) -> tuple[Path, Tokenizer]:
-    """The fixture's weights, of 96 rows, beside a tokenizer of so many words and the latent tokens."""
+    """The fixture's weights, of 96 rows, beside a tokenizer with that many words and the latent tokens."""
     import tokenizers
     import transformers
 

@@ -120,7 +120,7 @@ def build_reasoner(run: RunConfig, abstract: AbstractReasoner, folder: Path | No
     def missing(path: tuple, _: Any) -> bool:
         return path not in known
 
-    # The given parameters are not initialised: the compiler removes what is not returned.
+    # Given parameters are not initialised: the compiler drops values that are not returned.
     fresh = jax.jit(
         lambda: nnx.split(make_reasoner(run, abstract.backbone), missing, ...)[1],
         out_shardings=nnx.split_state(abstract.placement, missing, ...)[0],

@@ -143,7 +143,7 @@ def _plain(backbone: LlamaConfig, params: Any, tokenizer: Tokenizer | None, dtyp
     """A Llama without a trained navigator: thoughts are raw hidden states (COCONUT), by default none."""
     run = RunConfig(model=ModelConfig(compute_dtype=dtype))
     graphdef = nnx.split(nnx.eval_shape(lambda: make_reasoner(run, backbone)))[0]
-    # The random backbone is not computed: the compiler removes what is not returned.
+    # The random backbone is not computed: the compiler drops values that are not returned.
     navigator = jax.jit(lambda: nnx.split(make_reasoner(run, backbone))[1]["navigator"])()
     longest = backbone.max_position_embeddings - _PLAIN_ANSWER_LENGTH
     return Pretrained(
