@@ -20,9 +20,10 @@ from longshot_jax.errors import UserError
 from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.batches import UNFINISHED, answer_texts
 from longshot_jax.evaluation.decoder import Decoder
-from longshot_jax.evaluation.fusion_accuracy import CHOOSING, choose
+from longshot_jax.evaluation.fusion_accuracy import choose
 from longshot_jax.evaluation.lens import Lens, ThoughtReading
 from longshot_jax.thoughts.coconut import fill_thoughts
+from longshot_jax.thoughts.fusion import CHOOSING
 from longshot_jax.thoughts.stopping import ThoughtRule
 
 

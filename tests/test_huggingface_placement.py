@@ -15,7 +15,7 @@ from huggingface_folders import assert_equal, leaves, load, write
 from safetensors import safe_open
 
 from longshot_jax.model.huggingface import weights
-from longshot_jax.model.huggingface.layout import LAYOUTS
+from longshot_jax.model.huggingface.tensor_names import TENSORS
 
 
 def single_device_mesh() -> jax.sharding.Mesh:
@@ -53,7 +53,7 @@ class Recorder:
 def test_any_block_of_a_weight_can_be_read_alone(tmp_path, name, axis):
     """What sharding over several devices asks for, along each axis; only the rows and columns of it are read."""
     whole = leaves(load(write(tmp_path)))[f"layers.{name}"]
-    layout = LAYOUTS["layers", name]
+    layout = TENSORS["layers", name]
     half = [slice(None)] * whole.ndim
     half[axis] = slice(whole.shape[axis] // 2, whole.shape[axis])
     recorders = []
@@ -76,7 +76,7 @@ def test_blocks_of_a_grown_table(tmp_path, rows):
     def tensor(name):
         return safe_open(tmp_path / "model.safetensors", "numpy").get_slice(name)
 
-    layout = LAYOUTS["embedding",]
+    layout = TENSORS["embedding",]
     read = weights._reader(tensor, layout, jax.ShapeDtypeStruct((16, 8), np.float32))
     np.testing.assert_array_equal(read([rows, slice(2, 6)]), whole[rows, 2:6])
 

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from longshot_jax.model.huggingface import load_weights, read_config
-from longshot_jax.model.llama import Context, KeyValues, Llama, LlamaConfig
+from longshot_jax.model.key_values import Context, KeyValues
+from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.rope import RopeScaling
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden_llama3"

@@ -16,18 +16,14 @@ import numpy as np
 
 from longshot_jax.data.grading import same_answer
 from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
-from longshot_jax.thoughts.fusion import best, vote, weighted
+from longshot_jax.thoughts.fusion import CHOOSING
 from longshot_jax.thoughts.rollout import Temperatures
-
-CHOOSING = ("vote", "weighted", "best")
 
 
 def choose(kind: str, answers: Sequence[str], values: Sequence[float] | np.ndarray) -> int:
     """Index of the trajectory that a fusion of `CHOOSING` chooses; equal numbers count as one answer."""
     worths = [float(value) for value in values]
-    if kind == "best":
-        return best(worths)
-    return {"vote": vote, "weighted": weighted}[kind](answers, worths, lambda answer: _standing(answer, answers))
+    return CHOOSING[kind](answers, worths, lambda answer: _standing(answer, answers))
 
 
 def distinct(answers: Sequence[str]) -> int:

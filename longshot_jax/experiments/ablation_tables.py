@@ -12,6 +12,7 @@ import scipy.stats
 from longshot_jax.evaluation.intervals import mean_interval
 from longshot_jax.experiments.variants import OPERATIONS, Variant, finished_results
 from longshot_jax.tables import markdown_table
+from longshot_jax.thoughts.fusion import CHOOSING
 
 QUESTIONS = 500  # test questions per number of operations
 
@@ -106,7 +107,7 @@ def ablation_table(content: Mapping[str, Any]) -> str:
 
 def fusion_table(content: Mapping[str, Any]) -> str:
     """Markdown table of five samples and their fusions for starts and bases, in per cent on chains of four."""
-    kinds = ("vote", "weighted", "best", "attend", "attend_identical", "mean", "mean_one_path")
+    kinds = (*CHOOSING, "attend", "attend_identical", "mean", "mean_one_path")
     heads = ["variant", "greedy", "one sample", "different answers", "any right", *kinds]
     rows = [[head.replace("_", " ") for head in heads]]
     bases = {entry["base"] for entry in content["variants"].values()}

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jax.nn.initializers import constant, normal
 from jaxtyping import Array, Bool, Float, Int
 
 from longshot_jax.config.model import Attention, LoraConfig
 from longshot_jax.model.attention import Segment, attend, fused_attend
+from longshot_jax.model.key_values import Context, KeyValues
 from longshot_jax.model.lora import Adapters, Matrix
 from longshot_jax.model.parameters import apply_matrix, weight
 from longshot_jax.model.quantization import dtype_beside, is_quantised, quantise
@@ -83,22 +84,6 @@ class LlamaConfig:
             "up": Matrix(hidden, inner, into, mlp),
             "down": Matrix(inner, hidden, mlp, into),
         }
-
-
-@struct.dataclass
-class KeyValues:
-    """Rotated keys and values of some positions, for every layer; [L, B, N, K, P, C] for N trajectories."""
-
-    keys: Float[Array, "L B K P C"]
-    values: Float[Array, "L B K P C"]
-
-
-@struct.dataclass
-class Context:
-    """Earlier positions that a forward pass reads; `mask` is False on padding and after a trajectory's stop."""
-
-    cache: KeyValues
-    mask: Bool[Array, "B P"]
 
 
 def rms_norm(x: Float[Array, "*batch D"], scale: Float[Array, " D"], epsilon: float) -> Float[Array, "*batch D"]:

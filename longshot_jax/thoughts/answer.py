@@ -6,7 +6,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from longshot_jax.model.chunked_logits import chunks_of, token_statistics
-from longshot_jax.model.llama import Context, KeyValues
+from longshot_jax.model.key_values import Context, KeyValues
 from longshot_jax.model.sharding import constrain_cache
 from longshot_jax.thoughts.densities import categorical_entropy, categorical_log_prob
 from longshot_jax.thoughts.reasoner import Reasoner

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from longshot_jax.model.llama import Context, KeyValues
+from longshot_jax.model.key_values import Context, KeyValues
 from longshot_jax.thoughts.think import Thoughts
 
 AnswerKey = Callable[[str], Hashable | None]
@@ -74,6 +74,14 @@ def best(values: Values) -> int:
         raise ValueError("no values: choosing the best needs at least one trajectory")
     worths = _worths(values)
     return max(range(len(worths)), key=lambda i: worths[i])
+
+
+# The fusions that choose one of the trajectories' answers, by name. To add one, add a line here.
+CHOOSING: dict[str, Callable[[Sequence[str], Values, AnswerKey], int]] = {
+    "vote": vote,
+    "weighted": weighted,
+    "best": lambda answers, values, key: best(values),
+}
 
 
 def join_trajectories(thoughts: Thoughts) -> Thoughts:

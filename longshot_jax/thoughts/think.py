@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from longshot_jax.model.llama import Context, KeyValues
+from longshot_jax.model.key_values import Context, KeyValues
 from longshot_jax.model.sharding import constrain_cache
 from longshot_jax.thoughts.reads.history import History, empty_history
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank

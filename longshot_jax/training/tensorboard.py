@@ -2,6 +2,9 @@
 
 Events are written in the calling thread, so a full disk is an error of the call. tensorboardX's own writer uses a
 background thread, which dies silently if it cannot write; the tenth event after that waits forever.
+
+This file writes values and computes none: `ppo/update.py` and `ppo/loop.py` compute `ppo/`, `reward/` and `rollout/`,
+`curriculum/update.py` computes `curriculum/`, and `training/context.py` logs `evaluation/`.
 """
 
 import os

@@ -23,7 +23,15 @@ from safetensors.numpy import save_file
 from longshot_jax.errors import UserError
 from longshot_jax.files import read_json, replacing_folder
 from longshot_jax.model.huggingface.config import config_json
-from longshot_jax.model.huggingface.layout import HEAD, LAYOUTS, Layout, Tensor, abstract_state, layout_of, tensors_of
+from longshot_jax.model.huggingface.tensor_names import (
+    HEAD,
+    TENSORS,
+    Tensor,
+    TensorLayout,
+    abstract_state,
+    layout_of,
+    tensors_of,
+)
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.lora import Matrix
 from longshot_jax.model.quantization import is_quantised, quantised_block
@@ -32,7 +40,7 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _READABLE = ("BF16", "F16", "F32")
 # Buffers in old checkpoints that follow from the config.
 _DERIVED = ".rotary_emb.inv_freq"
-_TABLE = LAYOUTS["embedding",].name
+_TABLE = TENSORS["embedding",].name
 # Marks exported files: an export may replace an earlier export, but not a downloaded model.
 METADATA = {"format": "pt", "written_by": "longshot_jax"}
 _EXPORTED = {
@@ -245,12 +253,12 @@ def _blocks(
     matrix = matrices[name]
     shape = (weight.shape[0], *matrix.inputs, *matrix.outputs)
     wide = jax.ShapeDtypeStruct(shape, np.float32)
-    read = _reader(tensor_named, LAYOUTS[(*above, name)], wide)
+    read = _reader(tensor_named, TENSORS[(*above, name)], wide)
     return quantised_block(read, shape, len(matrix.inputs), of_scale)
 
 
 def _reader(
-    tensor_named: Callable[[str], Any], layout: Layout, weight: jax.ShapeDtypeStruct
+    tensor_named: Callable[[str], Any], layout: TensorLayout, weight: jax.ShapeDtypeStruct
 ) -> Callable[[Sequence[slice]], np.ndarray]:
     """A function that reads any block of a weight, in its dtype, from the weight's tensors."""
 

@@ -15,7 +15,7 @@ HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """The layout of a weight in the checkpoint: Hugging Face stores matrices as [out, in], with heads flattened.
 
     Attributes:
@@ -59,19 +59,19 @@ class Layout:
         return block[tuple(cut)].transpose(np.argsort(order))
 
 
-LAYOUTS = {
-    ("embedding",): Layout("model.embed_tokens.weight", (0,), (1,)),
-    ("layers", "attention_norm"): Layout("model.layers.{layer}.input_layernorm.weight", (0,)),
-    ("layers", "query"): Layout("model.layers.{layer}.self_attn.q_proj.weight", (1, 2), (0,)),
-    ("layers", "key"): Layout("model.layers.{layer}.self_attn.k_proj.weight", (1, 2), (0,)),
-    ("layers", "value"): Layout("model.layers.{layer}.self_attn.v_proj.weight", (1, 2), (0,)),
-    ("layers", "output"): Layout("model.layers.{layer}.self_attn.o_proj.weight", (2,), (0, 1)),
-    ("layers", "mlp_norm"): Layout("model.layers.{layer}.post_attention_layernorm.weight", (0,)),
-    ("layers", "gate"): Layout("model.layers.{layer}.mlp.gate_proj.weight", (1,), (0,)),
-    ("layers", "up"): Layout("model.layers.{layer}.mlp.up_proj.weight", (1,), (0,)),
-    ("layers", "down"): Layout("model.layers.{layer}.mlp.down_proj.weight", (1,), (0,)),
-    ("final_norm",): Layout("model.norm.weight", (0,)),
-    ("head",): Layout(HEAD, (0,), (1,)),
+TENSORS = {
+    ("embedding",): TensorLayout("model.embed_tokens.weight", (0,), (1,)),
+    ("layers", "attention_norm"): TensorLayout("model.layers.{layer}.input_layernorm.weight", (0,)),
+    ("layers", "query"): TensorLayout("model.layers.{layer}.self_attn.q_proj.weight", (1, 2), (0,)),
+    ("layers", "key"): TensorLayout("model.layers.{layer}.self_attn.k_proj.weight", (1, 2), (0,)),
+    ("layers", "value"): TensorLayout("model.layers.{layer}.self_attn.v_proj.weight", (1, 2), (0,)),
+    ("layers", "output"): TensorLayout("model.layers.{layer}.self_attn.o_proj.weight", (2,), (0, 1)),
+    ("layers", "mlp_norm"): TensorLayout("model.layers.{layer}.post_attention_layernorm.weight", (0,)),
+    ("layers", "gate"): TensorLayout("model.layers.{layer}.mlp.gate_proj.weight", (1,), (0,)),
+    ("layers", "up"): TensorLayout("model.layers.{layer}.mlp.up_proj.weight", (1,), (0,)),
+    ("layers", "down"): TensorLayout("model.layers.{layer}.mlp.down_proj.weight", (1,), (0,)),
+    ("final_norm",): TensorLayout("model.norm.weight", (0,)),
+    ("head",): TensorLayout(HEAD, (0,), (1,)),
 }
 
 
@@ -82,7 +82,7 @@ class Tensor(NamedTuple):
     """
 
     name: str
-    layout: Layout
+    layout: TensorLayout
     weight: Any
     layer: int | None
 
@@ -97,9 +97,9 @@ def abstract_state(config: LlamaConfig, dtype: jax.typing.DTypeLike) -> nnx.Stat
     return nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0), weight_dtype=dtype)))[1]
 
 
-def layout_of(path: tuple[Any, ...]) -> Layout:
-    """Layout of the weight at a path in the state; the last step of the path, from variable to value, is ignored."""
-    return LAYOUTS[tuple(step.key for step in path if isinstance(step, jax.tree_util.DictKey))]
+def layout_of(path: tuple[Any, ...]) -> TensorLayout:
+    """TensorLayout of the weight at a path in the state; the last step of the path, from variable to value, is ignored."""
+    return TENSORS[tuple(step.key for step in path if isinstance(step, jax.tree_util.DictKey))]
 
 
 def tensors_of(state: nnx.State[Any, Any]) -> list[Tensor]:
