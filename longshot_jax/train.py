@@ -7,11 +7,13 @@ The same command continues a killed run from its newest checkpoint, to the same 
 number and decision is a function of the settings and the checkpoint.
 """
 
+import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.experimental import multihost_utils
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
@@ -66,7 +68,7 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
     workdir = Path(workdir)
     mesh = make_mesh(run.mesh)
     folder = model_folder(run)
-    problems = read_problems(run)
+    problems = read_problems(run, lambda text: _note(text, stream))
     with ExitStack() as stack:
         lock = on_primary(lambda: prepare_workdir(workdir))
         if lock is not None:
@@ -104,6 +106,12 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         result = RunResult(workdir, checkpoints.best_step, best_accuracy, context.finished, context.seconds)
         _report(context, result)
     return result
+
+
+def _note(text: str, stream: Any) -> None:
+    """Prints a line on the first process."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr if stream is None else stream, flush=True)
 
 
 def _newest_metadata(workdir: Path) -> dict[str, Any] | None:

@@ -1,12 +1,15 @@
 """Which problems a run trains on, and which choose its best checkpoint."""
 
 import json
+import random
 import re
+import unicodedata
 from dataclasses import replace
 
 import pytest
 from tiny_run import tiny
 
+from longshot_jax.data.overlap import question_key
 from longshot_jax.data.problems import Problem
 from longshot_jax.data.sources import (
     Problems,
@@ -41,8 +44,80 @@ def test_named_validation_leaves_the_training_data_whole(tmp_path):
     file = problem_file(tmp_path, 5)
     train, validation = read_problems(tiny(data__train=file, data__validation="chains"))
     assert len(train) == 5 and len(validation) == 1000
-    with pytest.raises(UserError, match=r"5 problems, too few .* config\.data\.validation"):
+    with pytest.raises(UserError, match=r"5 different problems, too few .* config\.data\.validation"):
         read_problems(tiny(data__train=file))
+
+
+def file_of(folder, name, questions):
+    rows = [{"question": question, "steps": [], "answer": "1"} for question in questions]
+    (folder / name).write_text(json.dumps(rows))
+    return str(folder / name)
+
+
+def same_question(text):
+    """The question with other white space, case and Unicode form."""
+    return unicodedata.normalize("NFD", text.upper().replace(" ", " \n\t").replace("2", "\uff12"))
+
+
+def test_all_copies_of_a_question_are_on_one_side(tmp_path):
+    questions = [f"Zo\u00eb has {n} pens, stra\u00dfe {n % 7}?" for n in range(60)]
+    copies = questions + [same_question(question) for question in questions]
+    assert not set(questions) & set(copies[60:])
+    random.Random(0).shuffle(copies)
+    train, validation = read_problems(tiny(data__train=file_of(tmp_path, "train.json", copies)))
+    assert (len(train), len(validation)) == (108, 12)
+    assert not {question_key(problem) for problem in train} & {question_key(problem) for problem in validation}
+    assert sorted(p.question for p in [*train, *validation]) == sorted(" ".join(q.split(" ")) for q in copies)
+    with pytest.raises(UserError, match="9 different problems, too few"):
+        read_problems(tiny(data__train=file_of(tmp_path, "few.json", questions[:9] * 3)))
+
+
+def test_a_file_without_copies_is_split_by_position(tmp_path):
+    """A continued run needs the split that it was started with."""
+    for count in (10, 19, 95, 6000):
+        train, validation = read_problems(tiny(data__train=problem_file(tmp_path, count)))
+        part = min(count // 10, 500)
+        kept = [number * count // part for number in range(part)]
+        assert [int(p.answer) for p in validation] == kept
+        assert [int(p.answer) for p in train] == [n for n in range(count) if n not in kept]
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_held_out_problems_among_the_training_problems_are_named_or_left_out(tmp_path, remove):
+    train = file_of(tmp_path, "train.json", [f"q {n}" for n in range(20)])
+    validation = file_of(tmp_path, "validation.json", ["Q  3", "new", "other", "third"])
+    test = file_of(tmp_path, "test.json", ["q 5", "q 5", "q 3", "newer", "newest"])
+    said: list[str] = []
+    run = tiny(data__train=train, data__validation=validation, data__test=test, data__remove_overlap=remove)
+    problems = read_problems(run, said.append)
+    trained = {problem.question for problem in problems.train}
+    assert trained == {f"q {n}" for n in range(20) if not remove or n not in (3, 5)}
+    assert len(problems.validation) == 4
+    advice = "they are left out" if remove else "set config.data.remove_overlap to True to leave them out"
+    assert said == [
+        f"warning: 1 of the 4 problems of config.data.validation ({validation}), 25.0%, are also in the training "
+        f"problems ({train}): {advice} of training.",
+        f"warning: 3 of the 5 problems of config.data.test ({test}), 60.0%, are also in the training problems "
+        f"({train}): {advice} of training.",
+    ]
+    said.clear()
+    read_problems(replace(run, data=replace(run.data, validation="chains", test="chains")), said.append)
+    assert not said
+    whole = replace(run, data=replace(run.data, test=train, validation=validation))
+    if remove:
+        with pytest.raises(UserError, match="leaves none to train on: name other problems"):
+            read_problems(whole, said.append)
+    else:
+        assert len(read_problems(whole, said.append).train) == 20 and "100.0%" in said[-1]
+
+
+def test_test_problems_that_cannot_be_read_do_not_end_training(tmp_path):
+    said: list[str] = []
+    run = tiny(data__train=problem_file(tmp_path, 30), data__test=str(tmp_path / "none.json"))
+    assert len(read_problems(run, said.append).train) == 27
+    assert (
+        len(said) == 1 and said[0].startswith("warning: config.data.test was not compared") and "none.json" in said[0]
+    )
 
 
 @pytest.mark.parametrize("kind", ["chains", "prosqa"])

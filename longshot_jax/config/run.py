@@ -21,9 +21,12 @@ class DataConfig:
     """Training problems: a file, a hub name (`name:config:split`), or generated (`chains` or `prosqa`)."""
     validation: str = ""
     """Problems that select the best checkpoint, as in `train`. Empty: other problems if `train` is generated, else a
-    tenth of `train`, at most 500, which is removed from it."""
+    tenth of the questions of `train`, at most 500, which are removed from it with all their copies."""
     test: str = "chains"
-    """Default problems of `scripts/eval.py`; training never reads them."""
+    """Default problems of `scripts/eval.py`. Training reads them only to compare them with its own problems."""
+    remove_overlap: bool = False
+    """Leave out of training the problems of a file whose question is also in `validation` or `test`; without it a
+    warning names their share."""
     tokenizer: str = "chains"
     """`chains` (one token per character), `bpe` (byte-level BPE, trained on the problems), `model` (that of the model
     directory), a folder, or a hub name."""

@@ -9,6 +9,7 @@ from longshot_jax.config.curriculum import CurriculumConfig
 from longshot_jax.config.run import DataConfig, RunConfig
 from longshot_jax.data.chains import ChainProblems, Split
 from longshot_jax.data.layout import Layout
+from longshot_jax.data.overlap import question_key, spaced_questions, without
 from longshot_jax.data.problems import Problem, load_problems
 from longshot_jax.data.prosqa import ProsQAProblems
 from longshot_jax.data.tokenizer import Tokenizer
@@ -17,7 +18,7 @@ from longshot_jax.files import replacing_folder
 
 # Held-out problems do not depend on the run's seed, so that runs can be compared.
 _VALIDATION_SEED, _TEST_SEED = 7_000_003, 7_000_019
-_VALIDATION_STRIDE, _MAX_VALIDATION = 10, 500  # a tenth of the training problems, at most 500, is for validation
+_VALIDATION_STRIDE, _MAX_VALIDATION = 10, 500  # a tenth of the training questions, at most 500, is for validation
 _BPE_PROBLEMS = 20_000
 _FIRST_CHECKED = 64  # generated problems that are checked before training
 
@@ -35,33 +36,71 @@ class Problems(NamedTuple):
     validation: Sequence[Problem]
 
 
-def read_problems(run: RunConfig) -> Problems:
+def read_problems(run: RunConfig, warn: Callable[[str], object] = lambda _: None) -> Problems:
     """The training and validation problems of a run; a UserError if a source is unreadable or too small to be split.
 
-    Without `data.validation`, a file or hub data set is split: up to a tenth of its problems, evenly spaced, is for
-    validation. Generated problems come from different streams or splits. Overlap between named files is not checked.
+    Without `data.validation`, a file or hub data set is split by its questions: up to a tenth of the different ones,
+    evenly spaced, is for validation, and all copies of a question are on one side. Generated problems come from
+    different streams or splits.
+
+    Problems of `data.test` and `data.validation` whose question is also in a training file are counted, and `warn` gets
+    a line with their share; `data.remove_overlap` leaves them out of training. Generated training problems are not
+    compared with files.
     """
     data = run.data
     if data.train in GENERATORS:
         train = GENERATORS[data.train](data, run.seed, data.generated_train, "train")
+        return Problems(train, _held_out(data, data.validation or data.train, "validation", _VALIDATION_SEED))
+    train = load_problems(data.train)
+    keys = [question_key(problem) for problem in train]
+    if data.validation:
+        validation = _held_out(data, data.validation, "validation", _VALIDATION_SEED)
+        shared = _overlap(data, "validation", validation, keys, warn)
     else:
-        train = load_problems(data.train)
-    source = data.validation or (data.train if data.train in GENERATORS else "")
-    if source:
-        return Problems(train, _held_out(data, source, "validation", _VALIDATION_SEED))
-    count = min(len(train) // _VALIDATION_STRIDE, _MAX_VALIDATION)
-    if not count:
-        raise UserError(
-            f"{data.train} has {len(train)} problems, too few to keep a tenth for validation: name other problems as "
-            "config.data.validation."
+        chosen = spaced_questions(keys, _VALIDATION_STRIDE, _MAX_VALIDATION)
+        if not chosen:
+            raise UserError(
+                f"{data.train} has {len(set(keys))} different problems, too few to keep a tenth for validation: name "
+                "other problems as config.data.validation."
+            )
+        validation = [problem for problem, key in zip(train, keys, strict=True) if key in chosen]
+        train, keys, shared = without(train, keys, chosen), [key for key in keys if key not in chosen], set()
+    try:
+        shared |= _overlap(data, "test", test_problems(run), keys, warn)
+    except UserError as error:
+        warn(f"warning: config.data.test was not compared with the training problems, because {error}")
+    if data.remove_overlap and shared:
+        train = without(train, keys, shared)
+        if not train:
+            raise UserError(
+                f"every problem of {data.train} is also in config.data.validation or config.data.test, so "
+                "config.data.remove_overlap leaves none to train on: name other problems as config.data.train."
+            )
+    return Problems(train, validation)
+
+
+def _overlap(
+    data: DataConfig, setting: str, problems: Sequence[Problem], train: Sequence[bytes], warn: Callable[[str], object]
+) -> set[bytes]:
+    """Questions of held-out problems that are among the training questions; warns of them."""
+    held_out, trained = [question_key(problem) for problem in problems], set(train)
+    shared = trained.intersection(held_out)
+    if shared:
+        count = sum(key in shared for key in held_out)
+        advice = (
+            "they are left out of training"
+            if data.remove_overlap
+            else "set config.data.remove_overlap to True to leave them out of training"
         )
-    kept = {number * len(train) // count for number in range(count)}
-    problems = list(enumerate(train))
-    return Problems([p for i, p in problems if i not in kept], [p for i, p in problems if i in kept])
+        warn(
+            f"warning: {count} of the {len(held_out)} problems of config.data.{setting} ({getattr(data, setting)}), "
+            f"{count / len(held_out):.1%}, are also in the training problems ({data.train}): {advice}."
+        )
+    return shared
 
 
 def test_problems(run: RunConfig) -> Sequence[Problem]:
-    """The problems of `data.test`, which training never reads; a UserError if it is unreadable."""
+    """The problems of `data.test`, held out from training; a UserError if it is unreadable."""
     return _held_out(run.data, run.data.test, "test", _TEST_SEED)
 
 
@@ -144,7 +183,7 @@ def check_problems(run: RunConfig, layout: Layout, problems: Problems) -> Proble
     """
     data = run.data
     return Problems(
-        _checked(run, layout, problems.train, data.train, counted=bool(data.validation)),
+        _checked(run, layout, problems.train, data.train, counted=bool(data.validation) and not data.remove_overlap),
         _checked(run, layout, problems.validation, data.validation or data.train, counted=bool(data.validation)),
     )
 
