@@ -73,7 +73,7 @@ def rolled_out(reasoner, given):
             Lengths(zeros, zeros + T),
             Temperatures(jnp.asarray(0.5), jnp.ones(()), jnp.ones(())),
             jax.random.split(jax.random.key(1), ROWS),
-            RolloutShape(N, T, A, opening=(3,), end_token=2, scaling="summed"),
+            RolloutShape(N, T, A, opening=(3,), end_tokens=(2,), scaling="summed"),
         )
     )()
 

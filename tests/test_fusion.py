@@ -107,7 +107,7 @@ def joined():
         thoughts = think_given(reasoner, encoded, embeddings, num_thoughts)
         one = join_trajectories(thoughts)
         return [
-            decode_answers(reasoner, encoded, which, OPENING, END, ANSWER, jnp.float32(1), None)
+            decode_answers(reasoner, encoded, which, OPENING, (END,), ANSWER, jnp.float32(1), None)
             for which in (one, thoughts)
         ]
 

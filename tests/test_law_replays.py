@@ -49,7 +49,7 @@ def sampled(case):
             Lengths(jnp.int32(0), jnp.int32(STEPS)),
             Temperatures(jnp.float32(0.3), jnp.float32(4.0), jnp.float32(3.0)),
             question_keys(QUESTIONS, 6),
-            RolloutShape(TRAJECTORIES, STEPS, ANSWER, OPENING, END, scaling="scaled", ensemble=ensemble),
+            RolloutShape(TRAJECTORIES, STEPS, ANSWER, OPENING, (END,), scaling="scaled", ensemble=ensemble),
         )[0]
 
     rollout = jax.jit(sample, compiler_options=QUICK)(reasoner, *ragged_prompts([3, 6], WIDTH))
@@ -182,7 +182,7 @@ def test_answers_follow_the_stop_directly():
         encoded = encode(reasoner, prompt, mask)
         rule = StopRule(num_thoughts, num_thoughts)
         thoughts = think(reasoner, encoded, None, rule, noise, jnp.float32(0.3))
-        answers = decode_answers(reasoner, encoded, thoughts, OPENING, END, ANSWER, jnp.float32(1.0), None)
+        answers = decode_answers(reasoner, encoded, thoughts, OPENING, (END,), ANSWER, jnp.float32(1.0), None)
         return thoughts.last_hidden, answers
 
     run = jax.jit(answer, compiler_options=QUICK)

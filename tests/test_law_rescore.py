@@ -55,7 +55,7 @@ def situations(draw):
 
 @cache
 def sampler(opening, scaling, ensemble):
-    shape = RolloutShape(TRAJECTORIES, STEPS, ANSWER, opening, END, scaling=scaling, ensemble=ensemble)
+    shape = RolloutShape(TRAJECTORIES, STEPS, ANSWER, opening, (END,), scaling=scaling, ensemble=ensemble)
 
     def sample(reasoner, prompt, mask, bank, lengths, temperatures, keys):
         return sample_rollout(reasoner, prompt, mask, bank, lengths, temperatures, keys, shape)
@@ -216,7 +216,7 @@ def cached_pass(opening, ensemble):
         encoded = encode(reasoner, prompt, mask)
         rule = StopRule(lengths.min_thoughts, lengths.max_thoughts)
         thoughts = think(reasoner, encoded, bank, rule, noise, thought_std, ensemble=ensemble)
-        return thoughts, decode_answers(reasoner, encoded, thoughts, opening, END, ANSWER, jnp.float32(1.0), None)
+        return thoughts, decode_answers(reasoner, encoded, thoughts, opening, (END,), ANSWER, jnp.float32(1.0), None)
 
     return jax.jit(run, compiler_options=QUICK)
 

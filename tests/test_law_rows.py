@@ -24,7 +24,7 @@ TRAJECTORIES, STEPS, ANSWER, WIDTH, OPENING = 3, 3, 4, 6, (7,)
 
 
 def sampling(ensemble=False, num_trajectories=TRAJECTORIES):
-    shape = RolloutShape(num_trajectories, STEPS, ANSWER, OPENING, END, scaling="summed", ensemble=ensemble)
+    shape = RolloutShape(num_trajectories, STEPS, ANSWER, OPENING, (END,), scaling="summed", ensemble=ensemble)
 
     def sample(reasoner, prompt, mask, bank, lengths, temperatures, keys):
         return sample_rollout(reasoner, prompt, mask, bank, lengths, temperatures, keys, shape)

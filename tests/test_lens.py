@@ -127,7 +127,7 @@ def test_a_donors_thought_is_put_in_and_thinking_goes_on_from_it(model):
     given[0] = jnp.concatenate([first, second], axis=2)
     layout = pretrained.layout
     nearest, tokens = swapped_answers(
-        pretrained.graphdef, layout.opening, layout.tokenizer.end, pretrained.answer_length, 2,
+        pretrained.graphdef, layout.opening, layout.tokenizer.ends, pretrained.answer_length, 2,
         pretrained.params, None, *prompts,
     )  # fmt: skip
     for thought in (0, 1):

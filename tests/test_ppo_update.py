@@ -35,7 +35,7 @@ def sampled(reasoner, key, memory, std, count, answer_length):
     return sample_rollout(
         reasoner, prompt, mask, memory, Lengths(zeros, zeros + T),
         Temperatures(std, jnp.ones(()), jnp.ones(())), jax.random.split(key, count),
-        RolloutShape(N, T, answer_length, OPENING, END, scaling="summed"),
+        RolloutShape(N, T, answer_length, OPENING, (END,), scaling="summed"),
     )  # fmt: skip
 
 

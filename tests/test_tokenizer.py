@@ -7,6 +7,7 @@ import pytest
 from huggingface_folders import LLAMA, LLAMA_SPECIALS, llama_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published_tokenizers import byte_level, write_json
 
 from longshot_jax.data.chains import ChainProblems, chain_words
 from longshot_jax.data.problems import load_problems
@@ -164,8 +165,7 @@ def test_llama_reserved_tokens_need_no_new_rows(tmp_path):
     assert tokens.end == 264 and tokens.pad == tokens.end
     assert tokens.encode("a" + LATENT) == [*tokens.encode("a"), tokens.latent]
     assert tokens.decode([*tokens.encode("hi"), tokens.latent]) == "hi"
-    assert tokens.encode_question("a")[0] == 256  # begin-of-text, which this tokenizer does not add by itself
-    assert tokens.encode_question("a")[1:] == tokens.encode("a\n")
+    assert tokens.encode_question("a") == tokens.encode("a\n")  # begin-of-text exists, and is not put before a text
 
 
 def test_llama_padding_on_a_reserved_token_is_left_alone(tmp_path):
@@ -189,7 +189,7 @@ def test_chat_template_begins_once(tmp_path):
     bare = Tokenizer.load(
         llama_files(tmp_path / "b", LLAMA_SPECIALS, TEMPLATE.removeprefix("{{ bos_token }}"), **LLAMA)
     )
-    assert bare.encode_question("How many?") == ids
+    assert bare.encode_question("How many?") == ids[1:]  # as the template says
 
 
 def test_check_fits():
@@ -211,6 +211,38 @@ def test_what_cannot_be_loaded(tmp_path):
     with pytest.raises(UserError, match="cannot be loaded") as caught:
         Tokenizer.load(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_text_that_does_not_come_back_is_refused(tmp_path):
+    """As with a library version that builds Llama 2's tokenizer from the byte-level files of R1-Distill."""
+    folder = llama_files(tmp_path, LLAMA_SPECIALS, **LLAMA)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    for change, lost in (
+        ({"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": ""}}, "'Tomhas3redapples"),
+        ({"normalizer": {"type": "Replace", "pattern": {"String": "\n"}, "content": " "}}, "apples and buys"),
+        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "[0-9]"}, "content": "0"}}, "'Tom has 0 red"),
+        ({"decoder": None}, "'T o m"),
+    ):
+        file.write_text(json.dumps(content | change))
+        with pytest.raises(UserError, match=f"tokenizer in {tmp_path} does not give a text back: .* becomes .*{lost}"):
+            Tokenizer.load(folder)
+    file.write_text(json.dumps(content | {"normalizer": {"type": "Lowercase"}}))
+    assert Tokenizer.load(folder).decode(Tokenizer.load(folder).encode("Tom has 3")) == "tom has 3"
+
+
+def test_a_new_token_that_would_take_the_id_of_another_is_refused(tmp_path):
+    byte_level(tmp_path, ["<|end|>"], holes=True)
+    write_json(tmp_path, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", eos_token="<|end|>")
+    with pytest.raises(UserError, match=r"'\S+' and the new token '<\|.*\|>' the same id 2\d\d: number its"):
+        Tokenizer.load(str(tmp_path))
+
+
+def test_files_that_do_not_fit_together(tmp_path):
+    folder = gpt2_files(tmp_path)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nx y\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"cannot be loaded \(.*`xy` out of vocabulary"):
+        Tokenizer.load(folder)
 
 
 def test_no_end_token(tmp_path):

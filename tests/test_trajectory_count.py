@@ -30,7 +30,7 @@ QUESTIONS, MOST, STEPS, ANSWER, OPENING = 4, 4, 3, 3, (7,)
 
 def sample(reasoner, bank, forced=None, room=MOST, adaptive=True, ensemble=False):
     """A rollout with room for `room` trajectories of every question, and its scores."""
-    shape = RolloutShape(room, STEPS, ANSWER, OPENING, END, scaling="summed", adaptive=adaptive, ensemble=ensemble)
+    shape = RolloutShape(room, STEPS, ANSWER, OPENING, (END,), scaling="summed", adaptive=adaptive, ensemble=ensemble)
     prompt, mask = ragged_prompts([3, 6, 1, 4], 6)
     return jax.jit(
         lambda reasoner: sample_rollout(

@@ -114,7 +114,7 @@ def policy(run: RunConfig, backbone: LlamaConfig, update: bool = False) -> Measu
     """A PPO rollout with all thoughts and full-length answers, or the update on it."""
     mesh, config = make_mesh(run.mesh), run.ppo
     abstract = AbstractReasoner.of(run, backbone, mesh)
-    programs = PPOPrograms(run, abstract, mesh, OPENING, NO_TOKEN)
+    programs = PPOPrograms(run, abstract, mesh, OPENING, (NO_TOKEN,))
     shape = (config.questions, config.num_trajectories)
     most = np.full(shape, config.max_thoughts, np.int32)
     inputs = place_batch(
@@ -141,7 +141,7 @@ def generation(run: RunConfig, backbone: LlamaConfig, questions: int) -> Measure
     prompt, mask = random_questions(run, backbone, questions)
     most = jnp.full((questions, 1), run.ppo.max_thoughts, jnp.int32)
     length = run.sampled_length
-    shape = RolloutShape(1, run.ppo.max_thoughts, length, OPENING, NO_TOKEN)
+    shape = RolloutShape(1, run.ppo.max_thoughts, length, OPENING, (NO_TOKEN,))
 
     @jax.jit
     def answers(params: nnx.State, prompt: Any, mask: Any) -> Any:

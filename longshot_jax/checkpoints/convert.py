@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.initialize import embedding_rows
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
+from longshot_jax.data.end_tokens import end_token_setting
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.model.huggingface import load_weights, read_config, save_weights
@@ -76,6 +77,6 @@ def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32") ->
         saved.backbone,
         folder,
         dtype=dtype,
-        eos_token_id=tokenizer.end if tokenizer else None,
+        eos_token_id=end_token_setting(tokenizer.ends) if tokenizer else None,
         beside=write_beside,
     )

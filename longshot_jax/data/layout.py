@@ -8,6 +8,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -80,13 +81,11 @@ class Layout:
         return [self.tokenizer.end_latent, *self.tokenizer.encode(problem.answer), self.tokenizer.end]
 
     def answer_text(self, ids: Sequence[int]) -> str:
-        """Text of a decoded answer up to the end token; in layout `answer` only after the last `<|end-latent|>`.
+        """Text of a decoded answer up to its first end token; in layout `answer` only after the last `<|end-latent|>`.
 
         Other special tokens are spelled out: without them `1<|pad|>8` would be graded as 18.
         """
-        ids = [int(i) for i in ids]
-        if self.tokenizer.end in ids:
-            ids = ids[: ids.index(self.tokenizer.end)]
+        ids = list(takewhile(lambda id: id not in self.tokenizer.ends, map(int, ids)))
         if self.markers == "answer" and self.tokenizer.end_latent in ids:
             ids = ids[len(ids) - ids[::-1].index(self.tokenizer.end_latent) :]
         return self.tokenizer.decode_literally(ids)

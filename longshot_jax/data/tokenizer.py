@@ -1,5 +1,6 @@
 """Text to token ids and back: a Hugging Face fast tokenizer with the three latent special tokens."""
 
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -8,7 +9,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from longshot_jax.data.chains import chain_words
+from longshot_jax.data.end_tokens import GENERATION_CONFIG, find_end_tokens, generation_config
 from longshot_jax.data.hub import hub_reachable
+from longshot_jax.data.tokenizer_checks import check_new, check_round_trip
 from longshot_jax.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ LATENT_TOKENS = (START_LATENT, LATENT, END_LATENT)
 _PAD, _END = "<|pad|>", "<|end-of-text|>"  # of tokenizers built here
 _RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>")  # Llama 3's spare rows
 _BYTES = 256
+_SETTINGS = "tokenizer_config.json"
 # Chat templates such as Llama 3.2's put today's date into the prompt. It is fixed to their fallback date, so that
 # prompts do not change between a run and a later evaluation.
 _DATE = "26 Jul 2024"
@@ -28,36 +32,42 @@ _FIXED_DATE = "{%- macro strftime_now(format) -%}" + _DATE + "{%- endmacro -%}"
 class Tokenizer:
     """A tokenizer with its special ids.
 
-    `tokenizer` is a transformers fast tokenizer; `name` is for error messages. Raises UserError if it has no end token.
+    `tokenizer` is a transformers fast tokenizer; `name` is for error messages; `configs` are JSON files that may name the
+    model's end tokens (`data.end_tokens`). Raises UserError if there is no end token.
 
     Attributes:
-      pad, end: padding and end-of-text ids. They are equal if the tokenizer has no padding token, so masks and lengths
-        mark real tokens; never compare ids with `pad`.
+      ends: ids of all tokens that end a text. end: the first of them, which is written at the end of a training answer:
+        what an instruct model writes after its turn (Llama 3: `<|eot_id|>`), otherwise the tokenizer's end-of-text token.
+      pad: padding id. It is `end` if the tokenizer has no padding token, so masks and lengths mark real tokens; never
+        compare ids with `pad`.
       start_latent, latent, end_latent: COCONUT's tokens: the three lowest-numbered reserved tokens of a Llama 3
         tokenizer, so that the embedding needs no new rows; otherwise added tokens.
       vocabulary_size: embedding rows, rounded up to a multiple of `multiple`, so that the mesh divides them.
     """
 
-    def __init__(self, tokenizer: Any, name: str, multiple: int = 1):
-        if tokenizer.eos_token_id is None:
+    def __init__(self, tokenizer: Any, name: str, multiple: int = 1, configs: Sequence[Path] = ()):
+        self.ends = find_end_tokens(tokenizer, configs)
+        if not self.ends:
             raise UserError(f"tokenizer {name} has no end token: set eos_token in its tokenizer_config.json")
         if multiple < 1:
             raise UserError(f"the vocabulary's multiple must be at least 1, not {multiple}")
         self._tokenizer = tokenizer
         self.name = name
-        spellings = _latent_spellings(tokenizer)
+        spellings = _latent_spellings(tokenizer, self.ends)
         tokenizer.add_tokens(list(spellings), special_tokens=True)  # known ones keep their ids
         vocabulary = tokenizer.get_vocab()
+        check_new(vocabulary, spellings, name)
         self._rows = max(vocabulary.values()) + 1
         self._respelled = {
             ours: theirs for ours, theirs in zip(LATENT_TOKENS, spellings, strict=True) if ours != theirs
         }
         self.start_latent, self.latent, self.end_latent = (int(vocabulary[word]) for word in spellings)
-        self.end = int(tokenizer.eos_token_id)
+        self.end = self.ends[0]
         self.pad = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.vocabulary_size = -(-self._rows // multiple) * multiple
         self._chat_template = _chat_template(tokenizer)
         self._alphabet = _alphabet(tokenizer)
+        self._before = _added_before(tokenizer, next(iter(self._alphabet or "x")))
         added = tokenizer.added_tokens_decoder.items()
         self._special = {*tokenizer.all_special_ids, *(id for id, token in added if token.special)}
 
@@ -77,13 +87,16 @@ class Tokenizer:
         if not is_folder and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", folder_or_name, re.ASCII):
             raise UserError(f"there is no tokenizer folder {folder_or_name}: give a folder or a model's hub name")
         offline = not is_folder and not hub_reachable()
+        local = is_folder or offline
         transformers = _transformers()
         # AutoTokenizer cannot identify a folder with GPT-2's two files and no config.
         loader = transformers.GPT2Tokenizer if bare else transformers.AutoTokenizer
         place = str(folder) if is_folder else folder_or_name
         try:
-            tokenizer = loader.from_pretrained(place, local_files_only=is_folder or offline)
-        except Exception as error:  # of many types, from two libraries
+            tokenizer = loader.from_pretrained(place, local_files_only=local)
+        except BaseException as error:  # of many types, from two libraries; a panic in Rust is no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             if offline:
                 raise UserError(
                     f"tokenizer {place} is neither a folder nor in the download cache, and the hub is out of reach: "
@@ -92,7 +105,10 @@ class Tokenizer:
             raise UserError(
                 f"the tokenizer in {place} cannot be loaded ({first_line(error)}): fix or replace it"
             ) from None
-        return cls(tokenizer, place, multiple)
+        tokens = cls(tokenizer, place, multiple, _configs(place, local))
+        if tokens._alphabet is None:  # the chains' drops white space on purpose, and refuses what it cannot spell
+            check_round_trip(tokens.encode, tokens.decode, place)
+        return tokens
 
     @classmethod
     def find(cls, folder: str | Path) -> "Tokenizer | None":
@@ -147,10 +163,18 @@ class Tokenizer:
         return cls(_wrap(model), f"trained here with {vocabulary_size} tokens", multiple)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer to `folder` in the form that `load` and transformers read; a UserError on failure."""
+        """Writes the tokenizer to `folder` in the form that `load` and transformers read; a UserError on failure.
+
+        generation_config.json beside it holds the end tokens, as in a model's folder.
+        """
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self._tokenizer.save_pretrained(str(folder))
+            settings = json.loads((Path(folder) / _SETTINGS).read_text(encoding="utf-8"))
+            # Of any other class transformers builds parts anew, from settings that it does not all write (Llama's `legacy`).
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            for file, content in ((_SETTINGS, settings), (GENERATION_CONFIG, generation_config(self.ends))):
+                (Path(folder) / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         except Exception as error:  # the Rust library raises a plain Exception even for a full disk
             raise UserError(f"{folder} cannot be written ({first_line(error)}): choose another folder") from None
 
@@ -201,8 +225,8 @@ class Tokenizer:
     def encode_question(self, question: str) -> list[int]:
         """The prompt: the chat template for an instruct model, otherwise the question and a newline as in COCONUT.
 
-        A template that asks for today's date gets 26 Jul 2024, in that form. The beginning-of-text token comes first,
-        once; there is none if it equals the end token (GPT-2), as in COCONUT.
+        A template that asks for today's date gets 26 Jul 2024, in that form. A template writes its own beginning-of-text
+        token; without a template it comes first if the tokenizer itself puts it before a text.
         """
         if self._chat_template:
             prompt = self._tokenizer.apply_chat_template(
@@ -214,10 +238,7 @@ class Tokenizer:
         else:
             prompt = question + "\n"
         ids = self.encode(prompt)
-        begin = self._tokenizer.bos_token_id
-        if begin is not None and begin != self.end and ids[:1] != [begin]:
-            ids = [int(begin), *ids]
-        return ids
+        return ids if self._chat_template else [*self._before, *ids]
 
     def check_fits(self, vocabulary_rows: int) -> None:
         """Raises UserError unless an embedding of `vocabulary_rows` rows covers every token."""
@@ -256,12 +277,31 @@ def _alphabet(tokenizer: Any) -> frozenset[str] | None:
     return frozenset(word for word in tokenizer.get_vocab() if len(word) == 1)
 
 
-def _latent_spellings(tokenizer: Any) -> tuple[str, ...]:
-    """The spellings of the three latent tokens in `tokenizer`: their own names, or reserved tokens."""
+def _configs(place: str, local: bool) -> list[Path]:
+    """The files of a folder, or of a model on the hub, that may name end tokens, in transformers' order."""
+    names = (GENERATION_CONFIG, "config.json")
+    if Path(place).is_dir():
+        return [file for name in names if (file := Path(place) / name).exists()]
+    from transformers.utils import cached_file
+
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return [Path(file) for name in names if (file := cached_file(place, name, local_files_only=local, **quiet))]
+
+
+def _added_before(tokenizer: Any, text: str) -> list[int]:
+    """The ids that the tokenizer itself puts before a text, such as the beginning-of-text token of Llama."""
+    ids, alone = tokenizer.encode(text), tokenizer.encode(text, add_special_tokens=False)
+    starts = range(len(ids) - len(alone) + 1)
+    return ids[: next((at for at in starts if ids[at : at + len(alone)] == alone), 0)]
+
+
+def _latent_spellings(tokenizer: Any, ends: Sequence[int]) -> tuple[str, ...]:
+    """The spellings of the three latent tokens in `tokenizer`: their own names, or reserved tokens without a use."""
     vocabulary = tokenizer.get_vocab()
     if any(word in vocabulary for word in LATENT_TOKENS):
         return LATENT_TOKENS
-    taken = {tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token}
+    taken = {*tokenizer.all_special_tokens, *tokenizer.convert_ids_to_tokens(list(ends))}
+    template = str(getattr(tokenizer, "chat_template", None))
     reserved = [(int(found[1]), word) for word in vocabulary if (found := _RESERVED.fullmatch(word))]
-    free = [word for _, word in sorted(reserved) if word not in taken]
+    free = [word for _, word in sorted(reserved) if word not in taken and word not in template]
     return tuple(free[:3]) if len(free) >= 3 else LATENT_TOKENS

@@ -86,8 +86,11 @@ def answer_texts(tokens: Int[np.ndarray, "B N A"], layout: Layout) -> list[list[
     because its continuation is unknown.
     """
 
+    ends = frozenset(layout.tokenizer.ends)
+
     def text(ids: list[int]) -> str:
-        return extract_answer(layout.answer_text(ids)) + ("" if layout.tokenizer.end in ids else UNFINISHED)
+        ended = not ends.isdisjoint(ids)
+        return extract_answer(layout.answer_text(ids)) + ("" if ended else UNFINISHED)
 
     return [[text(ids) for ids in row] for row in tokens.tolist()]
 

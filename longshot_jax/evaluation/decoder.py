@@ -133,7 +133,7 @@ class Decoder:
                 self.max_thoughts,
                 self.answer_length,
                 self.layout.opening,
-                self.layout.tokenizer.end,
+                self.layout.tokenizer.ends,
                 ensemble=ensemble,
                 coupling=self.coupling,
                 adaptive=adaptive,
@@ -169,7 +169,7 @@ class Decoder:
         embeddings = embeddings.astype(reasoner.backbone.compute_dtype)
         thoughts = think_given(reasoner, encoded, embeddings, num_thoughts)
         thoughts = join_trajectories(thoughts) if join else thoughts
-        static = self.layout.opening, self.layout.tokenizer.end, self.answer_length
+        static = self.layout.opening, self.layout.tokenizer.ends, self.answer_length
         answers = decode_answers(reasoner, encoded, thoughts, *static, temperature, keys)
         return Trajectories(
             tokens=answers.tokens,

@@ -82,7 +82,7 @@ def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: i
         raise UserError(f"the chains have {k} operations, but the model at most {model.max_thoughts} thoughts.")
     operations = [operations_of(problem) for problem in problems]
     expected = np.asarray([[layout.step(step)[0] for step in problem.steps] for problem in problems])
-    shape = model.graphdef, layout.opening, layout.tokenizer.end, model.answer_length, k
+    shape = model.graphdef, layout.opening, layout.tokenizer.ends, model.answer_length, k
 
     read, follows, keeps, compared = np.zeros(k), np.zeros(k), np.zeros(k), np.zeros(k, int)
     count = len(problems)
@@ -115,7 +115,7 @@ def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: i
 def swapped_answers(
     graphdef: nnx.GraphDef,
     opening: tuple[int, ...],
-    end_token: int,
+    end_tokens: tuple[int, ...],
     length: int,
     steps: int,
     params: Any,
@@ -138,6 +138,6 @@ def swapped_answers(
         added: Float[Array, "Q N T X"] = jnp.roll(own.actions, 1, axis=0) - own.actions
         noise = jnp.where((jnp.arange(steps) == thought)[:, None], added, 0.0)
         thoughts = think(reasoner, encoded, memory, rule, noise, jnp.ones(()))
-        return decode_answers(reasoner, encoded, thoughts, opening, end_token, length, jnp.ones(()), None).tokens
+        return decode_answers(reasoner, encoded, thoughts, opening, end_tokens, length, jnp.ones(()), None).tokens
 
     return nearest, jax.lax.map(answers, jnp.arange(steps))

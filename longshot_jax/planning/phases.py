@@ -100,7 +100,7 @@ def _opening_length(run: RunConfig) -> int:
 def _ppo(run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> Phase:
     config, length = run.ppo, run.data.prompt_length
     opening = (_SOME_TOKEN,) * _opening_length(run)
-    programs = PPOPrograms(run, AbstractReasoner.of(run, backbone, mesh), mesh, opening, _SOME_TOKEN)
+    programs = PPOPrograms(run, AbstractReasoner.of(run, backbone, mesh), mesh, opening, (_SOME_TOKEN,))
     questions, trajectories = config.questions, config.num_trajectories
     place = partial(_placed, mesh)
     bounds = place((questions, trajectories), jnp.int32)

@@ -46,7 +46,7 @@ class PPOLoop:
             anneal(getattr(config, name), getattr(config, f"{name}_annealing"), config.iterations)
             for name in ("thought_std", "stop_temperature", "token_temperature")
         ]
-        self.programs = PPOPrograms(run, context.abstract, context.mesh, layout.opening, layout.tokenizer.end)
+        self.programs = PPOPrograms(run, context.abstract, context.mesh, layout.opening, layout.tokenizer.ends)
 
     def make_questions(self, iteration: int, problems: list[Problem]) -> Questions:
         """Input of an iteration; a pure function of seed and iteration."""

@@ -209,15 +209,20 @@ class PPOPrograms:
 
     Args:
       run, abstract, mesh: settings, structure and shapes of the reasoner, device mesh.
-      opening: forced tokens between thoughts and answer. end_token: token that ends an answer.
+      opening: forced tokens between thoughts and answer. end_tokens: tokens that end an answer.
     """
 
     def __init__(
-        self, run: RunConfig, abstract: AbstractReasoner, mesh: Mesh, opening: tuple[int, ...], end_token: int
+        self,
+        run: RunConfig,
+        abstract: AbstractReasoner,
+        mesh: Mesh,
+        opening: tuple[int, ...],
+        end_tokens: tuple[int, ...],
     ):
         config = self.config = run.ppo
         self.graphdef, self.mesh = abstract.graphdef, mesh
-        self.shape = RolloutShape.of_ppo(run, opening, end_token)
+        self.shape = RolloutShape.of_ppo(run, opening, end_tokens)
         part = config.questions // (config.minibatches * config.micro_batches)
         check_divides(part, "config.ppo.questions / (minibatches x micro_batches)", mesh)
         optimizer = make_optimizer(config.optimizer, config.iterations * config.epochs * config.minibatches)

@@ -34,9 +34,9 @@ class Answers:
     """Decoded answers.
 
     Attributes:
-      tokens: Int [B, N, A], the end token is the last real one.
+      tokens: Int [B, N, A], an end token is the last real one.
       mask: Bool [B, N, A], True up to and including the end token.
-      ended: Bool [B, N], whether the end token was produced within A tokens.
+      ended: Bool [B, N], whether an end token was produced within A tokens.
       scores: scores of all tokens.
     """
 
@@ -76,7 +76,7 @@ def decode_answers(
     prompt: EncodedPrompt,
     thoughts: Thoughts,
     opening: tuple[int, ...],
-    end_token: int,
+    end_tokens: tuple[int, ...],
     length: int,
     temperature: Float[Array, ""],
     keys: Key[Array, "B N"] | None,
@@ -87,7 +87,7 @@ def decode_answers(
     Args:
       thoughts: the answer attends to their context.
       opening: forced tokens between thoughts and answer, such as `<|end-latent|>`; not actions.
-      end_token: ends an answer.
+      end_tokens: each ends an answer; the first fills the places after an end.
       length: A, including the end token.
       temperature: divides the logits, also of the scores and in greedy decoding.
       keys: one per trajectory, so a row's tokens do not depend on the rest of the batch.
@@ -129,13 +129,15 @@ def decode_answers(
     def next_token(carry):
         index, hidden, cache, seen, alive, answers = carry
         token = choose(backbone.logits(hidden) / temperature, index)
-        token = jnp.where(alive, token, end_token).astype(jnp.int32)
+        token = jnp.where(alive, token, end_tokens[0]).astype(jnp.int32)
         scores = score_tokens(reasoner, hidden, token, alive, temperature)
 
         def put(array, column):
             return jax.lax.dynamic_update_slice_in_dim(array, column[..., None], index, axis=2)
 
-        goes_on = alive & (token != end_token)
+        goes_on = alive
+        for end_token in end_tokens:
+            goes_on &= token != end_token
         answers = Answers(
             tokens=put(answers.tokens, token),
             mask=put(answers.mask, alive),
@@ -147,7 +149,7 @@ def decode_answers(
 
     blank = jnp.zeros((*shape, length), jnp.float32)
     answers = Answers(
-        tokens=jnp.full((*shape, length), end_token, jnp.int32),
+        tokens=jnp.full((*shape, length), end_tokens[0], jnp.int32),
         mask=jnp.zeros((*shape, length), bool),
         ended=jnp.zeros(shape, bool),
         scores=TokenScores(blank, blank, blank, jnp.zeros((*shape, length), bool)),

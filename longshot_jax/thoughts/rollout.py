@@ -30,7 +30,7 @@ class RolloutShape:
     Attributes:
       num_trajectories, max_thoughts, answer_length: N, T and A (the end token included).
       opening: forced tokens between thoughts and answer.
-      end_token: ends an answer.
+      end_tokens: each ends an answer.
       scaling: reduction of a thought's log-prob, see `densities.gaussian_log_prob`.
       ensemble: feed all trajectories their mean thought.
       coupling: joint distribution of the noise of a question's trajectories, see `thoughts.noise`.
@@ -41,14 +41,14 @@ class RolloutShape:
     max_thoughts: int
     answer_length: int
     opening: tuple[int, ...]
-    end_token: int
+    end_tokens: tuple[int, ...]
     scaling: Literal["summed", "averaged", "scaled"] = "summed"
     ensemble: bool = False
     coupling: Coupling = "independent"
     adaptive: bool = False
 
     @classmethod
-    def of_ppo(cls, run: RunConfig, opening: tuple[int, ...], end_token: int) -> "RolloutShape":
+    def of_ppo(cls, run: RunConfig, opening: tuple[int, ...], end_tokens: tuple[int, ...]) -> "RolloutShape":
         """The shape of the rollouts of a run's PPO."""
         ppo = run.ppo
         return cls(
@@ -56,7 +56,7 @@ class RolloutShape:
             ppo.max_thoughts,
             run.sampled_length,
             opening,
-            end_token,
+            end_tokens,
             ppo.log_prob_scaling,
             ppo.ensemble,
             ppo.coupling,
@@ -238,7 +238,7 @@ def sample_rollout(
         encoded,
         thoughts,
         shape.opening,
-        shape.end_token,
+        shape.end_tokens,
         shape.answer_length,
         temperatures.token,
         None if greedy else token_keys,

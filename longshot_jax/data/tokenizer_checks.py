@@ -1,0 +1,39 @@
+"""What is checked of a tokenizer that was not made here: that it gives a text back, and that new tokens are new."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from longshot_jax.errors import UserError
+
+_SENTENCE = "Tom has 3 red apples\nand buys 12 or 4567890 green ones"
+
+
+def check_round_trip(encode: Callable[[str], list[int]], decode: Callable[[list[int]], str], name: str) -> None:
+    """Raises a UserError if a text loses its spaces, line breaks or digits between `encode` and `decode`.
+
+    That happens without a word where a library builds another tokenizer than the files describe. Letters may change (a
+    tokenizer may write all in lower case), and white space around the text may.
+    """
+    back = decode(encode(_SENTENCE))
+    if _skeleton(back) != _skeleton(_SENTENCE):
+        raise UserError(
+            f"the tokenizer in {name} does not give a text back: {_SENTENCE!r} becomes {back[:80]!r}. Compare its "
+            "tokenizer_class with its tokenizer.json, install another version of transformers, or replace it"
+        )
+
+
+def check_new(vocabulary: dict[str, int], words: Sequence[str], name: str) -> None:
+    """Raises a UserError if one of `words` has the id of another word, as in a vocabulary with unused ids between."""
+    used = Counter(vocabulary.values())
+    for word in words:
+        if used[vocabulary[word]] > 1:
+            other = next(each for each, id in vocabulary.items() if id == vocabulary[word] and each != word)
+            raise UserError(
+                f"tokenizer {name} would give its token {other!r} and the new token {word!r} the same id "
+                f"{vocabulary[word]}: number its vocabulary from 0 without gaps"
+            )
+
+
+def _skeleton(text: str) -> str:
+    return re.sub(r"[^\s\d]+", "x", text.strip())
