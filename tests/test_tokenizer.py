@@ -245,6 +245,24 @@ def test_files_that_do_not_fit_together(tmp_path):
         Tokenizer.load(folder)
 
 
+@pytest.mark.parametrize(
+    "normalizer, reason",
+    [
+        ({"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "Precompiled: Error"),  # while loading
+        ({"type": "Prepend", "prepend": ""}, "index out of bounds"),  # at the first text
+    ],
+)
+def test_a_panic_in_rust_is_one_sentence(tmp_path, normalizer, reason):
+    """Which is no Exception, so that it would pass every handler of errors."""
+    folder = llama_files(tmp_path, LLAMA_SPECIALS, **LLAMA)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": normalizer}))
+    with pytest.raises(
+        UserError, match=rf"the tokenizer in {tmp_path} cannot be loaded \({reason}.*\): fix or replace"
+    ):
+        Tokenizer.load(folder)
+
+
 def test_no_end_token(tmp_path):
     with pytest.raises(UserError, match="has no end token"):
         Tokenizer.load(llama_files(tmp_path, LLAMA_SPECIALS))

@@ -67,7 +67,7 @@ class Tokenizer:
         self.vocabulary_size = -(-self._rows // multiple) * multiple
         self._chat_template = _chat_template(tokenizer)
         self._alphabet = _alphabet(tokenizer)
-        self._before = _added_before(tokenizer, next(iter(self._alphabet or "x")))
+        self._before = _added_before(tokenizer, "x" if self._alphabet is None else next(iter(self._alphabet), ""))
         added = tokenizer.added_tokens_decoder.items()
         self._special = {*tokenizer.all_special_ids, *(id for id, token in added if token.special)}
 
@@ -94,6 +94,12 @@ class Tokenizer:
         place = str(folder) if is_folder else folder_or_name
         try:
             tokenizer = loader.from_pretrained(place, local_files_only=local)
+            tokens = cls(tokenizer, place, multiple, _configs(place, local))
+            if tokens._alphabet is None:  # the chains' drops white space on purpose, and refuses what it cannot spell
+                check_round_trip(tokens.encode, tokens.decode, place)
+            return tokens
+        except UserError:
+            raise
         except BaseException as error:  # of many types, from two libraries; a panic in Rust is no Exception
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
@@ -105,10 +111,6 @@ class Tokenizer:
             raise UserError(
                 f"the tokenizer in {place} cannot be loaded ({first_line(error)}): fix or replace it"
             ) from None
-        tokens = cls(tokenizer, place, multiple, _configs(place, local))
-        if tokens._alphabet is None:  # the chains' drops white space on purpose, and refuses what it cannot spell
-            check_round_trip(tokens.encode, tokens.decode, place)
-        return tokens
 
     @classmethod
     def find(cls, folder: str | Path) -> "Tokenizer | None":
