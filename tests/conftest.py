@@ -14,6 +14,12 @@ import jax  # noqa: E402  (after the platform is chosen)
 jax.config.update("jax_default_matmul_precision", "highest")
 # The tests compile many small programs and run each a few times: compiling is what they spend their time on.
 jax.config.update("jax_disable_most_optimizations", True)
+# For the same reason compiled programs are kept, in this run and for the next one. Each worker has a folder of its own,
+# because the cache does not write its files atomically.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "xla" / _WORKER))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ def folders(tmp_path_factory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("name", ["run", "export"])
+@pytest.mark.parametrize("name", ["run", pytest.param("export", marks=pytest.mark.slow)])
 def test_folder_answers_as_it_did(folders: Path, name: str):
     chains = ChainProblems(123, 60, (1, 2), "test")
     problems = [chains[index] for index in range(60)]
@@ -47,6 +47,7 @@ def test_folder_answers_as_it_did(folders: Path, name: str):
         assert results[key] == pytest.approx(expected[key], abs=0.02), key
 
 
+@pytest.mark.slow
 def test_run_resumes_and_ends_as_it_did(folders: Path):
     stored = read_config(folders / "run")
     assert "stages" in stored and "max_steps" in stored["ppo"], "the fixture has the old keys"

@@ -234,9 +234,8 @@ def test_group_baselines_give_one_advantage_to_a_trajectory():
     np.testing.assert_allclose(returns[:, :, 0], answer_reward, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("gradient", "baseline"), [("score", "group"), pytest.param("pathwise", "critic", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("gradient", "baseline"), [("score", "group"), ("pathwise", "critic")])
 def test_updates_raise_the_reward_of_a_bandit(gradient, baseline):
     # A reward for one token as the answer's first: whatever the question, this can be learned in a few updates.
     reasoner, wanted = small_reasoner("navigator"), 7
