@@ -65,7 +65,7 @@ def get_config():
     ppo.num_trajectories = 5
     ppo.iterations = 234  # 2 epochs of all 7,473 questions, 2.1 of the 6,973 that are not for validation
     ppo.epochs = 4
-    ppo.minibatches = 4  # of 16 questions: the published batch
+    ppo.minibatches = 4  # of 16 questions
     ppo.baseline = "critic"  # the memory bank needs values
     ppo.clip = 0.2
     ppo.gamma = 0.99

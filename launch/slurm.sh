@@ -25,8 +25,9 @@ cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch}"
 mkdir -p runs
 
 # Why each of these: docs/performance.md, "XLA flags".
-export XLA_PYTHON_CLIENT_MEM_FRACTION=0.9
-export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_latency_hiding_scheduler=true"
+unset XLA_PYTHON_CLIENT_MEM_FRACTION # the old name; JAX refuses to start where both are set
+export XLA_CLIENT_MEM_FRACTION="${XLA_CLIENT_MEM_FRACTION:-0.9}"
+export JAX_OPTIMIZATION_LEVEL="${JAX_OPTIMIZATION_LEVEL:-O1}"
 
 status=0
 srun --kill-on-bad-exit=0 .venv/bin/python scripts/train.py "$@" || status=$?

@@ -33,7 +33,7 @@ class DataConfig:
     bpe_vocabulary: Annotated[int, COUNT] = 2048
     """Vocabulary size of `bpe`."""
     operations: Annotated[tuple[int, ...], COUNT] = (1, 2, 3, 4)
-    """Numbers of operations of generated chains, drawn uniformly."""
+    """Numbers of operations of generated chains, in turn."""
     distractors: Annotated[int, NON_NEGATIVE] = 0
     """Irrelevant statements in each generated chain."""
     generated_train: Annotated[int, COUNT] = 1_000_000
