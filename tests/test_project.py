@@ -90,7 +90,6 @@ def test_everything_imported_is_declared_and_nothing_else(pyproject: dict):
     used = {distributions.get(name, name) for name in imported(ROOT / "longshot_jax") | imported(ROOT / "scripts")}
     not_imported = {
         "jaxlib",  # to exclude a version
-        "jinja2",  # chat templates; transformers needs it and does not bring it
         "pillow",  # pictures in TensorBoard; tensorboardX needs it and does not bring it
         "tensorboard",  # what users look at runs with
     }

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from longshot_jax.data.chat_template import ChatTemplate
 from longshot_jax.errors import UserError
 from longshot_jax.files import read_json
 
@@ -17,13 +18,14 @@ _KEY = "eos_token_id"
 _ANSWER = "18"  # any text that a chat template leaves as it is
 
 
-def find_end_tokens(tokenizer: Any, files: Sequence[Path]) -> tuple[int, ...]:
+def find_end_tokens(tokenizer: Any, files: Sequence[Path], template: ChatTemplate | None) -> tuple[int, ...]:
     """Ids of all tokens that end a text; the first is the one that ends a training answer.
 
     Args:
       tokenizer: a transformers tokenizer.
       files: JSON files that may have `eos_token_id`, an id or a list. The first that names an end token counts; null is
         no value, and neither is a token of ordinary text, such as the 2 that a Llama's config.json has by default.
+      template: the model's chat template, if it has one.
 
     Returns nothing if there is no end token at all. Raises a UserError that names the file for a value that is neither an
     id nor a list of ids, and for an id that the tokenizer does not have.
@@ -33,7 +35,7 @@ def find_end_tokens(tokenizer: Any, files: Sequence[Path]) -> tuple[int, ...]:
     for file in files:
         ids = dict.fromkeys(id for id in _read(file, tokenizer) if id in special)
         if ids:
-            written = _ends_a_turn(tokenizer, ids)
+            written = _ends_a_turn(tokenizer, ids, template) if template else None
             if written is None:
                 written = own if own in ids else next(iter(ids))
             return (written, *(id for id in ids if id != written))
@@ -68,14 +70,10 @@ def _read(file: Path, tokenizer: Any) -> list[int]:
     return ids
 
 
-def _ends_a_turn(tokenizer: Any, ids: dict[int, None]) -> int | None:
+def _ends_a_turn(tokenizer: Any, ids: dict[int, None], template: ChatTemplate) -> int | None:
     """The one of `ids` that the chat template writes after an assistant's answer; None without one.
 
     An instruct model was trained to write it there, so answers that it is trained on end in it too.
     """
-    turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        after = tokenizer.apply_chat_template(turn, tokenize=False).rpartition(_ANSWER)[2]
-    except Exception:  # no template, or one that refuses this conversation
-        return None
+    after = template.render_turn("?", _ANSWER).rpartition(_ANSWER)[2]
     return next((id for id in tokenizer.encode(after, add_special_tokens=False) if id in ids), None)

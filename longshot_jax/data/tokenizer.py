@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from longshot_jax.data.chains import chain_words
+from longshot_jax.data.chat_template import ChatTemplate, only_template, stored_template
 from longshot_jax.data.end_tokens import GENERATION_CONFIG, find_end_tokens, generation_config
 from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.tokenizer_checks import check_new, check_round_trip
@@ -23,10 +24,6 @@ _PAD, _END = "<|pad|>", "<|end-of-text|>"  # of tokenizers built here
 _RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>")  # Llama 3's spare rows
 _BYTES = 256
 _SETTINGS = "tokenizer_config.json"
-# Chat templates such as Llama 3.2's put today's date into the prompt. It is fixed to their fallback date, so that
-# prompts do not change between a run and a later evaluation.
-_DATE = "26 Jul 2024"
-_FIXED_DATE = "{%- macro strftime_now(format) -%}" + _DATE + "{%- endmacro -%}"
 
 
 class Tokenizer:
@@ -46,7 +43,8 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer: Any, name: str, multiple: int = 1, configs: Sequence[Path] = ()):
-        self.ends = find_end_tokens(tokenizer, configs)
+        self._chat_template = _chat_template(tokenizer, name)
+        self.ends = find_end_tokens(tokenizer, configs, self._chat_template)
         if not self.ends:
             raise UserError(f"tokenizer {name} has no end token: set eos_token in its tokenizer_config.json")
         if multiple < 1:
@@ -65,7 +63,6 @@ class Tokenizer:
         self.end = self.ends[0]
         self.pad = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.vocabulary_size = -(-self._rows // multiple) * multiple
-        self._chat_template = _chat_template(tokenizer)
         self._alphabet = _alphabet(tokenizer)
         self._before = _added_before(tokenizer, "x" if self._alphabet is None else next(iter(self._alphabet), ""))
         added = tokenizer.added_tokens_decoder.items()
@@ -92,8 +89,13 @@ class Tokenizer:
         # AutoTokenizer cannot identify a folder with GPT-2's two files and no config.
         loader = transformers.GPT2Tokenizer if bare else transformers.AutoTokenizer
         place = str(folder) if is_folder else folder_or_name
+        file, template = stored_template(folder)
+        if template:
+            only_template(template, str(file))  # before transformers, which fails on some without naming the file
         try:
             tokenizer = loader.from_pretrained(place, local_files_only=local)
+            if tokenizer.chat_template is None:
+                tokenizer.chat_template = template
             tokens = cls(tokenizer, place, multiple, _configs(place, local))
             if tokens._alphabet is None:  # the chains' drops white space on purpose, and refuses what it cannot spell
                 check_round_trip(tokens.encode, tokens.decode, place)
@@ -228,19 +230,12 @@ class Tokenizer:
         """The prompt: the chat template for an instruct model, otherwise the question and a newline as in COCONUT.
 
         A template that asks for today's date gets 26 Jul 2024, in that form. A template writes its own beginning-of-text
-        token; without a template it comes first if the tokenizer itself puts it before a text.
+        token; without a template it comes first if the tokenizer itself puts it before a text. Raises UserError if the
+        template fails on the question, or takes seconds or hundreds of megabytes for it.
         """
         if self._chat_template:
-            prompt = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}],
-                chat_template=self._chat_template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        else:
-            prompt = question + "\n"
-        ids = self.encode(prompt)
-        return ids if self._chat_template else [*self._before, *ids]
+            return self.encode(self._chat_template.render(question))
+        return [*self._before, *self.encode(question + "\n")]
 
     def check_fits(self, vocabulary_rows: int) -> None:
         """Raises UserError unless an embedding of `vocabulary_rows` rows covers every token."""
@@ -263,12 +258,13 @@ def _wrap(model: "tokenizers.Tokenizer") -> Any:
     return _transformers().PreTrainedTokenizerFast(tokenizer_object=model, eos_token=_END, pad_token=_PAD)
 
 
-def _chat_template(tokenizer: Any) -> str | None:
-    """The chat template with a fixed date; None if the tokenizer has no template."""
-    if not getattr(tokenizer, "chat_template", None):
+def _chat_template(tokenizer: Any, name: str) -> ChatTemplate | None:
+    """The checked chat template; None if the tokenizer has none."""
+    template = getattr(tokenizer, "chat_template", None)
+    if template in (None, "", {}):
         return None
-    template = tokenizer.get_chat_template()
-    return _FIXED_DATE + template if "strftime_now" in template else template
+    file = str(stored_template(Path(name))[0]) if Path(name).is_dir() else f"tokenizer {name}"
+    return ChatTemplate(only_template(template, file), tokenizer.special_tokens_map, file)
 
 
 def _alphabet(tokenizer: Any) -> frozenset[str] | None:
