@@ -223,7 +223,7 @@ LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% en
         ("{{ '%09999999999d' % 1 }}", "more than 256 MB"),
         ("{{ '{:09999999999}'.format(1) }}", "more than 256 MB"),
         ("{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "256 MB"),
-        ("{{ 'a' * (2 * 10**6) }}", "2,000,000 letters"),
+        ("{{ 'a' * (2 * 10**6) }}", r"2,000,\d+ letters"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{% for i in range(10**10) %}{% endfor %}", "Range too big"),
     ],
@@ -355,7 +355,7 @@ PIECES = (
 )  # fmt: skip
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join) | st.text(max_size=20))
 def test_any_text_is_a_template_or_one_sentence(text):
     for template in (text, "{{ messages[0].content }}" + text):
