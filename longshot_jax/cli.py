@@ -12,6 +12,7 @@ import textwrap
 import traceback
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ import ml_collections
 
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.bounds import MAX_INT
-from longshot_jax.config.declarations import declared, declared_groups
+from longshot_jax.config.declarations import declared, declared_groups, flatten
 from longshot_jax.config.parse import RENAMED, unknown_setting
 from longshot_jax.errors import UserError, first_line
+from longshot_jax.files import local_path
 
+# Settings that name files or folders, some of them also a hub's.
+PATH_SETTINGS = ("initialize_from", "model.source", "data.train", "data.validation", "data.test", "data.tokenizer")
 # From glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
@@ -53,7 +57,11 @@ def parse_command(
     config = load_config(file)
     for key, text in overrides:
         _override(config, key, text)
-    return parse_config(config), file, own
+    run = parse_config(config)
+    for key in PATH_SETTINGS:
+        if named := flatten(run)[key]:
+            local_path(named, f"config.{key}")
+    return run, file, own
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
@@ -138,7 +146,7 @@ def _config_arguments(arguments: Sequence[str], options: Sequence[str]) -> tuple
         raise UserError("no config file was given: add --config configs/tiny.py, or another file of configs/.")
     if len(files) > 1:
         raise UserError(f"--config is given {len(files)} times ({', '.join(files)}): give one config file.")
-    return Path(files[0]).expanduser(), overrides
+    return local_path(files[0], "--config"), overrides
 
 
 def _override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
@@ -196,10 +204,23 @@ def whole_number(least: int = 0, *words: str) -> Callable[[str], int | str]:
     return read
 
 
-def cache_compilations(folder: Path) -> None:
-    """Stores compiled programs on disk, unless JAX_COMPILATION_CACHE_DIR names another folder."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+def path_option(option: str) -> Callable[[str], Path]:
+    """An argparse type: a path of this machine, see `local_path`."""
+    return lambda text: local_path(text, option)
+
+
+def cache_compilations() -> None:
+    """Stores compiled programs in the user's home folder, if there is one that can be written.
+
+    JAX_COMPILATION_CACHE_DIR names another folder.
+    """
+    folder = Path(os.path.expanduser("~/.cache/longshot_jax"))  # unchanged for a user without a home
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or not folder.is_absolute():
+        return
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def keep_freed_memory() -> bool:

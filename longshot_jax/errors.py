@@ -1,7 +1,13 @@
 """Errors of commands and their exit codes."""
 
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable
+from types import TracebackType
+
+_GRACE = 5.0  # seconds that background threads have to end after an error
 
 
 class UserError(Exception):
@@ -25,16 +31,39 @@ def run_command(main: Callable[[], object]) -> None:
     """Runs a command's `main` and exits.
 
     Exit codes: 0 done; 2 UserError; 130 interrupted; 143 preempted with the state saved (schedulers then restart it).
+    Background threads have a few seconds after an error; the process then ends without them.
     """
+    sys.excepthook = _print_uncaught
+    code = 1  # an exception that is not caught here
     try:
         main()
+        code = 0
     except UserError as error:
+        code = 2
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except Preempted as told:
+        code = 143
         print(f"stopped: {told}; start the same command again to continue", file=sys.stderr)
-        sys.exit(143)
     except KeyboardInterrupt:
+        code = 130
         print("interrupted: start the same command again to continue", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+    except SystemExit:  # of `--help` and of the parser of options
+        code = 0
+        raise
+    finally:
+        if code:
+            threading.Thread(target=_end_after_main, args=(code,), daemon=True).start()
+    sys.exit(code)
+
+
+def _end_after_main(code: int) -> None:
+    """Ends the process when the main thread has ended and others go on: a failed save leaves one that waits minutes."""
+    threading.main_thread().join()
+    time.sleep(_GRACE)
+    os._exit(code)
+
+
+def _print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python, except for writes that a failed save leaves behind: they find nothing to report to."""
+    if kind is not RuntimeError or str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)

@@ -1,26 +1,72 @@
-"""Atomic writes of files and folders, and reads of JSON with errors that name the file."""
+"""Paths that a user names, atomic writes of files and folders, and reads of JSON, with errors that name the file."""
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from longshot_jax.errors import UserError
 
+# `gs://bucket/run`, also as pathlib shortens it; a hub data set, `name:config:split`, has no slash there.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_FORGOTTEN = 86_400  # seconds after which the unfinished file of another host's process is abandoned
 
-def write_json(path: str | Path, content: Mapping[str, Any], *, advice: str, sort_keys: bool = False) -> None:
-    """Writes a JSON file atomically. Raises a UserError that ends with `advice` if it cannot be written."""
+
+def local_path(named: str | Path, option: str) -> Path:
+    """The path that an option or a setting names, with the user's home folder for `~`; it need not exist.
+
+    Raises a UserError that begins with `option` for the address of a bucket or server, an empty text, an unknown home
+    folder, and anything else that can be no path here.
+    """
+    text = str(named)
+    shown = f"{option} {text if len(text) <= 80 else text[:80] + '...'!r}"
+    if not text:
+        raise UserError(f"{option} is empty: give a path.")
+    if _ADDRESS.match(text):
+        raise UserError(
+            f"{shown} is an address, and only paths of this machine are read and written: mount the bucket (for example "
+            "with gcsfuse or s3fs) or download the file, and give its path."
+        )
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except RuntimeError:
+        raise UserError(f"{shown} begins with an unknown home folder: give the whole path.") from None
+    except (OSError, ValueError) as error:  # too long, a NUL byte, half a character, a circle of links
+        raise UserError(
+            f"{shown} cannot be used ({getattr(error, 'strerror', None) or error}): give another path."
+        ) from None
+    return path
+
+
+def write_text(path: str | Path, text: str, *, advice: str) -> None:
+    """Writes a file atomically. Raises a UserError that ends with `advice` if it cannot be written."""
     path = Path(path)
     part = part_of(path)
     try:
-        part.write_text(json.dumps(content, indent=1, sort_keys=sort_keys) + "\n", encoding="utf-8")
+        remove_abandoned(path, "part")
+        with new_file(part) as file:
+            file.write(text)
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise unwritable(path, error, advice) from None
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def write_json(path: str | Path, content: Mapping[str, Any], *, advice: str, sort_keys: bool = False) -> None:
+    """Writes a JSON file as `write_text` does."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=sort_keys) + "\n", advice=advice)
 
 
 def read_json(path: str | Path, *, advice: str) -> dict[str, Any]:
@@ -44,10 +90,14 @@ def read_json(path: str | Path, *, advice: str) -> dict[str, Any]:
 def replacing_folder(folder: Path, advice: str) -> Iterator[Path]:
     """Yields a new folder that replaces `folder` when the block ends and is deleted when it raises.
 
-    Raises a UserError that ends with `advice` if it cannot be written.
+    What killed processes left of the same folder is removed. Raises a UserError that ends with `advice` if the folder
+    cannot be written or is a symbolic link.
     """
-    part, replaced = part_of(folder), folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+    part, replaced = part_of(folder), part_of(folder, "replaced")
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a symbolic link, which is not replaced by a folder: {advice}.")
     try:
+        remove_abandoned(folder, "part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
@@ -55,6 +105,7 @@ def replacing_folder(folder: Path, advice: str) -> Iterator[Path]:
             folder.rename(replaced)
         part.rename(folder)
         shutil.rmtree(replaced, ignore_errors=True)
+        remove_abandoned(folder, "replaced")  # only now is there another whole one
     except OSError as error:
         if replaced.exists() and not folder.exists():
             replaced.rename(folder)
@@ -63,18 +114,68 @@ def replacing_folder(folder: Path, advice: str) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def check_writable(path: str | Path, option: str = "--output") -> None:
-    """Creates the folder of a file; raises a UserError if the file cannot be written or is a folder."""
-    path = Path(path)
+def check_writable(path: str | Path, is_own: Callable[[str], bool], option: str = "--output") -> None:
+    """Creates the folder of a file that a command writes at its end.
+
+    Raises a UserError if the file cannot be written, or if something is there that the command would destroy: anything
+    but a regular file that is empty or whose content `is_own`, see `json_with`.
+    """
+    path = local_path(path, option)
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder: give the name of a file.")
     part = part_of(path)
     try:
+        check_own(path, is_own, option)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
+        new_file(part).close()
         part.unlink()
     except OSError as error:
         raise unwritable(path, error, f"choose another {option}") from None
+
+
+def check_own(path: Path, is_own: Callable[[str], bool], option: str) -> None:
+    """Raises a UserError if something is at `path` that `check_writable` refuses."""
+    if os.path.lexists(path) and not (is_regular(path) and _holds(path, is_own)):
+        raise UserError(
+            f"{option} {path} exists and is not a file that this command wrote: give another name, or remove it."
+        )
+
+
+def json_with(*keys: str) -> Callable[[str], bool]:
+    """Whether a text is a JSON object that has one of these keys."""
+
+    def has_one(text: str) -> bool:
+        try:
+            content = json.loads(text) if text.startswith("{") else None
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(content, dict) and not content.keys().isdisjoint(keys)
+
+    return has_one
+
+
+def _holds(path: Path, is_own: Callable[[str], bool]) -> bool:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return not text or is_own(text)
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a path is a regular file and no link to one."""
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
+def new_file(part: Path) -> Any:
+    """Opens a part as a new text file, never through a link; an OSError if that is impossible."""
+    part.unlink(missing_ok=True)  # of an earlier process with this number
+    return part.open("x", encoding="utf-8")
+
+
+def open_no_link(name: str, flags: int) -> int:
+    """An opener for `open` and `FileIO` that refuses symbolic links."""
+    return os.open(name, flags | os.O_NOFOLLOW, 0o666)
 
 
 def unwritable(path: Path, error: OSError, advice: str) -> UserError:
@@ -82,6 +183,33 @@ def unwritable(path: Path, error: OSError, advice: str) -> UserError:
     return UserError(f"{path} cannot be written ({error.strerror or error}): {advice}.")
 
 
-def part_of(path: Path) -> Path:
-    """Path of an unfinished file or folder, unique to this process."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+def part_of(path: Path, kind: str = "part") -> Path:
+    """Path of an unfinished file or folder (or of the one that it replaced), unique to this process of this host."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{kind}")
+
+
+def remove_abandoned(path: Path, kind: str) -> None:
+    """Removes the parts of `path` whose process is dead; one of another host counts as dead after a day."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(?:(?P<host>.+)\.)?(?P<process>\d+)\.{kind}")
+    with suppress(OSError):
+        for left in path.parent.iterdir():
+            found = name.fullmatch(left.name)
+            if found is None or left.is_symlink():
+                continue
+            elsewhere = found["host"] not in (None, socket.gethostname())  # parts before version 0.1 name no host
+            if time.time() - left.stat().st_mtime < _FORGOTTEN if elsewhere else _lives(int(found["process"])):
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True

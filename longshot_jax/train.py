@@ -24,6 +24,7 @@ from longshot_jax.curriculum.loop import CurriculumLoop
 from longshot_jax.data.sources import build_layout, build_tokenizer, check_problems, read_problems, store_tokenizer
 from longshot_jax.distributed import on_primary
 from longshot_jax.errors import UserError
+from longshot_jax.files import local_path
 from longshot_jax.model.sharding import make_mesh
 from longshot_jax.ppo.loop import PPOLoop
 from longshot_jax.tables import by_name, text_table
@@ -65,7 +66,7 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
       UserError: anything that the user can fix, usually before training starts.
       Preempted: SIGTERM was received and the state is saved.
     """
-    workdir = Path(workdir)
+    workdir = local_path(workdir, "--workdir")
     mesh = make_mesh(run.mesh)
     folder = model_folder(run)
     problems = read_problems(run, lambda text: _note(text, stream))
@@ -102,6 +103,7 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
             params, step = loops.pop(0).run(params, metadata, step)
             metadata = None
         checkpoints.wait()
+        checkpoints.remove_surplus()
         best_accuracy = context.best[0] if context.best else None
         result = RunResult(workdir, checkpoints.best_step, best_accuracy, context.finished, context.seconds)
         _report(context, result)

@@ -6,18 +6,17 @@ python scripts/ablate.py --distractors 1 --output harder.json --workdir runs/abl
 
 import argparse
 import os
-from pathlib import Path
 
-from longshot_jax.cli import whole_number
 from longshot_jax.errors import UserError, run_command
-from longshot_jax.experiments.ablation import evaluate_part, run_ablation
-from longshot_jax.experiments.ablation_tables import ablation_table, fusion_table
-from longshot_jax.files import check_writable
 
 
 def main() -> None:
+    from longshot_jax.cli import path_option, whole_number
+    from longshot_jax.experiments.ablation import evaluate_part, run_ablation
+    from longshot_jax.experiments.ablation_tables import ablation_table, fusion_table
+
     parser = argparse.ArgumentParser(description="Each part of the method on and off, from the same starts.")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=path_option("--output"), help="JSON file to write")
     parser.add_argument("--variants", default="", help="names, separated by commas; default: all")
     parser.add_argument("--seeds", type=whole_number(1), default=5, help="runs of each variant")
     parser.add_argument("--iterations", type=whole_number(1), default=100, help="PPO iterations of every variant")
@@ -25,9 +24,9 @@ def main() -> None:
         "--distractors", type=whole_number(0), default=0, help="irrelevant statements, for the harder task"
     )
     parser.add_argument("--jobs", type=whole_number(1), default=os.cpu_count() or 1, help="parallel runs")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/ablations"), help="folder of the runs")
-    parser.add_argument("--evaluate", type=Path, help="only evaluate this trained variant")
-    parser.add_argument("--tests", type=Path, help="with --evaluate: folder of the test files")
+    parser.add_argument("--workdir", type=path_option("--workdir"), default="runs/ablations", help="folder of the runs")
+    parser.add_argument("--evaluate", type=path_option("--evaluate"), help="only evaluate this trained variant")
+    parser.add_argument("--tests", type=path_option("--tests"), help="with --evaluate: folder of the test files")
     flags = parser.parse_args()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((flags.workdir / "compilations").resolve()))
     if flags.evaluate:
@@ -37,7 +36,6 @@ def main() -> None:
         return
     if flags.output is None:
         raise UserError("--output is missing: name the JSON file to write.")
-    check_writable(str(flags.output))
     names = [name for name in flags.variants.split(",") if name]
     if flags.variants and not names:
         raise UserError(f"--variants is {flags.variants!r}: name variants, or leave it out for all.")

@@ -15,18 +15,18 @@ on other devices.
 """
 
 import sys
-from pathlib import Path
 
-from longshot_jax.cli import command_parser, keep_freed_memory, parse_command, whole_number
 from longshot_jax.errors import UserError, run_command
-from longshot_jax.evaluation.results import write_results
-from longshot_jax.files import check_writable
 
 
 def main() -> None:
+    from longshot_jax.cli import command_parser, keep_freed_memory, parse_command, path_option, whole_number
+    from longshot_jax.evaluation.results import write_results
+    from longshot_jax.files import check_writable, json_with, write_text
+
     parser = command_parser(__doc__)
-    parser.add_argument("--output")
-    parser.add_argument("--figure")
+    parser.add_argument("--output", type=path_option("--output"))
+    parser.add_argument("--figure", type=path_option("--figure"))
     parser.add_argument("--only")
     parser.add_argument("--repetitions", type=whole_number(1), default=7)
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
@@ -42,15 +42,17 @@ def main() -> None:
             raise UserError(f"--only names {section!r}: it may name {', '.join(SECTIONS)}.")
     if options.figure and "curves" not in sections:
         raise UserError("--figure draws the section curves: add it to --only.")
-    for path in filter(None, (options.output, options.figure)):
-        check_writable(path)
+    if options.output:
+        check_writable(options.output, json_with("peaks"))
+    if options.figure:
+        check_writable(options.figure, lambda text: text.startswith("<svg"), "--figure")
     bench = Bench(run, planned_backbone(run), options.repetitions, clock=options.clock)
     results = measure(bench, sections, note=lambda text: print(text, file=sys.stderr, flush=True))
     print(table(results))
     if options.output:
         write_results(options.output, results)
     if options.figure:
-        Path(options.figure).write_text(figure(results), encoding="utf-8")
+        write_text(options.figure, figure(results), advice="choose another --figure")
 
 
 if __name__ == "__main__":

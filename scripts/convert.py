@@ -6,11 +6,12 @@ python scripts/convert.py to-hf CKPT DIR      makes a directory that transformer
 
 import argparse
 
-from longshot_jax.checkpoints.convert import from_hf, to_hf
 from longshot_jax.errors import run_command
 
 
 def main() -> None:
+    from longshot_jax.checkpoints.convert import from_hf, to_hf
+
     parser = argparse.ArgumentParser(description="Convert parameters from and to Hugging Face directories.")
     commands = parser.add_subparsers(dest="command", required=True)
     importing = commands.add_parser("from-hf", help="make a run folder from a Hugging Face Llama directory")

@@ -5,13 +5,19 @@ python scripts/generate.py --checkpoint runs/x --question "b=3 d=b+4 d?" [--num_
 
 import argparse
 
-from longshot_jax.cli import whole_number
 from longshot_jax.errors import UserError, run_command
 
 
 def main() -> None:
+    from longshot_jax.cli import path_option, whole_number
+
     parser = argparse.ArgumentParser(description="Answer a question and show the thoughts.")
-    parser.add_argument("--checkpoint", required=True, help="run folder or Hugging Face Llama directory")
+    parser.add_argument(
+        "--checkpoint",
+        type=path_option("--checkpoint"),
+        required=True,
+        help="run folder or Hugging Face Llama directory",
+    )
     parser.add_argument("--question", required=True)
     parser.add_argument(
         "--num_trajectories",

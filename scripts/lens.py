@@ -5,13 +5,19 @@ python scripts/lens.py --checkpoint runs/demo/ppo [--questions 500]
 
 import argparse
 
-from longshot_jax.cli import whole_number
 from longshot_jax.errors import UserError, run_command
 
 
 def main() -> None:
+    from longshot_jax.cli import path_option, whole_number
+
     parser = argparse.ArgumentParser(description="Do thoughts carry the intermediate results of chains?")
-    parser.add_argument("--checkpoint", required=True, help="run folder trained on the generated chains")
+    parser.add_argument(
+        "--checkpoint",
+        type=path_option("--checkpoint"),
+        required=True,
+        help="run folder trained on the generated chains",
+    )
     parser.add_argument("--questions", type=whole_number(1), default=500, help="held-out chains of each length")
     parser.add_argument("--operations", type=whole_number(1), nargs="+", default=[1, 2, 3, 4], help="lengths of chains")
     parser.add_argument("--seed", type=whole_number(), default=20_000, help="seed of the chains")

@@ -25,27 +25,28 @@ longshot_jax/planning/plan.py explains how the figures are computed.
 
 import sys
 
-import jax
-
-from longshot_jax.cli import command_parser, parse_command, whole_number
 from longshot_jax.errors import UserError, run_command
-from longshot_jax.evaluation.results import write_results
-from longshot_jax.files import check_writable
 
 DOES_NOT_FIT = 1
 
 
 def main() -> None:
+    import jax
+
+    from longshot_jax.cli import command_parser, parse_command, path_option, whole_number
+    from longshot_jax.evaluation.results import write_results
+    from longshot_jax.files import check_writable, json_with
+
     parser = command_parser(__doc__)
     parser.add_argument("--devices", type=whole_number(1))
     parser.add_argument("--accelerator")
-    parser.add_argument("--output")
+    parser.add_argument("--output", type=path_option("--output"))
     run, _, options = parse_command(parser)
     if options.accelerator is None:
         raise UserError("no accelerator was given: add --accelerator h100-80g, or another one.")
     devices = options.devices or run.mesh.data * run.mesh.fsdp * run.mesh.tensor
     if options.output:
-        check_writable(options.output)
+        check_writable(options.output, json_with("fits"))
     # Before JAX starts, because the number of devices is fixed then.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)

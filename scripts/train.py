@@ -9,18 +9,19 @@ command runs once per process. `--help` lists every setting, `--help ppo` one gr
 
 from pathlib import Path
 
-from longshot_jax.cli import cache_compilations, command_parser, keep_freed_memory, parse_command
-from longshot_jax.distributed import join_processes
 from longshot_jax.errors import run_command
 
 
 def main() -> None:
+    from longshot_jax.cli import cache_compilations, command_parser, keep_freed_memory, parse_command, path_option
+    from longshot_jax.distributed import join_processes
+
     parser = command_parser(__doc__)
-    parser.add_argument("--workdir", type=Path)
+    parser.add_argument("--workdir", type=path_option("--workdir"))
     run, file, options = parse_command(parser)
     keep_freed_memory()
     join_processes()
-    cache_compilations(Path.home() / ".cache" / "longshot_jax")
+    cache_compilations()
     from longshot_jax.train import train  # takes seconds, so after the checks above
 
     train(run, options.workdir or Path("runs") / file.stem)

@@ -4,10 +4,14 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 
-def run_script(body: str, *arguments: object, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(Path(__file__).parents[1]))
+def run_script(
+    body: str, *arguments: object, prefix: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    ours = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, **ours, **(environment or {})}
     command = [*prefix, sys.executable, "-c", textwrap.dedent(body), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from builders import ADAPTERS
 from run_folders import PPO, save_run
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from tiny_run import tiny
 
 from longshot_jax import LongShot
@@ -165,7 +166,9 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_left(run, exported, 
 
 
 def test_what_does_not_fit_is_refused(exported, tmp_path):
-    with pytest.raises(UserError, match=r"navigator\.direction is|navigator\.decode_mlp_out is \[8, 16\], .*width 17"):
+    with pytest.raises(
+        UserError, match=r"navigator\.direction is|navigator\.decode_mlp_out is float32\[8, 16\], .*width 17"
+    ):
         read_sidecar(exported, 17)
     shutil.copytree(exported, tmp_path / "broken")
     file = tmp_path / "broken" / FILE
@@ -178,6 +181,50 @@ def test_what_does_not_fit_is_refused(exported, tmp_path):
         LongShot.from_pretrained(tmp_path / "broken")
     file.unlink()
     assert LongShot.from_pretrained(tmp_path / "broken").model.source == {"mode": "plain"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda trained: [trained], "object has no attribute"),
+        (lambda trained: 7, "object has no attribute"),
+        (lambda trained: trained | {"phase": ["ppo"]}, r"its phase is \"\['ppo'\]\""),
+        (lambda trained: trained | {"step": 1e999}, "its step is 'inf'"),
+        (lambda trained: trained | {"step": "7"}, "its step is '7'"),
+        (lambda trained: trained | {"step": None}, "its step is 'None'"),
+        (lambda trained: trained | {"config": []}, "config must be a group of settings"),
+        (lambda trained: trained | {"config": trained["config"] | {"ppo": 3}}, "config.ppo must be a group of settings"),
+        (lambda trained: trained | {"config": trained["config"] | {"seed": "x"}}, "config.seed is 'x'"),
+        (lambda trained: {}, "lack 'stage'"),
+    ],
+)  # fmt: skip
+def test_wrong_types_in_the_metadata_are_a_sentence(exported, tmp_path, change, words):
+    arrays = load_file(exported / FILE)
+    with safe_open(exported / FILE, "numpy") as opened:
+        metadata = opened.metadata()
+    save_file(arrays, tmp_path / FILE, metadata | {"trained": json.dumps(change(json.loads(metadata["trained"])))})
+    with pytest.raises(
+        UserError, match=rf"longshot\.safetensors is damaged \(.*{words}.*export the run again"
+    ) as raised:
+        read_sidecar(tmp_path, 16)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_array_of_another_type_is_refused(exported, tmp_path):
+    arrays = load_file(exported / FILE)
+    with safe_open(exported / FILE, "numpy") as opened:
+        metadata = opened.metadata()
+    save_file(arrays | {"thought_rms": np.int32(1)}, tmp_path / FILE, metadata)
+    with pytest.raises(UserError, match=r"thought_rms is int32\[\], but its settings .* ask for float32\[\]"):
+        read_sidecar(tmp_path, 16)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tokenizer"])
+def test_weights_are_converted_into_no_folder_with_others(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"already holds {name}; choose a new folder"):
+        from_hf(LLAMA, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == [name]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from run_folders import PPO, save_run
 from longshot_jax.data.chains import write_chains
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.results import comparison, read_results, write_results
-from longshot_jax.files import check_writable
+from longshot_jax.files import check_writable, json_with
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_results_are_replaced_at_once_or_kept(tmp_path):
     with pytest.raises(TypeError):
         write_results(path, {"correct": object()})
     assert read_results(path)["correct"] == [1, 0]
-    check_writable(path)
+    check_writable(path, json_with("correct"))
     assert read_results(path)["correct"] == [1, 0]
 
 

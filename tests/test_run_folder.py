@@ -56,7 +56,7 @@ def test_only_a_checkpoint_binds_to_its_settings(tmp_path, start):
     """An empty folder of checkpoints, as a run leaves it that failed before its first one, does not."""
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"seed": 7}))
+    (folder / "config.json").write_text(json.dumps(asdict(replace(PPO, seed=7))))
     start(tiny(), folder)
     shutil.rmtree(folder)
 

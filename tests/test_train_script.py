@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from commands import ROOT, TINY, requested_training, start
 
+from longshot_jax.cli import PATH_SETTINGS
 from longshot_jax.config import parse_config
-from longshot_jax.config.declarations import declared_groups
+from longshot_jax.config.declarations import declared, declared_groups
 from longshot_jax.config.run import RunConfig
 
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
@@ -98,6 +99,25 @@ def test_hub_name_without_network(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, said = run_script(capsys, "--config", TINY, f"--workdir={tmp_path}", "--config.model.source=nobody/nothing")
     assert code == 2 and "the hub is out of reach" in said and "give a local Hugging Face directory" in said
+
+
+@pytest.mark.parametrize("option", ["--workdir", "--config", *(f"--config.{key}" for key in PATH_SETTINGS)])
+@pytest.mark.parametrize("path", ["gs://bucket/run", "~no_such_user_here/x", "x" * 300])
+def test_a_path_that_is_none_here_is_refused_before_anything(capsys, tmp_path, monkeypatch, option, path):
+    monkeypatch.chdir(tmp_path)
+    code, said = (
+        run_script(capsys, "--config", TINY, f"{option}={path}")
+        if option != "--config"
+        else run_script(capsys, "--config", path)
+    )
+    assert code == 2 and said.startswith(f"error: {option.removeprefix('--') if '.' in option else option} '")
+    assert said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_every_setting_of_a_path_is_known():
+    """A text setting that is no choice of words names a path, except the one that is prose."""
+    texts = {key for key, setting in declared(RunConfig).items() if setting.kind is str}
+    assert set(PATH_SETTINGS) == texts - {"data.instruction"}
 
 
 def test_help_is_the_docstring_and_every_setting(capsys):

@@ -18,7 +18,9 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, NoReturn
 
 import jax
@@ -76,10 +78,9 @@ class Checkpoints:
         best = preservation_policy.BestN(
             n=keep_best, get_metric_fn=_metric_or_lowest, keep_checkpoints_without_metrics=False
         )
+        self._kept = preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep_last), best])
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation_policy.AnyPreservationPolicy(
-                [preservation_policy.LatestN(keep_last), best]
-            ),
+            preservation_policy=self._kept,
             best_fn=_metric_or_lowest,
             create=not read_only,
             cleanup_tmp_directories=not read_only,  # incomplete checkpoints of a killed run
@@ -109,7 +110,7 @@ class Checkpoints:
     def __exit__(self, error_type: type | None, error: BaseException | None, trace: Any) -> None:
         try:
             self.close()
-        except UserError:
+        except Exception:
             if error is None:  # otherwise report the first error
                 raise
 
@@ -226,21 +227,35 @@ class Checkpoints:
         except Exception as error:
             self._raise_save_error(error)
 
+    def remove_surplus(self) -> None:
+        """Removes what `keep_last` and `keep_best` do not keep: a run killed after its last save has left it there."""
+        found = [SimpleNamespace(step=step, metrics=self._manager.metrics(step), time=None) for step in self.steps]
+        kept = self._kept.should_preserve(found, context=preservation_policy.PreservationContext())
+        for checkpoint, keep in zip(found, kept, strict=True):
+            if not keep:
+                with suppress(OSError):  # the run itself is complete
+                    self._manager.delete(checkpoint.step)
+
     def close(self) -> None:
-        """Waits for the last save and stops the background threads."""
+        """Waits for the last save and stops the background threads, also if that save failed."""
         try:
             self.wait()
-        finally:
-            self._manager.close()
+        except UserError:
+            with suppress(Exception):  # the manager raises what failed once more
+                self._manager.close()
+            raise
+        self._manager.close()
 
     def _raise_save_error(self, error: Exception) -> NoReturn:
         """Raises the error of a failed save as a UserError if writing was refused; keeps the complete checkpoints."""
         step, self._pending = self._pending, None
-        self._manager.reload()
         reason = _disk_error(error)
         if reason is None:
             raise error
-        last = max(self._manager.all_steps(), default=None)
+        last = None
+        with suppress(OSError):  # the whole folder may be gone
+            self._manager.reload()
+            last = max(self._manager.all_steps(), default=None)
         kept = "no earlier checkpoint exists" if last is None else f"the checkpoint of step {last} is intact"
         raise UserError(
             f"The checkpoint of step {step} could not be written to {self.folder} ({reason}); {kept}: "

@@ -6,6 +6,7 @@ Like that of every run that can be exported, its metadata has the keys `backbone
 tokenizer, including the latent tokens, is in the folder `tokenizer` beside the checkpoints.
 """
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,11 +14,14 @@ import jax.numpy as jnp
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.initialize import embedding_rows
+from longshot_jax.checkpoints.run_folder import prepare_workdir
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.data.end_tokens import end_token_setting
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
+from longshot_jax.files import local_path
 from longshot_jax.model.huggingface import load_weights, read_config, save_weights
+from longshot_jax.model.huggingface.weights import refuse_foreign
 from longshot_jax.model.storage import plain_weights
 
 _TRAINED = "trainable.backbone"
@@ -29,14 +33,16 @@ def from_hf(folder: str | Path, out: str | Path) -> None:
     The embedding table is extended for the latent tokens of the tokenizer; without a tokenizer it is copied unchanged.
 
     Raises:
-      UserError: the directory cannot be read, its tokenizer belongs to another model, or `out` holds checkpoints or
-        cannot be written.
+      UserError: the directory cannot be read, its tokenizer belongs to another model, or `out` holds a tokenizer or
+        checkpoints, or cannot be written.
     """
-    folder, out = Path(folder), Path(out)
-    if (out / "checkpoints").exists():
-        raise UserError(f"{out} already holds checkpoints; choose a new folder")
+    folder, out = local_path(folder, "DIR"), local_path(out, "OUT")
+    for name in ("checkpoints", "tokenizer"):
+        if os.path.lexists(out / name):
+            raise UserError(f"{out} already holds {name}; choose a new folder")
     config = read_config(folder)
     tokenizer = Tokenizer.find(folder)
+    prepare_workdir(out, "choose a new folder").close()
     rows = embedding_rows(config.vocab_size, tokenizer)
     params = load_weights(folder, config, embedding_rows=rows)
     metadata = {"backbone": asdict(replace(config, vocab_size=rows)), "backbone_path": _TRAINED}
@@ -60,11 +66,13 @@ def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32") ->
     Raises:
       UserError: the checkpoint cannot be read or holds no model, or the folder cannot be written.
     """
+    checkpoint, folder = local_path(checkpoint, "CKPT"), local_path(folder, "DIR").resolve()
     saved = SavedReasoner.find(checkpoint)
+    refuse_foreign(folder)
     params = saved.params()
     backbone = plain_weights(params["backbone"], saved.run.lora, jnp.dtype(dtype))
     sidecar = None if saved.is_backbone_alone else saved.sidecar(params)
-    tokenizer = Tokenizer.find(Path(checkpoint) / "tokenizer")
+    tokenizer = Tokenizer.find(checkpoint / "tokenizer")
 
     def write_beside(partial: Path) -> None:
         if sidecar is not None:

@@ -15,6 +15,7 @@ from longshot_jax.config import RunConfig
 from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.tokenizer import LATENT_TOKENS, Tokenizer
 from longshot_jax.errors import UserError, first_line
+from longshot_jax.files import local_path
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.lora import is_adapter
@@ -30,7 +31,7 @@ def model_folder(run: RunConfig) -> Path | None:
     source = run.model.source
     if source == "scratch" or run.initialize_from:
         return None
-    folder = Path(source).expanduser()
+    folder = local_path(source, "config.model.source")
     if folder.is_dir():
         return folder
     if source.count("/") != 1 or source.startswith((".", "/", "~")):

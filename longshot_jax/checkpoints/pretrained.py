@@ -19,6 +19,7 @@ from longshot_jax.data.layout import Layout
 from longshot_jax.data.sources import build_layout
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
+from longshot_jax.files import local_path
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.storage import merge_states
@@ -71,7 +72,7 @@ def load_pretrained(
       dtype: dtype of computation and parameters of a Hugging Face directory. None is float32; for an exported run it is
         the run's compute dtype with float32 parameters. Ignored for a run folder.
     """
-    path = Path(path).expanduser()
+    path = local_path(path, "the model")
     if not path.is_dir():
         raise UserError(f"there is no folder {path}: give a run folder or a Hugging Face Llama directory.")
     if (path / "checkpoints").is_dir():

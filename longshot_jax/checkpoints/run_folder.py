@@ -3,30 +3,44 @@
 import fcntl
 import json
 import os
+import re
 from collections.abc import Collection, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.declarations import flatten
 from longshot_jax.errors import UserError
-from longshot_jax.files import read_json, unwritable, write_json
+from longshot_jax.files import is_regular, open_no_link, read_json, unwritable, write_json
 
-_CONFIG = "config.json"
+_CONFIG, _LOCK = "config.json", ".lock"
+_ADVICE = "give the folder that was the run's --workdir, with its own config.json"
+_STEP = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")
+# Each checkpoint has some of these, also one from which a part is lost; `host` is from before version 0.1.
+_OF_A_CHECKPOINT = ("_CHECKPOINT_METADATA", "state", "metadata", "host")
 _MISSING = "(absent)"
 
 
-def prepare_workdir(path: str | Path) -> FileIO:
+def prepare_workdir(path: str | Path, advice: str = "choose another --workdir") -> FileIO:
     """Creates the run folder, checks that it can be written, and locks it; only the first process of a run calls this.
 
     The returned lock holds until it is closed or this process ends, however it ends: it belongs to the open file, so
-    the lock file of a killed run blocks no other run. Raises a UserError if the folder cannot be written or is locked.
+    the lock file of a killed run blocks no other run.
+
+    Raises a UserError that ends with `advice`, and writes nothing, if the folder cannot be written or is locked, or if
+    it holds something that no run wrote under a name that a run writes or removes. Other files may lie in it.
     """
-    path = Path(path).absolute()
-    lock = None
+    path, lock = Path(path), None
     try:
+        path = path.absolute()
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileIO(path / ".lock", "a+")
+        foreign = _foreign_name(path)
+        if foreign is not None:
+            raise UserError(
+                f"{path} holds {foreign}, which is not that of a run and which a run would replace: {advice}."
+            )
+        lock = FileIO(path / _LOCK, "a+", opener=open_no_link)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n".encode())
@@ -34,14 +48,46 @@ def prepare_workdir(path: str | Path) -> FileIO:
         assert lock is not None  # only `flock` raises this
         with lock:
             holder = os.pread(lock.fileno(), 64, 0).decode(errors="replace").strip()
-        raise UserError(
-            f"Another run (process {holder}) is writing to {path}: wait for it, or choose another --workdir."
-        ) from error
+        raise UserError(f"Another run (process {holder}) is writing to {path}: wait for it, or {advice}.") from error
+    except FileExistsError:
+        raise UserError(f"{path} cannot be written (it is not a folder): {advice}.") from None
     except OSError as error:
         if lock is not None:
             lock.close()
-        raise unwritable(path, error, "choose another --workdir or fix its permissions") from error
+        raise unwritable(path, error, f"{advice} or fix its permissions") from error
     return lock
+
+
+def _foreign_name(folder: Path) -> str | None:
+    """The first name that a run writes or removes and that is not from a run; None if there is none.
+
+    A start writes the lock, then `config.json`, then the tokenizer, then checkpoints: a tokenizer without any of the
+    others is not a run's. Folders of events and checkpoints may be links, because nothing in them is replaced.
+    """
+    lock, config, tokenizer = folder / _LOCK, folder / _CONFIG, folder / "tokenizer"
+    if os.path.lexists(lock) and not (is_regular(lock) and re.fullmatch(rb"\d*\n?", lock.read_bytes()[:64])):
+        return _LOCK
+    steps = folder / "checkpoints"
+    saved = [step for step in steps.iterdir() if _STEP.fullmatch(step.name)] if steps.is_dir() else []
+    for step in saved:
+        if step.name.isdecimal() and not any((step / name).exists() for name in _OF_A_CHECKPOINT):
+            return f"checkpoints/{step.name}"
+    if os.path.lexists(config) and not (is_regular(config) and _is_config(config, broken=bool(saved))):
+        return _CONFIG
+    began = saved or config.exists()
+    replaceable = not tokenizer.is_symlink() and tokenizer.is_dir() and (began or not any(tokenizer.iterdir()))
+    if os.path.lexists(tokenizer) and not (saved or replaceable):
+        return "tokenizer"
+    return None
+
+
+def _is_config(file: Path, broken: bool) -> bool:
+    """Whether a file holds the settings of a run, of any version; `broken` if it is not JSON at all."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return broken
+    return isinstance(content, dict) and {"seed", "curriculum", "ppo"} <= content.keys()
 
 
 def write_config(folder: str | Path, config: Mapping[str, Any]) -> None:
@@ -51,8 +97,16 @@ def write_config(folder: str | Path, config: Mapping[str, Any]) -> None:
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The config that a run was started with; a UserError if the folder has none or it cannot be read."""
-    advice = "give the folder that was the run's --workdir, with its own config.json"
-    return read_json(Path(folder) / _CONFIG, advice=advice)
+    return read_json(Path(folder) / _CONFIG, advice=_ADVICE)
+
+
+def read_settings(folder: str | Path) -> RunConfig:
+    """The settings of `read_config`; a UserError that names the file also for settings that cannot be a run's."""
+    try:
+        return parse_config(read_config(folder))
+    except UserError as error:
+        file = Path(folder) / _CONFIG
+        raise error if str(file) in str(error) else UserError(f"{file} holds a wrong setting: {error}") from None
 
 
 def config_differences(

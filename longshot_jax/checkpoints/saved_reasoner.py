@@ -13,6 +13,7 @@ from longshot_jax.checkpoints.checkpoint import Checkpoints, Which
 from longshot_jax.checkpoints.sidecar import Sidecar, empty_memory
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.errors import UserError
+from longshot_jax.files import local_path
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import shardings, with_sharding
 from longshot_jax.model.storage import merge_states
@@ -38,6 +39,7 @@ class SavedReasoner:
 
         Raises a UserError if the folder holds no such checkpoint, or the checkpoint has no backbone.
         """
+        folder = local_path(folder, "the run folder")
         with Checkpoints.reader(folder) as checkpoints:
             if which is None:
                 which = "latest" if checkpoints.best_step is None else checkpoints.best_step
@@ -45,7 +47,7 @@ class SavedReasoner:
         if "backbone" not in metadata or "backbone_path" not in metadata:
             raise UserError(f"{folder} holds no model: give the folder of a run.")
         run = parse_config(metadata["config"]) if "config" in metadata else RunConfig()
-        return cls(Path(folder), which, metadata, run, LlamaConfig.from_json(metadata["backbone"]))
+        return cls(folder, which, metadata, run, LlamaConfig.from_json(metadata["backbone"]))
 
     @property
     def is_backbone_alone(self) -> bool:

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from longshot_jax.checkpoints.named_arrays import current_name, named_arrays
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.thoughts import NavigatorConfig
-from longshot_jax.errors import UserError
+from longshot_jax.errors import UserError, first_line
 from longshot_jax.model.huggingface.weights import METADATA
 from longshot_jax.thoughts.navigator import Navigator
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank, empty_bank
@@ -65,12 +65,19 @@ def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:
             trained = json.loads((opened.metadata() or {})[_SETTINGS])
             arrays = {current_name(name): opened.get_tensor(name) for name in opened.keys()}
             # Older exports name the phase `stage`.
-            phase, step, config = (trained.get("phase") or trained["stage"], int(trained["step"]), trained["config"])
+            phase, step, run = (
+                trained.get("phase") or trained["stage"],
+                trained["step"],
+                parse_config(trained["config"]),
+            )
             if phase not in ("curriculum", "ppo"):
                 raise ValueError(f"its phase is {str(phase)[:40]!r}")
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file} is damaged ({error}): export the run again, or remove it.") from None
-    run = parse_config(config)
+            if type(step) is not int or step < 0:
+                raise ValueError(f"its step is {str(step)[:40]!r}")
+    except KeyError as error:
+        raise _damaged(file, f"its metadata lack {error}") from None
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError, UserError) as error:
+        raise _damaged(file, first_line(error)) from None
 
     def empty_parts() -> dict[str, Any]:
         navigator = nnx.split(Navigator(run.thoughts, hidden_size, nnx.Rngs(0)))[1]
@@ -79,7 +86,7 @@ def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:
     template = jax.eval_shape(empty_parts)
     wanted = _named(template)
     for name in sorted(wanted.keys() | arrays.keys()):
-        here, there = (list(found[name].shape) if name in found else "nothing" for found in (wanted, arrays))
+        here, there = (_form(found[name]) if name in found else "nothing" for found in (wanted, arrays))
         if here != there:
             raise UserError(
                 f"{file}: {name} is {there}, but its settings and a backbone of width {hidden_size} ask for {here}: it "
@@ -87,6 +94,14 @@ def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:
             )
     parts = jax.tree.unflatten(jax.tree.structure(template), [jnp.asarray(arrays[name]) for name in wanted])
     return Sidecar(run, phase, step, float(parts["thought_rms"]), parts["memory"], parts["navigator"])
+
+
+def _form(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _damaged(file: Path, reason: str) -> UserError:
+    return UserError(f"{file} is damaged ({reason}): export the run again, or remove it.")
 
 
 def exported_run(run: RunConfig, dtype: str | None) -> RunConfig:

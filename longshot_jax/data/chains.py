@@ -26,6 +26,7 @@ import numpy as np
 
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
+from longshot_jax.files import check_own, write_text
 
 Split = Literal["train", "validation", "test"]
 
@@ -143,10 +144,9 @@ def write_chains(
     """
     problems = ChainProblems(seed, count, (operations,), split, distractors)
     rows = [{"question": p.question, "steps": list(p.steps), "answer": p.answer} for p in problems]
-    try:
-        Path(path).write_text(json.dumps(rows), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): choose another folder") from None
+    text = json.dumps(rows)
+    check_own(Path(path), text.__eq__, "the test file")
+    write_text(path, text, advice="choose another folder")
 
 
 def apply_operation(operation: str, value: int) -> int:

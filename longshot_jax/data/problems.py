@@ -17,6 +17,7 @@ from typing import Any
 
 from longshot_jax.data.hub import cache_alone, hub_reachable
 from longshot_jax.errors import UserError, first_line
+from longshot_jax.files import local_path
 
 _EQUATION = re.compile(r"<<[^<>]+>>")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # expressible in JSON, not in UTF-8
@@ -43,7 +44,7 @@ def load_problems(source: str) -> list[Problem]:
     Raises UserError, naming the file and line (or item, counted from 1), if a source is missing, empty, unreadable or
     of another form, or if the hub is out of reach.
     """
-    path = Path(source).expanduser()
+    path = local_path(source, "the data file")
     if path.exists():
         return _from_file(path)
     named = _HUB_NAME.fullmatch(source)

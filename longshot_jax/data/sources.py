@@ -1,6 +1,5 @@
 """The problems, tokenizer and layout of a run's settings, and the check that problems fit."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from longshot_jax.data.problems import Problem, load_problems
 from longshot_jax.data.prosqa import ProsQAProblems
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
-from longshot_jax.files import replacing_folder
+from longshot_jax.files import local_path, replacing_folder
 
 # Held-out problems do not depend on the run's seed, so that runs can be compared.
 _VALIDATION_SEED, _TEST_SEED = 7_000_003, 7_000_019
@@ -124,7 +123,8 @@ def build_tokenizer(
     `model_folder`.
     """
     folder, kind, multiple = Path(workdir) / "tokenizer", run.data.tokenizer, run.mesh.tensor
-    previous = Path(run.initialize_from) / "tokenizer" if run.initialize_from else None
+    start = run.initialize_from
+    previous = local_path(start, "config.initialize_from") / "tokenizer" if start else None
     if kind == "chains":
         return Tokenizer.for_chains(multiple)
     if resumed:
@@ -159,8 +159,6 @@ def store_tokenizer(tokenizer: Tokenizer, workdir: str | Path) -> None:
 
     Atomically replaces the tokenizer that an earlier start without a checkpoint may have written.
     """
-    for left in Path(workdir).glob(".tokenizer.*.part"):  # of a killed start; the run folder is locked by this one
-        shutil.rmtree(left, ignore_errors=True)
     with replacing_folder(Path(workdir) / "tokenizer", "fix its permissions, or choose another --workdir") as part:
         tokenizer.save(part)
 

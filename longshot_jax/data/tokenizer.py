@@ -14,6 +14,7 @@ from longshot_jax.data.end_tokens import GENERATION_CONFIG, find_end_tokens, gen
 from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.tokenizer_checks import check_new, check_round_trip
 from longshot_jax.errors import UserError, first_line
+from longshot_jax.files import local_path
 
 if TYPE_CHECKING:
     import tokenizers
@@ -75,7 +76,7 @@ class Tokenizer:
         Raises UserError if the folder or its tokenizer is missing, if the tokenizer is broken, or if the hub is out of
         reach and the name is not in the download cache.
         """
-        folder = Path(folder_or_name).expanduser()
+        folder = local_path(folder_or_name, "the tokenizer")
         is_folder = folder.is_dir()
         files = {path.name for path in folder.iterdir()} if is_folder else set()
         bare = "tokenizer.json" not in files and {"vocab.json", "merges.txt"} <= files

@@ -34,7 +34,7 @@ from longshot_jax.experiments.variants import (
     train_command,
     write_tests,
 )
-from longshot_jax.files import read_json
+from longshot_jax.files import check_writable, json_with, read_json
 
 _LAST_STAGES = CURRICULUM | {
     "curriculum.stages": "(3, 4)",
@@ -53,6 +53,7 @@ _ADAPTIVE = {
     "ppo.rewards.vote_correct": "1.0",
 }
 _SETTINGS = "settings.json"
+RESULTS = json_with("variants")  # of an earlier call
 _PROMPT_LENGTH, _STATEMENT_LENGTH = 26, 5  # tokens of a prompt of configs/tiny.py, and of one more statement
 
 
@@ -176,6 +177,7 @@ def run_ablation(
         )
     settings = {"iterations": iterations, "distractors": distractors}
     variants = {name: _with_settings(part.variant, iterations, distractors) for name, part in parts.items()}
+    check_writable(output, RESULTS)
     _check_settings(folder, settings)
     for seed in range(seeds):
         check_variants(variants, folder / f"seed{seed}", seed)

@@ -9,7 +9,6 @@ Each variant is a run of `scripts/train.py` with `configs/tiny.py`, which can be
 start from `coconut` and train on the same number of sequences, with rewards and with labels respectively.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +33,7 @@ from longshot_jax.experiments.variants import (
     train_command,
     write_tests,
 )
+from longshot_jax.files import check_writable, json_with
 from longshot_jax.tables import markdown_table
 
 QUESTIONS = 1000
@@ -73,6 +73,7 @@ def run_demonstration(folder: Path, seed: int) -> None:
     Raises UserError if the folder cannot be written or holds variants of other settings, or if a variant fails.
     """
     began = time.monotonic()
+    check_writable(folder / "summary.json", json_with(*VARIANTS), "--workdir")
     check_variants(VARIANTS, folder, seed)
     write_tests(folder, QUESTIONS)
 
@@ -92,7 +93,7 @@ def run_demonstration(folder: Path, seed: int) -> None:
         jobs.append(Job((name, "evaluated"), name, partial(step, name, "evaluated", evaluation)))
     jobs.sort(key=lambda job: isinstance(job.name, tuple))  # training first: other variants wait for it
     run_jobs(jobs, workers=2)
-    summary = {name: json.loads(_results_file(folder, name).read_text()) for name in VARIANTS}
+    summary = {name: finished_results(_results_file(folder, name), seed) for name in VARIANTS}
     write_results(folder / "summary.json", summary)
     print(f"\n{table(summary)}\n\n{time.monotonic() - began:.0f} s in all; {folder / 'summary.json'} has every figure.")
 

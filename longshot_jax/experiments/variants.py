@@ -4,7 +4,6 @@ A variant overrides a few settings of `configs/tiny.py` and may start from anoth
 small gain nothing from a second core, so each run has one thread, and several run in parallel.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
-from longshot_jax.checkpoints.run_folder import config_differences, read_config
+from longshot_jax.checkpoints.run_folder import config_differences, read_settings
 from longshot_jax.cli import command_parser, parse_command
-from longshot_jax.config import parse_config
+from longshot_jax.config import RunConfig
 from longshot_jax.data.chains import write_chains
 from longshot_jax.data.problems import load_problems
 from longshot_jax.errors import UserError, first_line
+from longshot_jax.files import open_no_link, read_json, unwritable
 
 OPERATIONS = (1, 2, 3, 4)
 _TEST_SEED = 20_000  # test questions do not depend on the training seed
@@ -60,7 +60,7 @@ def check_variants(variants: Mapping[str, Variant], folder: Path, seed: int) -> 
         parser.add_argument("--workdir")
         run, *_ = parse_command(parser, train_command(variants, name, folder, seed)[2:])
         try:
-            stored = parse_config(read_config(folder / name))
+            stored = read_settings(folder / name)
         except UserError as error:
             raise UserError(
                 f"{folder / name} was trained by another version ({first_line(error)}): {_removal(variants, name)}"
@@ -120,18 +120,18 @@ def evaluate_run(
     entry["by_steps"] = {
         str(operations): {name: results[name] for name in kept} for operations, results in by_operations.items()
     }
-    config = read_config(run)
-    entry["compute"] = compute_of(run, config)
-    entry["config"] |= {"data": str(test_file(tests, OPERATIONS[-1])), "training_seed": config["seed"]}
+    settings = read_settings(run)
+    entry["compute"] = compute_of(run, settings)
+    entry["config"] |= {"data": str(test_file(tests, OPERATIONS[-1])), "training_seed": settings.seed}
     return entry
 
 
-def compute_of(run: Path, config: Mapping[str, Any]) -> dict[str, float]:
+def compute_of(run: Path, settings: RunConfig) -> dict[str, float]:
     """Gradient steps, sequences in gradients, and seconds of a run's last phase."""
     with Checkpoints.reader(run) as checkpoints:
         finished = checkpoints.metadata("latest")["finished"]
     phase = list(finished)[-1]
-    passes = config["ppo"]["epochs"] if phase == "ppo" else 1
+    passes = settings.ppo.epochs if phase == "ppo" else 1
     return {
         "gradient_steps": finished[phase]["updates"],
         "sequences": finished[phase]["sequences"] * passes,
@@ -148,8 +148,12 @@ def run_logged(command: Sequence[str], log: Path) -> None:
         # Several runs may share an accelerator.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as output:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = open(log, "a", opener=open_no_link)
+    except OSError as error:
+        raise unwritable(log, error, "choose another --workdir") from None
+    with output:
         print("$", " ".join(command), file=output, flush=True)
         code = subprocess.run(command, stdout=output, stderr=output, env=environment).returncode
     if code:
@@ -183,8 +187,12 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
 
 
 def finished_results(path: Path, seed: int) -> dict[str, Any] | None:
-    """The results in a file; None if it is missing or of another seed."""
+    """The results in a file; None if it is missing or of another seed; a UserError if it is of another command."""
     if not path.exists():
         return None
-    results = json.loads(path.read_text())
-    return results if results["config"]["training_seed"] == seed else None
+    advice = "remove it, or choose another --workdir"
+    results = read_json(path, advice=advice)
+    config = results.get("config")
+    if not isinstance(config, dict) or "training_seed" not in config or "by_steps" not in results:
+        raise UserError(f"{path} is not of a variant of this experiment: {advice}.")
+    return results if config["training_seed"] == seed else None

@@ -2,13 +2,13 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 from longshot_jax.checkpoints.initialize import shape_from_scratch, shape_of_other_run
 from longshot_jax.config import RunConfig
 from longshot_jax.data.sources import no_model_tokenizer
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
+from longshot_jax.files import local_path
 from longshot_jax.model.huggingface.config import read_config
 from longshot_jax.model.llama import LlamaConfig
 
@@ -39,7 +39,7 @@ def planned_backbone(run: RunConfig) -> LlamaConfig:
     source = run.model.source
     if source == "scratch":
         return shape_from_scratch(run, _vocabulary(run))
-    if (folder := Path(source).expanduser()).is_dir():
+    if (folder := local_path(source, "config.model.source")).is_dir():
         backbone = read_config(folder)
     else:
         found = _NAME.fullmatch(source)

@@ -165,7 +165,7 @@ def save_weights(
         raise ValueError("the state is not that of a Llama of this config")
 
     folder = Path(folder).resolve()
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     try:
         with replacing_folder(folder, "choose another folder") as part:
             content = config_json(config, dtype.name, bos_token_id, eos_token_id)
@@ -345,7 +345,7 @@ def _fetched(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
     return np.ascontiguousarray(tensor.layout.to_tensor(np.asarray(weight)), dtype)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path) -> None:
     """Raises a UserError unless the folder is missing, empty, or an earlier export without other files."""
     try:
         present = sorted(folder.iterdir())
