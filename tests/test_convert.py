@@ -214,7 +214,7 @@ def test_an_array_of_another_type_is_refused(exported, tmp_path):
     arrays = load_file(exported / FILE)
     with safe_open(exported / FILE, "numpy") as opened:
         metadata = opened.metadata()
-    save_file(arrays | {"thought_rms": np.int32(1)}, tmp_path / FILE, metadata)
+    save_file(arrays | {"thought_rms": np.array(1, np.int32)}, tmp_path / FILE, metadata)
     with pytest.raises(UserError, match=r"thought_rms is int32\[\], but its settings .* ask for float32\[\]"):
         read_sidecar(tmp_path, 16)
 

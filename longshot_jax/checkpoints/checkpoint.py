@@ -19,8 +19,9 @@ import logging
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal, NoReturn
 
 import jax
@@ -229,7 +230,7 @@ class Checkpoints:
 
     def remove_surplus(self) -> None:
         """Removes what `keep_last` and `keep_best` do not keep: a run killed after its last save has left it there."""
-        found = [SimpleNamespace(step=step, metrics=self._manager.metrics(step), time=None) for step in self.steps]
+        found = [_Found(step, self._manager.metrics(step)) for step in self.steps]
         kept = self._kept.should_preserve(found, context=preservation_policy.PreservationContext())
         for checkpoint, keep in zip(found, kept, strict=True):
             if not keep:
@@ -327,6 +328,15 @@ class Checkpoints:
             f"The checkpoint of step {step} in {self.folder} is damaged ({reason}): remove {self.folder / str(step)} "
             "to continue from an earlier one."
         )
+
+
+@dataclass
+class _Found:
+    """A checkpoint, as orbax's policies read it."""
+
+    step: int
+    metrics: dict[str, Any] | None
+    time: datetime = datetime.min
 
 
 def _metric_or_lowest(metrics: Mapping[str, float] | None) -> float:
