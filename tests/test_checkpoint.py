@@ -48,6 +48,20 @@ def bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
+def test_what_a_kill_after_the_last_save_left_is_removed(tmp_path):
+    metrics = {1: 0.9, 2: 0.1, 3: None, 4: 0.2, 5: None}
+    with Checkpoints(tmp_path, keep_last=5, keep_best=0) as checkpoints:
+        for step, metric in metrics.items():
+            checkpoints.save(step, {"w": jnp.ones(3)}, {"step": step}, metric)
+    with Checkpoints(tmp_path, keep_last=2, keep_best=1) as checkpoints:
+        assert checkpoints.steps == [1, 2, 3, 4, 5]
+        checkpoints.remove_surplus()
+        assert checkpoints.steps == [1, 4, 5]
+        checkpoints.remove_surplus()
+        assert checkpoints.restore({"w": jnp.zeros(3)})[1] == {"step": 5} and checkpoints.best_step == 1
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()) == ["1", "4", "5"]
+
+
 def test_part_of_the_state_is_restored_without_reading_the_rest(tmp_path):
     state = make_state()
     moments = jax.random.normal(jax.random.key(0), (1500, 1000))  # 6 MB that do not compress

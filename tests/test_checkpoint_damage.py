@@ -223,9 +223,11 @@ def test_refused_write_in_the_background_ends_in_one_sentence(tmp_path):
     assert "then [3]" in done.stdout, done.stdout + done.stderr
 
 
-def test_full_disk(tmp_path):
+@pytest.mark.parametrize("limit", ["size=24m", "nr_inodes=30"])
+def test_full_disk(tmp_path, limit):
+    """One sentence, its exit code, and an end at once, though a thread of the writer may wait for minutes."""
     inside = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
-    mount = f'mount -t tmpfs -o size=24m tmpfs {tmp_path} && exec "$0" "$@"'
+    mount = f'mount -t tmpfs -o {limit} tmpfs {tmp_path} && exec "$0" "$@"'
     try:
         possible = subprocess.run([*inside, mount, "true"], capture_output=True).returncode == 0
     except FileNotFoundError:
@@ -235,21 +237,23 @@ def test_full_disk(tmp_path):
     done = run_script(
         SAVE_TWICE
         + """
-    from longshot_jax.errors import UserError
-    try:
-        with checkpoints:
-            checkpoints.save(2, state(2), {"step": 2})
-    except UserError as error:
-        print("SENTENCE", error)
-    reopened = Checkpoints(sys.argv[1], keep_last=1, keep_best=0)
-    restored, metadata = reopened.restore(state(3))
-    print("left", reopened.steps, metadata, bool((restored["w"] == state(1)["w"]).all()))
+    from longshot_jax.errors import run_command
+    def main():
+        try:
+            with checkpoints:
+                checkpoints.save(2, state(2), {"step": 2})
+        finally:
+            with Checkpoints.reader(sys.argv[1]) as reopened:
+                restored, metadata = reopened.restore(state(3))
+                print("left", reopened.steps, metadata, bool((restored["w"] == state(1)["w"]).all()))
+    run_command(main)
         """,
         tmp_path,
         prefix=(*inside, mount),
     )
-    assert "SENTENCE The checkpoint of step 2 could not be written" in done.stdout, done.stdout + done.stderr
-    assert "the disk is full" in done.stdout and "left [1] {'step': 1} True" in done.stdout
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stdout + done.stderr
+    assert done.stderr.startswith("error: The checkpoint of step 2 could not be written") and "is full" in done.stderr
+    assert "left [1] {'step': 1} True" in done.stdout
 
 
 def test_error_at_once_and_later_are_the_same_sentence(tmp_path, monkeypatch):

@@ -8,8 +8,15 @@ import pytest
 from commands import requested_training
 
 from longshot_jax.errors import UserError
-from longshot_jax.experiments.demo import VARIANTS, table
-from longshot_jax.experiments.variants import OPERATIONS, check_variants, train_command
+from longshot_jax.experiments.demo import VARIANTS, run_demonstration, table
+from longshot_jax.experiments.variants import (
+    OPERATIONS,
+    check_variants,
+    finished_results,
+    run_logged,
+    train_command,
+    write_tests,
+)
 
 
 def entry(accuracy, controls):
@@ -66,6 +73,33 @@ def test_variants_of_other_settings_are_not_shown_as_these(tmp_path):
     (tmp_path / "cot").rename(folder)
     tmp_path.rename(moved := tmp_path.with_name("moved"))
     check_variants(VARIANTS, moved, seed=1)
+
+
+@pytest.mark.parametrize("content", ['{"config": {"seed": 1}, "correct": [1]}', '{"config": 3}', "[]", "{", ""])
+def test_results_of_another_command_are_no_variants(tmp_path, content):
+    """Such as those of scripts/eval.py with `--output runs/demo/cot/results.json`."""
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"results\.json .*: remove it, or choose another --workdir"):
+        finished_results(path, 1)
+    path.write_text('{"config": {"training_seed": 1}, "by_steps": {}}')
+    assert finished_results(path, 1) and finished_results(path, 2) is None
+
+
+def test_nothing_is_written_over_other_files_or_through_links(tmp_path):
+    write_tests(tmp_path, 2)
+    write_tests(tmp_path, 2)  # the same files
+    (tmp_path / "test_3.json").write_text("mine")
+    with pytest.raises(UserError, match=r"test_3\.json exists and is not a file that this command wrote"):
+        write_tests(tmp_path, 2)
+    (tmp_path / "cot.log").symlink_to(tmp_path / "test_3.json")
+    with pytest.raises(UserError, match=r"cot\.log cannot be written .*choose another --workdir"):
+        run_logged(["true"], tmp_path / "cot.log")
+    assert (tmp_path / "test_3.json").read_text() == "mine"
+    run_logged(["true"], tmp_path / "ppo.log")
+    (tmp_path / "summary.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match=r"summary\.json exists and is not a file that this command wrote"):
+        run_demonstration(tmp_path, 0)
 
 
 def test_a_variant_that_cannot_be_read_is_not_shown(tmp_path):

@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,11 @@ def contents(folder):
         metadata, arrays = checkpoints._read_metadata(checkpoints.steps[-1])
     prints = {name: array.get("fingerprint") for name, array in arrays.items()}
     return prints, {key: metadata[key] for key in ("phase", "step", "best")}
+
+
+def steps_of(folder):
+    with Checkpoints.reader(folder) as checkpoints:
+        return checkpoints.steps
 
 
 _LIVE_BYTES: list[int] = []
@@ -101,10 +107,12 @@ def test_everything_is_on_tensorboard(finished):
 
 def test_finished_run_started_again_changes_nothing(finished):
     folder, result, _ = finished
-    before = contents(folder)
+    before, steps = contents(folder), steps_of(folder)
+    # As a kill between the last save and the removal of an older checkpoint leaves it.
+    shutil.copytree(folder / "checkpoints" / str(steps[-1]), folder / "checkpoints" / "1")
     stream = io.StringIO()
     again = train(tiny(), folder, stream)
-    assert contents(folder) == before
+    assert contents(folder) == before and steps_of(folder) == steps
     assert again.phases == result.phases and "best checkpoint" in stream.getvalue()
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
-from longshot_jax.checkpoints.run_folder import config_differences, read_settings
+from longshot_jax.checkpoints.run_folder import config_differences, read_config, read_settings
 from longshot_jax.cli import command_parser, parse_command
-from longshot_jax.config import RunConfig
+from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.data.chains import write_chains
 from longshot_jax.data.problems import load_problems
 from longshot_jax.errors import UserError, first_line
@@ -60,7 +60,7 @@ def check_variants(variants: Mapping[str, Variant], folder: Path, seed: int) -> 
         parser.add_argument("--workdir")
         run, *_ = parse_command(parser, train_command(variants, name, folder, seed)[2:])
         try:
-            stored = read_settings(folder / name)
+            stored = parse_config(read_config(folder / name))
         except UserError as error:
             raise UserError(
                 f"{folder / name} was trained by another version ({first_line(error)}): {_removal(variants, name)}"
