@@ -173,7 +173,7 @@ def new_file(part: Path) -> Any:
     return part.open("x", encoding="utf-8")
 
 
-def open_no_link(name: str, flags: int) -> int:
+def open_no_link(name: str | Path, flags: int) -> int:
     """An opener for `open` and `FileIO` that refuses symbolic links."""
     return os.open(name, flags | os.O_NOFOLLOW, 0o666)
 

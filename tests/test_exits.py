@@ -58,3 +58,22 @@ def test_a_user_without_a_home_may_train(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2 and "config.data.prompt_length is 9" in done.stderr, done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [("UserError('x')", 2), ("Preempted('x')", 143), ("KeyboardInterrupt", 130)]
+)
+def test_no_thread_that_waits_keeps_a_failed_command_alive(raised, code):
+    program = f"""if True:
+        import threading, longshot_jax.errors
+        from longshot_jax.errors import Preempted, UserError, run_command
+        longshot_jax.errors._GRACE = 0.2
+        def main():
+            threading.Thread(target=threading.Event().wait, args=(60,)).start()
+            print("printed")
+            raise {raised}
+        run_command(main)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == code and done.stdout == "printed\n" and done.stderr.count("\n") == 1

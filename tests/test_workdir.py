@@ -206,14 +206,13 @@ ONLY_THE_FIRST = """
     import sys
     from longshot_jax.checkpoints.run_folder import prepare_workdir
     from longshot_jax.distributed import join_processes, on_primary
-    from longshot_jax.config import RunConfig
-from longshot_jax.errors import UserError
+    from longshot_jax.errors import UserError
     join_processes()
     for folder in sys.argv[1:]:
         try:
-            print(on_primary(lambda: prepare_workdir(folder)) is not None)
+            print("LOCKED", on_primary(lambda: prepare_workdir(folder)) is not None)
         except UserError as error:
-            print(error)
+            print("REFUSED", error)
 """
 
 
@@ -223,17 +222,17 @@ def test_only_the_first_of_several_processes_prepares_the_folder(tmp_path):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
 
-    def start(index: int) -> str:
+    def start(index: int) -> list[str]:
         own = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)}
         collectives = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
         done = run_script(ONLY_THE_FIRST, tmp_path / "run", mine, environment=own | collectives)
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return [line for line in done.stdout.splitlines() if line.startswith(("LOCKED", "REFUSED"))]
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(start, range(2))
-    assert first.splitlines()[0] == "True" and "mine holds config.json" in first
-    assert second.splitlines() == ["False", "the first process of this run failed: see its message."]
+    assert first[0] == "LOCKED True" and "mine holds config.json" in first[1]
+    assert second == ["LOCKED False", "REFUSED the first process of this run failed: see its message."]
     assert content(mine) == {"config.json": b"{}"}
 
 
