@@ -42,8 +42,8 @@ def from_hf(folder: str | Path, out: str | Path) -> None:
             raise UserError(f"{out} already holds {name}; choose a new folder")
     config = read_config(folder)
     tokenizer = Tokenizer.find(folder)
-    prepare_workdir(out, "choose a new folder").close()
     rows = embedding_rows(config.vocab_size, tokenizer)
+    prepare_workdir(out, "choose a new folder").close()
     params = load_weights(folder, config, embedding_rows=rows)
     metadata = {"backbone": asdict(replace(config, vocab_size=rows)), "backbone_path": _TRAINED}
     if tokenizer:
