@@ -256,6 +256,46 @@ def test_full_disk(tmp_path, limit):
     assert "left [1] {'step': 1} True" in done.stdout
 
 
+def test_a_folder_that_is_gone_ends_in_one_sentence(tmp_path):
+    done = run_script(
+        SAVE_TWICE
+        + """
+    from longshot_jax.errors import run_command
+    def main():
+        with checkpoints:
+            os.rename(sys.argv[1], sys.argv[1] + ".gone")
+            open(sys.argv[1], "w").close()  # so that no writer makes it anew
+            checkpoints.save(2, state(2), {"step": 2})
+    run_command(main)
+        """,
+        tmp_path / "run",
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "run/checkpoints (Not a directory); no earlier checkpoint exists: see to that folder" in done.stderr
+    with Checkpoints.reader(tmp_path / "run.gone") as checkpoints:
+        assert checkpoints.steps == [1]
+
+
+def test_ctrl_c_during_a_save_is_one_sentence_and_the_save_is_complete(tmp_path):
+    done = run_script(
+        SAVE_TWICE
+        + """
+    from longshot_jax.errors import run_command
+    def main():
+        with checkpoints:
+            checkpoints.save(2, state(2), {"step": 2})
+            os.kill(os.getpid(), signal.SIGINT)
+            checkpoints.wait()
+    run_command(main)
+        """,
+        tmp_path,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "interrupted: start the same command again to continue\n"
+    with Checkpoints.reader(tmp_path) as checkpoints:
+        assert checkpoints.steps == [2]
+
+
 def test_error_at_once_and_later_are_the_same_sentence(tmp_path, monkeypatch):
     full = OSError(28, "No space left on device")
     with Checkpoints(tmp_path, 1, 0) as checkpoints:

@@ -50,6 +50,7 @@ _VERSION = 1  # of the metadata's format
 # Metadata keys before version 1 -> present keys.
 _RENAMED_KEYS = {"llama": "backbone", "llama_path": "backbone_path", "stage": "phase"}
 _DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_FULL = "no space or no inodes left, the disk is full"
 # The array writer reports the operating system's error only as text.
 _DISK_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large", "ENOSPC")
 
@@ -241,7 +242,7 @@ class Checkpoints:
         """Waits for the last save and stops the background threads, also if that save failed."""
         try:
             self.wait()
-        except UserError:
+        except Exception:
             with suppress(Exception):  # the manager raises what failed once more
                 self._manager.close()
             raise
@@ -258,9 +259,10 @@ class Checkpoints:
             self._manager.reload()
             last = max(self._manager.all_steps(), default=None)
         kept = "no earlier checkpoint exists" if last is None else f"the checkpoint of step {last} is intact"
+        advice = "free some of them" if reason == _DISK_FULL else "see to that folder"
         raise UserError(
             f"The checkpoint of step {step} could not be written to {self.folder} ({reason}); {kept}: "
-            "free some space and start the same command again."
+            f"{advice} and start the same command again."
         ) from error
 
     def _resolve(self, which: Which) -> int:
@@ -353,8 +355,8 @@ def _disk_error(error: BaseException) -> str | None:
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno not in _DISK_FULL_ERRNOS:
-            return first_line(seen)
+            return seen.strerror or first_line(seen)
         if isinstance(seen, OSError) or any(text in str(seen) for text in _DISK_FULL_TEXTS):
-            return "the disk is full"
+            return _DISK_FULL
         seen = seen.__cause__ or seen.__context__
     return None
