@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-_GRACE = 5.0  # seconds that background threads have to end after an error
+# Seconds that background threads have to end after an error; several processes leave together, which takes longer.
+_GRACE, _GRACE_OF_SEVERAL = 5.0, 60.0
 
 
 class UserError(Exception):
@@ -51,15 +52,17 @@ def run_command(main: Callable[[], object]) -> None:
         code = 0
         raise
     finally:
-        if code:
+        if code not in (0, 143):  # after a preemption nothing is left to write, and processes leave together
             threading.Thread(target=_end_after_main, args=(code,), daemon=True).start()
     sys.exit(code)
 
 
 def _end_after_main(code: int) -> None:
     """Ends the process when the main thread has ended and others go on: a failed save leaves one that waits minutes."""
+    distributed = sys.modules.get("jax.distributed")
+    several = distributed is not None and distributed.is_initialized()
     threading.main_thread().join()
-    time.sleep(_GRACE)
+    time.sleep(_GRACE_OF_SEVERAL if several else _GRACE)
     os._exit(code)
 
 

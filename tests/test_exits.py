@@ -61,12 +61,12 @@ def test_a_user_without_a_home_may_train(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("raised", "code"), [("UserError('x')", 2), ("Preempted('x')", 143), ("KeyboardInterrupt", 130)]
+    ("raised", "code"), [("UserError('x')", 2), ("KeyboardInterrupt", 130)]
 )
 def test_no_thread_that_waits_keeps_a_failed_command_alive(raised, code):
     program = f"""if True:
         import threading, longshot_jax.errors
-        from longshot_jax.errors import Preempted, UserError, run_command
+        from longshot_jax.errors import UserError, run_command
         longshot_jax.errors._GRACE = 0.2
         def main():
             threading.Thread(target=threading.Event().wait, args=(60,)).start()
