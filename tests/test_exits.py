@@ -60,9 +60,7 @@ def test_a_user_without_a_home_may_train(tmp_path):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("raised", "code"), [("UserError('x')", 2), ("KeyboardInterrupt", 130)]
-)
+@pytest.mark.parametrize(("raised", "code"), [("UserError('x')", 2), ("KeyboardInterrupt", 130)])
 def test_no_thread_that_waits_keeps_a_failed_command_alive(raised, code):
     program = f"""if True:
         import threading, longshot_jax.errors
