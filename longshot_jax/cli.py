@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import ml_collections
@@ -23,13 +23,21 @@ from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.bounds import MAX_INT
 from longshot_jax.config.declarations import declared, declared_groups, flatten
 from longshot_jax.config.parse import RENAMED, unknown_setting
-from longshot_jax.errors import UserError, first_line
+from longshot_jax.errors import UserError, first_line, shown
 from longshot_jax.files import local_path
 
+_TOP = "run"  # in help, the group of the settings that are in no other
 # Settings that name files or folders, some of them also a hub's.
 PATH_SETTINGS = ("initialize_from", "model.source", "data.train", "data.validation", "data.test", "data.tokenizer")
 # From glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser of a command's own options; a mistake is a UserError with one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}: see --help.")
 
 
 def parse_command(
@@ -66,20 +74,24 @@ def parse_command(
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser for a command's own options; `parse_command` handles `--config` and `--help`."""
-    return argparse.ArgumentParser(description=description, add_help=False, allow_abbrev=False)
+    return OptionParser(description=description, add_help=False, allow_abbrev=False)
 
 
 def settings_help(group: str = "") -> str:
-    """Default, allowed values and meaning of the settings of a group; "" is all. An unknown group is a UserError."""
+    """Default, allowed values and meaning of the settings of a group.
+
+    "" is all; `run` those that are in no other group. An unknown group is a UserError.
+    """
     group = group.removeprefix("config.")
-    groups = declared_groups(RunConfig)
-    if group not in groups:
-        raise UserError(f"--help {group}: the groups of settings are {', '.join(filter(None, groups))}.")
+    groups = {name or _TOP: title for name, title in declared_groups(RunConfig).items()}
+    if group and group not in groups:
+        raise UserError(f"--help {group}: the groups of settings are {', '.join(groups)}.")
     lines = []
-    for name, title in groups.items():
-        if group and name != group and not name.startswith(group + "."):
+    for title_name, title in groups.items():
+        if group and title_name != group and not title_name.startswith(group + "."):
             continue
-        lines += ["", f"{name or 'run'}: {first_line(Exception(title))}"]
+        name = "" if title_name == _TOP else title_name
+        lines += ["", f"{title_name}: {first_line(Exception(title))}"]
         for key, setting in declared(RunConfig).items():
             if key.rpartition(".")[0] == name:
                 lines.append(f"  --config.{key}={setting.default!r}   ({setting.allowed})")
@@ -89,7 +101,7 @@ def settings_help(group: str = "") -> str:
 
 def load_config(file: Path) -> ml_collections.ConfigDict:
     """Returns `get_config()` of a config file; a missing or failing file, or another type, is a UserError."""
-    if not file.is_file():
+    if not os.path.isfile(file):  # also false for a name that is too long
         raise UserError(f"there is no config file {file}: give one from configs/, or your own.")
     try:
         spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
@@ -125,7 +137,7 @@ def _config_arguments(arguments: Sequence[str], options: Sequence[str]) -> tuple
         name, equals, text = argument.partition("=")
         key = name.lstrip("-")
         if not argument.startswith("-"):
-            raise UserError(f"{argument!r} is not an option: settings are given as --config.key=value.")
+            raise UserError(f"{shown(argument)} is not an option: settings are given as --config.key=value.")
         if key != "config" and not key.startswith("config."):
             known = [*options, "config", *(f"config.{key}" for key in declared(RunConfig))]
             near = difflib.get_close_matches(key, known, 1)
@@ -162,9 +174,13 @@ def _override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     if not isinstance(group, ml_collections.ConfigDict):
         raise UserError(f"the config file has no group config.{above}: start from default_config().")
     if bracket:
-        items, index = group.get(name), index.removesuffix("]")
-        if not isinstance(items, tuple) or not index.isdecimal() or int(index) >= len(items):
-            raise UserError(f"--config.{key} names no item of config.{plain}, which is {items!r}: set it as a whole.")
+        items: Any = group.get(name)
+        index = index.removesuffix("]")
+        places = [str(place) for place in range(len(items))] if isinstance(items, tuple | list) else []
+        if index not in places or typing.get_origin(setting.kind) is not tuple:
+            raise UserError(
+                f"--config.{key} names no item of config.{plain}, which is {shown(items)}: set it as a whole."
+            )
         item = _value(typing.get_args(setting.kind)[0], text)
         value = (*items[: int(index)], item, *items[int(index) + 1 :])
     else:
@@ -177,9 +193,8 @@ def _value(kind: Any, text: str) -> Any:
     """Parses the text of a setting of type `kind`; returns the text itself if that fails."""
     if kind is str:
         return text
-    if typing.get_origin(kind) is tuple and not text.startswith(("(", "[")):
-        text, kind = text.rstrip(","), typing.get_args(kind)[0]
-        return tuple(_value(kind, item.strip(" '\"")) for item in text.split(",")) if text else ()
+    if typing.get_origin(kind) is tuple:
+        return _items(typing.get_args(kind)[0], text)
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
@@ -187,6 +202,20 @@ def _value(kind: Any, text: str) -> Any:
         return float(value) if kind is float and type(value) is int else value
     except (ValueError, SyntaxError, MemoryError, RecursionError, OverflowError):
         return text
+
+
+def _items(kind: Any, text: str) -> tuple[Any, ...] | str:
+    """Parses the items of a tuple, in brackets or not, in quotes or not; returns the text itself if brackets fail."""
+    text = text.strip()
+    for quote in "'\"":
+        if len(text) > 1 and text.startswith(quote) and text.endswith(quote) and quote not in text[1:-1]:
+            text = text[1:-1].strip()
+    if text.startswith(("(", "[")):
+        if text[-1] != {"(": ")", "[": "]"}[text[0]]:
+            return text
+        text = text[1:-1]
+    text = text.strip().removesuffix(",")
+    return tuple(_value(kind, item.strip(" '\"")) for item in text.split(",")) if text else ()
 
 
 def whole_number(least: int = 0, *words: str) -> Callable[[str], int | str]:
@@ -198,7 +227,7 @@ def whole_number(least: int = 0, *words: str) -> Callable[[str], int | str]:
             return text
         number = int(text) if text.isascii() and text.isdecimal() and len(text) < 12 else least - 1
         if not least <= number <= MAX_INT:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {kinds}")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not {kinds}")
         return number
 
     return read

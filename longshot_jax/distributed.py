@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from longshot_jax.errors import UserError, first_line
+from longshot_jax.errors import UserError, first_line, shown
 
 # Set by schedulers that start several processes, one per device or host.
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
@@ -32,10 +32,10 @@ def join_processes() -> None:
     several = any(_task_count(name) > 1 for name in _COUNTS)
     if not (named or several or "JOB_COMPLETION_INDEX" in os.environ):
         return
-    if named and not (len(named) == 2 and all(value.isdecimal() for value in named.values())):
+    if named and not (len(named) == 2 and all(map(_is_count, named.values()))):
         raise UserError(
-            f"{_NUMBER} and {_INDEX} must both be numbers: they are {os.environ.get(_NUMBER)!r} and "
-            f"{os.environ.get(_INDEX)!r}."
+            f"{_NUMBER} and {_INDEX} must both be numbers: they are {shown(os.environ.get(_NUMBER))} and "
+            f"{shown(os.environ.get(_INDEX))}."
         )
     if named and not os.environ.get(_COORDINATOR):
         raise UserError(f"{_NUMBER} is set, but {_COORDINATOR} is not: set it to host:port of process 0.")
@@ -51,10 +51,14 @@ def join_processes() -> None:
         ) from error
 
 
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10
+
+
 def _task_count(name: str) -> int:
     text = os.environ.get(name) or "1"
-    if not text.isdecimal():
-        raise UserError(f"{name} is {text[:40]!r}: the launcher must set it to a number of processes, or not at all.")
+    if not _is_count(text):
+        raise UserError(f"{name} is {shown(text)}: the launcher must set it to a number of processes, or not at all.")
     return int(text)
 
 

@@ -1,25 +1,44 @@
-"""Errors of commands and their exit codes."""
+"""Errors of commands, their sentences and their exit codes."""
 
 import os
+import re
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 # Seconds that background threads have to end after an error; several processes leave together, which takes longer.
 _GRACE, _GRACE_OF_SEVERAL = 5.0, 60.0
+_LONGEST_WORD = 400  # of a message: longer ones, such as a file pasted into an option, are cut in the middle
+_LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
 
 
 class UserError(Exception):
     """An error that the user can fix, such as a wrong config key, file, checkpoint or device count.
 
-    The message is one sentence that names the file, line or key and gives advice.
+    The message is one sentence that names the file, line or key and gives advice. Values in it go through `shown`.
     """
+
+    def __init__(self, message: str):
+        super().__init__(_LONG_WORD.sub(lambda word: f"{word[0][:160]}...{word[0][-80:]}", message))
 
 
 class Preempted(Exception):
     """The run was preempted and has saved its state; the same command continues it."""
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A value for a message, as Python writes it, cut to `limit` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer with more digits than Python prints
+        return "a number of thousands of digits"
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply to show"
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def first_line(error: BaseException, limit: int = 160) -> str:
@@ -28,29 +47,64 @@ def first_line(error: BaseException, limit: int = 160) -> str:
     return (lines[0][:limit].rstrip(". ") if lines else "") or type(error).__name__
 
 
+def machine_fault(error: BaseException) -> str | None:
+    """The sentence for an error, or one of its causes, that means this machine: no such device, too little memory."""
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen)
+        unknown = text.startswith("Unable to initialize backend")
+        if unknown or _in_backend_selection(seen):
+            reason = first_line(Exception(text.split(" (set ")[0])) if unknown else "its plug-in is not installed"
+            return (
+                f"JAX_PLATFORMS is {shown(os.environ.get('JAX_PLATFORMS', ''))}, and JAX can use no such device here "
+                f"({reason}): set it to 'cpu', or leave it out for the devices that there are."
+            )
+        if isinstance(seen, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+            return (
+                f"the memory does not suffice ({first_line(seen)}): use fewer rows at once (--batch_size, "
+                "config.evaluation.batch_size, config.curriculum.micro_batch_size, config.ppo.micro_batches), shorter "
+                "config.data lengths, a smaller config.model, or more devices in config.mesh; scripts/plan.py tells "
+                "what a run needs."
+            )
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return None
+
+
+def _in_backend_selection(error: BaseException) -> bool:
+    """Whether JAX failed an assertion while it chose a backend, as for a platform whose plug-in is not installed."""
+    if not isinstance(error, AssertionError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.endswith("xla_bridge.py")
+
+
 def run_command(main: Callable[[], object]) -> None:
     """Runs a command's `main` and exits.
 
-    Exit codes: 0 done; 2 UserError; 130 interrupted; 143 preempted with the state saved (schedulers then restart it).
-    Background threads have a few seconds after an error; the process then ends without them.
+    Exit codes: 0 done; 2 UserError, or a device or memory that this machine lacks; 130 interrupted; 143 preempted with
+    the state saved (schedulers then restart it). Background threads have a few seconds after an error; the process then
+    ends without them.
     """
     sys.excepthook = _print_uncaught
     code = 1  # an exception that is not caught here
     try:
         main()
         code = 0
-    except UserError as error:
-        code = 2
-        print(f"error: {error}", file=sys.stderr)
     except Preempted as told:
         code = 143
         print(f"stopped: {told}; start the same command again to continue", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
         print("interrupted: start the same command again to continue", file=sys.stderr)
-    except SystemExit:  # of `--help` and of the parser of options
+    except SystemExit:  # of `--help` and of a plan that does not fit
         code = 0
         raise
+    except Exception as error:
+        sentence = machine_fault(error) or (str(error) if isinstance(error, UserError) else None)
+        if sentence is None:
+            raise
+        code = 2
+        print(f"error: {sentence}", file=sys.stderr)
     finally:
         if code not in (0, 143):  # after a preemption nothing is left to write, and processes leave together
             threading.Thread(target=_end_after_main, args=(code,), daemon=True).start()

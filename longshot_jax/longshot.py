@@ -16,7 +16,7 @@ from longshot_jax.checkpoints.pretrained import Pretrained, load_pretrained
 from longshot_jax.config.curriculum import has_thoughts
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
-from longshot_jax.errors import UserError
+from longshot_jax.errors import UserError, shown
 from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.batches import UNFINISHED, answer_texts
 from longshot_jax.evaluation.decoder import Decoder
@@ -149,7 +149,7 @@ class LongShot:
         if answer_length is not None and answer_length < 1:
             raise UserError(f"answer_length is {answer_length}: it must be at least 1.")
         if fusion not in (*CHOOSING, "attend", "mean"):
-            raise UserError(f"fusion is {fusion!r}: it may be {', '.join(CHOOSING)}, attend or mean.")
+            raise UserError(f"fusion is {shown(fusion)}: it may be {', '.join(CHOOSING)}, attend or mean.")
         if not questions:
             return []
         rule = self._rule(thoughts)
@@ -309,7 +309,7 @@ class LongShot:
         if thoughts in ("own", "steps", "fixed"):
             return replace(trained, kind=thoughts)
         if thoughts is not None:
-            raise UserError(f"thoughts is {thoughts!r}: it must be a number, 'own', 'steps' or 'fixed'.")
+            raise UserError(f"thoughts is {shown(thoughts)}: it must be a number, 'own', 'steps' or 'fixed'.")
         # The number of steps of a bare question is unknown.
         return trained if known_steps or trained.kind != "steps" else replace(trained, kind="fixed")
 

@@ -4,18 +4,17 @@ python scripts/ablate.py --output ablations.json [--variants pathwise,critic] [-
 python scripts/ablate.py --distractors 1 --output harder.json --workdir runs/ablations_harder --variants fixed_count
 """
 
-import argparse
 import os
 
-from longshot_jax.errors import UserError, run_command
+from longshot_jax.errors import UserError, run_command, shown
 
 
 def main() -> None:
-    from longshot_jax.cli import path_option, whole_number
+    from longshot_jax.cli import OptionParser, path_option, whole_number
     from longshot_jax.experiments.ablation import evaluate_part, run_ablation
     from longshot_jax.experiments.ablation_tables import ablation_table, fusion_table
 
-    parser = argparse.ArgumentParser(description="Each part of the method on and off, from the same starts.")
+    parser = OptionParser(description="Each part of the method on and off, from the same starts.")
     parser.add_argument("--output", type=path_option("--output"), help="JSON file to write")
     parser.add_argument("--variants", default="", help="names, separated by commas; default: all")
     parser.add_argument("--seeds", type=whole_number(1), default=5, help="runs of each variant")
@@ -38,7 +37,7 @@ def main() -> None:
         raise UserError("--output is missing: name the JSON file to write.")
     names = [name for name in flags.variants.split(",") if name]
     if flags.variants and not names:
-        raise UserError(f"--variants is {flags.variants!r}: name variants, or leave it out for all.")
+        raise UserError(f"--variants is {shown(flags.variants)}: name variants, or leave it out for all.")
     content = run_ablation(
         flags.workdir, flags.output, names, flags.seeds, flags.iterations, flags.jobs, flags.distractors
     )

@@ -16,7 +16,7 @@ on other devices.
 
 import sys
 
-from longshot_jax.errors import UserError, run_command
+from longshot_jax.errors import UserError, run_command, shown
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     sections = options.only.split(",") if options.only else SECTIONS
     for section in sections:
         if section not in SECTIONS:
-            raise UserError(f"--only names {section!r}: it may name {', '.join(SECTIONS)}.")
+            raise UserError(f"--only names {shown(section)}: it may name {', '.join(SECTIONS)}.")
     if options.figure and "curves" not in sections:
         raise UserError("--figure draws the section curves: add it to --only.")
     if options.output:

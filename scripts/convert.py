@@ -4,15 +4,14 @@ python scripts/convert.py from-hf DIR OUT     makes a run folder from a Hugging 
 python scripts/convert.py to-hf CKPT DIR      makes a directory that transformers and LongShot load from a run folder
 """
 
-import argparse
-
 from longshot_jax.errors import run_command
 
 
 def main() -> None:
     from longshot_jax.checkpoints.convert import from_hf, to_hf
+    from longshot_jax.cli import OptionParser
 
-    parser = argparse.ArgumentParser(description="Convert parameters from and to Hugging Face directories.")
+    parser = OptionParser(description="Convert parameters from and to Hugging Face directories.")
     commands = parser.add_subparsers(dest="command", required=True)
     importing = commands.add_parser("from-hf", help="make a run folder from a Hugging Face Llama directory")
     importing.add_argument("directory", metavar="DIR", help="directory with config.json and *.safetensors")

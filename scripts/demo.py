@@ -3,17 +3,16 @@
 python scripts/demo.py [--seed 0] [--workdir runs/demo]
 """
 
-import argparse
 import os
 
 from longshot_jax.errors import run_command
 
 
 def main() -> None:
-    from longshot_jax.cli import path_option, whole_number
+    from longshot_jax.cli import OptionParser, path_option, whole_number
     from longshot_jax.experiments.demo import VARIANTS, evaluate_variant, run_demonstration
 
-    parser = argparse.ArgumentParser(description="All variants on the generated chains, and one table.")
+    parser = OptionParser(description="All variants on the generated chains, and one table.")
     parser.add_argument("--seed", type=whole_number(), default=0, help="seed of parameters, data order and sampling")
     parser.add_argument(
         "--workdir", type=path_option("--workdir"), default="runs/demo", help="folder of the runs and summary.json"

@@ -3,7 +3,6 @@
 python scripts/eval.py --checkpoint runs/x [--data PATH] --output results.json
 """
 
-import argparse
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ def tests_of_run(checkpoint: "Path") -> "tuple[str, Sequence[Problem]]":
 
 
 def main() -> None:
-    from longshot_jax.cli import keep_freed_memory, path_option, whole_number
+    from longshot_jax.cli import OptionParser, keep_freed_memory, path_option, whole_number
     from longshot_jax.data.problems import load_problems
     from longshot_jax.evaluation.results import (
         check_same_questions,
@@ -39,7 +38,7 @@ def main() -> None:
     )
     from longshot_jax.files import check_writable, json_with, local_path
 
-    parser = argparse.ArgumentParser(description="Accuracy with its interval, vote and controls.")
+    parser = OptionParser(description="Accuracy with its interval, vote and controls.")
     parser.add_argument(
         "--checkpoint",
         type=path_option("--checkpoint"),

@@ -3,15 +3,13 @@
 python scripts/generate.py --checkpoint runs/x --question "b=3 d=b+4 d?" [--num_trajectories 3]
 """
 
-import argparse
-
 from longshot_jax.errors import UserError, run_command
 
 
 def main() -> None:
-    from longshot_jax.cli import path_option, whole_number
+    from longshot_jax.cli import OptionParser, path_option, whole_number
 
-    parser = argparse.ArgumentParser(description="Answer a question and show the thoughts.")
+    parser = OptionParser(description="Answer a question and show the thoughts.")
     parser.add_argument(
         "--checkpoint",
         type=path_option("--checkpoint"),

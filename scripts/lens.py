@@ -3,15 +3,13 @@
 python scripts/lens.py --checkpoint runs/demo/ppo [--questions 500]
 """
 
-import argparse
-
 from longshot_jax.errors import UserError, run_command
 
 
 def main() -> None:
-    from longshot_jax.cli import path_option, whole_number
+    from longshot_jax.cli import OptionParser, path_option, whole_number
 
-    parser = argparse.ArgumentParser(description="Do thoughts carry the intermediate results of chains?")
+    parser = OptionParser(description="Do thoughts carry the intermediate results of chains?")
     parser.add_argument(
         "--checkpoint",
         type=path_option("--checkpoint"),

@@ -53,6 +53,28 @@ def results(seed, accuracy, thoughts):
     }
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accuracy": "high"},
+        {"accuracy": [0.5]},
+        {"by_steps": [1]},
+        {"by_steps": {"1": 0.5}},
+        {"fusion": 3},
+        {"compute": {"seconds": None}},
+        {"config": 3},
+        {"config": {}},
+        {"mean_thoughts": None},
+    ],
+)
+def test_results_of_wrong_types_name_their_file(tmp_path, change):
+    put(tmp_path, "pathwise", 0, 0.5, [[1, 2]] * 4)
+    file = tmp_path / "seed0" / "pathwise" / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=r"pathwise/results\.json (lacks a figure|is not of a variant) .*: remove it, "):
+        collect(tmp_path, {"pathwise": PARTS["pathwise"]}, 1, {})
+
+
 def put(folder: Path, name: str, seed: int, accuracy: float, thoughts) -> None:
     place = folder / f"seed{seed}" / name
     place.mkdir(parents=True)

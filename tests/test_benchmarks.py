@@ -92,9 +92,9 @@ def test_mistakes_of_the_command_line(measured, tmp_path, capsys):
     for arguments, sentence in (
         (["--only", "speed"], "--only names 'speed'"),
         (["--only", "update", "--figure", drawn], "--figure draws the section curves"),
-        (["--repetitions", "0"], "argument --repetitions: '0' is not a whole number from 1"),
-        (["--repetitions", "many"], "argument --repetitions: 'many' is not a whole number from 1"),
-        (["--clock", "sun"], "argument --clock: invalid choice: 'sun'"),
+        (["--repetitions", "0"], "--repetitions: '0' is not a whole number from 1"),
+        (["--repetitions", "many"], "--repetitions: 'many' is not a whole number from 1"),
+        (["--clock", "sun"], "--clock: invalid choice: 'sun'"),
         (["--output", tmp_path], "is a folder: give the name of a file"),
         (["--figures", drawn], "--figures is not an option: did you mean --figure?"),
     ):

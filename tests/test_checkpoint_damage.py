@@ -296,6 +296,18 @@ def test_ctrl_c_during_a_save_is_one_sentence_and_the_save_is_complete(tmp_path)
         assert checkpoints.steps == [2]
 
 
+def test_a_wait_that_the_clock_ended_is_not_called_a_full_disk(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+
+        def fail_late(*_: object) -> None:
+            raise RuntimeError("commit failed") from TimeoutError("Timeout waiting for key 'x'")
+
+        monkeypatch.setattr(checkpoints._manager, "_finalize", fail_late)
+        checkpoints.save(1, {"w": jnp.zeros(3)}, {})
+        with pytest.raises(UserError, match=r"a wait timed out: Timeout waiting for key 'x'.* check that the clock"):
+            checkpoints.wait()
+
+
 def test_error_at_once_and_later_are_the_same_sentence(tmp_path, monkeypatch):
     full = OSError(28, "No space left on device")
     with Checkpoints(tmp_path, 1, 0) as checkpoints:

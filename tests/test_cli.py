@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,12 @@ def refusal(*arguments: str, config: str | Path = TINY) -> str:
         (["--config.ppo.thought_std=0.3,0.1"], "ppo.thought_std", (0.3, 0.1)),
         (["--config.phases=ppo,curriculum"], "phases", ("ppo", "curriculum")),
         (["--config.phases", "('ppo',)"], "phases", ("ppo",)),
+        (["--config.phases=(ppo,curriculum)"], "phases", ("ppo", "curriculum")),
+        (["--config.phases", "[ppo]"], "phases", ("ppo",)),
+        (["--config.phases='ppo,curriculum'"], "phases", ("ppo", "curriculum")),
+        (["--config.phases[1]='curriculum'", "--config.phases[0]", "ppo"], "phases", ("ppo", "curriculum")),
+        (["--config.thoughts.stop_bias", "-1e-3"], "thoughts.stop_bias", -1e-3),
+        (["--config.data.operations=(3)"], "data.operations", (3,)),
         (["--config.phases=ppo"], "phases", ("ppo",)),
         (["--config.ppo.target_thoughts="], "ppo.target_thoughts", ()),
         (["--config.data.operations=[1, 3]"], "data.operations", (1, 3)),
@@ -77,6 +84,8 @@ def test_a_setting_of_the_command_line(arguments, key, value):
         (["--config.ppo.thought_std[-1]=0.3"], "names no item of config.ppo.thought_std"),
         (["--config.seed[0]=3"], "--config.seed[0] names no item of config.seed"),
         (["--config.ppo.thought_std[0]=-1"], "config.ppo.thought_std is (-1.0, 0.2): each must be at least 0."),
+        (["--config.ppo.thought_std[" + "9" * 5000 + "]=0.3"], "names no item of config.ppo.thought_std, which is (0.2, 0.2)"),
+        (["--config.data.train[0]=x"], "--config.data.train[0] names no item of config.data.train"),
         (["--config.model.remat=yes"], "config.model.remat is 'yes': it must be of type bool."),
         (["--config.ppo.thought_std=0.3"], "config.ppo.thought_std is (0.3,): it must hold 2 values."),
         (["--config.ppo.thought_std=(0.3,"], "config.ppo.thought_std is '(0.3,': it must be a tuple"),
@@ -90,6 +99,52 @@ def test_a_setting_of_the_command_line(arguments, key, value):
 )  # fmt: skip
 def test_refusals_name_the_option(arguments, sentence):
     assert sentence in refusal(*arguments)
+
+
+NUMBERS = [key for key, setting in SETTINGS.items() if setting.bound is not None]
+
+
+@pytest.mark.parametrize("text", ["-1", "-1e-3"])
+def test_a_negative_number_may_be_a_word_of_its_own(text):
+    for key in NUMBERS:
+        alone, joined = (_outcome(key, words) for words in ([f"--config.{key}", text], [f"--config.{key}={text}"]))
+        assert alone == joined
+        assert isinstance(alone, RunConfig) or key.rpartition(".")[2] in alone, alone
+
+
+def _outcome(key: str, words: list[str]) -> RunConfig | str:
+    """The settings, or the sentence that refuses them."""
+    try:
+        return parsed(*words, "--workdir", "here")[0]
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("key", [key for key, setting in SETTINGS.items() if typing.get_origin(setting.kind) is tuple])
+def test_every_tuple_is_read_in_each_way_of_writing_it(key):
+    items = typing.get_args(SETTINGS[key].kind)
+    first = typing.get_args(items[0])[0] if typing.get_origin(items[0]) is typing.Literal else items[0](1)
+    many = (first,) if items[-1] is Ellipsis else (first,) * len(items)
+    plain = ",".join(map(str, many))
+    quoted = ",".join(f"'{item}'" for item in many)
+    ways = [
+        plain,
+        f"({plain})",
+        f"[{plain}]",
+        f"'{plain}'",
+        f'"{plain}"',
+        quoted,
+        f"({quoted},)",
+        f" {plain} ",
+        str(many),
+    ]
+    # The config under test may refuse the value; then it refuses it in every way of writing.
+    outcomes = [_outcome(key, [f"--config.{key}={way}"]) for way in ways]
+    assert all(outcome == outcomes[0] for outcome in outcomes), outcomes
+    one = _outcome(
+        key, [f"--config.{key}={plain}", f"--config.{key}[0]={first}", f"--config.{key}[{len(many) - 1}]", str(first)]
+    )
+    assert one == outcomes[0]
 
 
 @pytest.mark.parametrize("digits", [400, 5000])
@@ -112,13 +167,11 @@ def test_an_old_key_is_answered_with_the_new_one(old, new, form):
         assert said == f"config.{old} has a new name: config.{new}."
 
 
-def test_own_options_of_a_command(capsys):
+def test_own_options_of_a_command():
     assert parsed("--count", "3")[1].count == 3 and parsed()[1].count is None
     for text in ("0", "-1", "many", "1.5", "1e3", "９", "9" * 12, str(2**31)):
-        with pytest.raises(SystemExit) as ended:
-            parsed(f"--count={text}")
-        assert ended.value.code == 2
-        assert f"argument --count: {text!r} is not a whole number from 1" in capsys.readouterr().err
+        assert refusal(f"--count={text}") == f"--count: {text!r} is not a whole number from 1: see --help."
+    assert refusal("--count") == "--count: expected one argument: see --help."
     read = whole_number(0, "own", "steps")
     assert read("own") == "own" and read("0") == 0 and read(str(2**31 - 1)) == 2**31 - 1
     with pytest.raises(argparse.ArgumentTypeError, match="'often' is not one of own, steps, a whole number from 0"):
@@ -215,9 +268,17 @@ def test_help_of_one_group(capsys, group):
     assert settings_help(group) in shown
 
 
+def test_help_of_the_settings_in_no_group(capsys):
+    shown = shown_by(capsys, "--help", "run")
+    found = re.findall(r"^  --config\.([\w.]+)=", shown, re.MULTILINE)
+    assert found == [key for key in SETTINGS if "." not in key]
+
+
 def test_help_of_an_unknown_group_names_those_there_are():
     for name in ("zzz", "ppo.iterations", "pp"):
-        with pytest.raises(UserError, match=f"--help {name}: the groups of settings are model, model.lora, data, "):
+        with pytest.raises(
+            UserError, match=f"--help {name}: the groups of settings are run, model, model.lora, data, "
+        ):
             parse_command(command_parser(None), ["--help", name])
     with pytest.raises(UserError):
         settings_help("zzz")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longshot_jax.config import RunConfig, default_config, parse_config
-from longshot_jax.config.bounds import MAX_INT, Bound
+from longshot_jax.config.bounds import MAX_FLOAT, MAX_INT, Bound
 from longshot_jax.config.declarations import Setting, declared, declared_groups, flatten
 from longshot_jax.config.parse import RENAMED
 from longshot_jax.errors import UserError
@@ -46,9 +46,9 @@ def test_defaults_and_json_come_back_the_same():
         ({"markers": "none"}, r"config\.markers is 'none': it must be one of coconut, answer"),
         ({"phases": ("sft",)}, r"config\.phases is 'sft': it must be one of curriculum, ppo"),
         ({"ppo": {"questions": 30, "minibatches": 4}}, r"config\.ppo\.questions 30 is not a multiple"),
-        ({"ppo": {"min_thoughts": 7}}, r"min_thoughts 7 is more than max_thoughts 6"),
+        ({"ppo": {"min_thoughts": 7}}, r"config\.ppo\.min_thoughts 7 is more than config\.ppo\.max_thoughts 6"),
         ({"ppo": {"target_iterations": 1}}, r"target_iterations needs the numbers to draw from: set config\.ppo\.target_thoughts"),
-        ({"ppo": {"target_thoughts": (9,)}}, r"target_thoughts \(9,\) must not be above max_thoughts 6"),
+        ({"ppo": {"target_thoughts": (9,)}}, r"target_thoughts \(9,\) must not be above config\.ppo\.max_thoughts 6"),
         ({"ppo": {"baseline": "group", "num_trajectories": 1}}, r"compares trajectories of one question"),
         ({"ppo": {"baseline": "group", "ensemble": True}}, r"independent trajectories"),
         (
@@ -88,7 +88,7 @@ def test_defaults_and_json_come_back_the_same():
         ({"ppo": {"minibatches": 0}}, r"config\.ppo\.minibatches is 0: it must be at least 1"),
         ({"ppo": {"epochs": 0}}, r"config\.ppo\.epochs is 0"),
         ({"ppo": {"optimizer": {"clip_norm": 0.0}}}, r"config\.ppo\.optimizer\.clip_norm is 0\.0: it must be above 0"),
-        ({"ppo": {"optimizer": {"learning_rate": float("nan")}}}, r"learning_rate is nan: it must be at least 0"),
+        ({"ppo": {"optimizer": {"learning_rate": float("nan")}}}, r"config\.ppo\.optimizer\.learning_rate is nan: it must be a finite number"),
         ({"ppo": {"gamma": 1.5}}, r"config\.ppo\.gamma is 1\.5: it must be from 0 to 1"),
         ({"ppo": {"rewards": {"correct": float("inf")}}}, r"correct is inf: it must be a finite number"),
         ({"curriculum": {"optimizer": {"b2": 1.0}}}, r"b2 is 1\.0: it must be from 0 to below 1"),
@@ -163,7 +163,7 @@ def outside(setting: Setting) -> list[int | float]:
     assert bound is not None
     numbers: list[int | float] = [MAX_INT + 1 if math.isinf(bound.high) else int(bound.high) + 1] if whole else []
     if not whole:
-        numbers += [math.nan, math.inf, -math.inf, 10**400, -(10**400)]
+        numbers += [math.nan, math.inf, -math.inf, 10**400, -(10**400), 1e300, -1e300]
     if math.isfinite(bound.low):
         below = bound.low - 1 if whole else math.nextafter(bound.low, -math.inf)
         numbers.append(bound.low if bound.low_open else below)
@@ -176,8 +176,8 @@ def inside(setting: Setting) -> list[int | float]:
     """The outermost numbers of the setting's type inside its bound."""
     bound, whole = setting.bound, int in (setting.kind, *typing.get_args(setting.kind))
     assert bound is not None
-    low = bound.low if math.isfinite(bound.low) else -1e300
-    high = bound.high if math.isfinite(bound.high) else MAX_INT if whole else 1e300
+    low = bound.low if math.isfinite(bound.low) else -MAX_FLOAT
+    high = bound.high if math.isfinite(bound.high) else MAX_INT if whole else MAX_FLOAT
     numbers = [math.nextafter(low, math.inf) if bound.low_open else low]
     numbers.append(math.nextafter(high, -math.inf) if bound.high_open else high)
     return [int(number) if whole else float(number) for number in numbers]
@@ -199,13 +199,47 @@ def test_a_number_outside_its_bound_is_refused_by_its_key(setting):
             parse_config(nested(setting.key, of_setting(setting, number)))
         said = str(error.value)
         assert said.startswith(f"config.{setting.key} is ") and len(said) < 250, said
-        assert said.endswith(must) or "must be a finite number." in said, said
+        assert said.endswith(
+            (must, "must be a finite number.", "must be at most 3.4e+38 in size.", f"at most {MAX_INT}.")
+        ), said
     for number in inside(setting):
         value = of_setting(setting, number)
         try:
             assert read(parse_config(nested(setting.key, value)), setting.key) == value
         except UserError as error:  # it may clash with the defaults of other settings
             assert must not in str(error)
+
+
+ODD = [0, -1, 2**31 - 1, 2**31, 2**63, -(2**63), 10**400, 10**5000, 1e38, 1e300, -1e-3, math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("setting", NUMBERS, ids=lambda setting: setting.key)
+def test_any_number_is_accepted_or_refused_in_one_sentence_of_its_key(setting):
+    whole = int in (setting.kind, *typing.get_args(setting.kind))
+    for number in [*ODD, setting.bound.high, setting.bound.high + 1]:
+        try:
+            found = read(parse_config(nested(setting.key, of_setting(setting, number))), setting.key)
+        except UserError as error:
+            said, name = str(error), setting.key.rpartition(".")[2]
+            assert name in said and "config." in said and "\n" not in said and len(said) < 400, said
+            continue
+        for each in found if isinstance(found, tuple) else (found,):
+            assert abs(each) <= (max(MAX_INT, setting.bound.high) if whole else MAX_FLOAT), number
+
+
+def test_what_several_settings_make_is_counted_by_the_device():
+    most = {"ppo.iterations": MAX_INT, "ppo.epochs": 1, "ppo.minibatches": 1}
+    values = {"ppo": {key[4:]: value for key, value in most.items()}}
+    assert parse_config(values).ppo.iterations == MAX_INT
+    for changes, named in [
+        ({"ppo": {**values["ppo"], "epochs": 2}}, r"config\.ppo\.iterations x config\.ppo\.epochs"),
+        ({"ppo": {"questions": 2**20, "num_trajectories": 2**11}}, r"config\.ppo\.questions x config\.ppo\.num_traj"),
+        ({"curriculum": {"c_thought": 2**20, "max_latent_stage": 2**20}}, r"config\.curriculum\.c_thought x"),
+        ({"data": {"prompt_length": MAX_INT}}, r"config\.data\.prompt_length, thoughts"),
+        ({"data": {"answer_length": MAX_INT}}, r"config\.data\.answer_length"),
+    ]:
+        with pytest.raises(UserError, match=named):
+            parse_config(changes)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +299,33 @@ def test_a_stored_config_of_old_keys_is_the_same_run():
     assert parsed == parse_config(current) != RunConfig()
     for key, value in OTHER_VALUES.items():
         assert read(parsed, key) == value != SETTINGS[key].default
+
+
+@pytest.mark.parametrize("old", [old for old, new in RENAMED.items() if new])
+def test_a_setting_under_its_old_and_its_new_name_is_refused(old):
+    new = str(RENAMED[old])
+    stored = asdict(RunConfig())
+    for key in (old, new):
+        *groups, name = key.split(".")
+        place = stored
+        for group in groups:
+            place = place[group]
+        place[name] = OTHER_VALUES[new]
+    with pytest.raises(UserError, match=rf"have config\.{new} and its old name config\.{old}: remove one\."):
+        parse_config(json.loads(json.dumps(stored)))
+
+
+def test_settings_nested_too_deeply_are_refused():
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = {"ppo": deep}
+    with pytest.raises(UserError, match="config is nested too deeply"):
+        parse_config(deep)
+    items: Any = 1
+    for _ in range(100_000):
+        items = [items]
+    with pytest.raises(UserError, match=r"config\.seed is a list nested too deeply to show: it must be of type int"):
+        parse_config({"seed": items})
 
 
 def test_an_old_key_does_not_change_other_settings_of_that_name():

@@ -68,10 +68,10 @@ def test_it_shows_a_table_and_the_paired_interval(results, folder, capsys):
         ({"--compare": "run/config.json"}, "config.json does not list which answers are right: give a results.json"),
         ({"--compare": "absent.json"}, "absent.json does not exist: give a results.json of eval.py"),
         ({"--compare": "broken.json"}, "broken.json is not valid JSON"),
-        ({"--batch_size": "0"}, "argument --batch_size: '0' is not a whole number from 1"),
-        ({"--num_trajectories": "-1"}, "argument --num_trajectories: '-1' is not a whole number from 0"),
-        ({"--seed": str(2**70)}, "argument --seed"),
-        ({"--thoughts": "often"}, "argument --thoughts: 'often' is not one of own, steps, fixed, a whole number"),
+        ({"--batch_size": "0"}, "--batch_size: '0' is not a whole number from 1"),
+        ({"--num_trajectories": "-1"}, "--num_trajectories: '-1' is not a whole number from 0"),
+        ({"--seed": str(2**70)}, "--seed"),
+        ({"--thoughts": "often"}, "--thoughts: 'often' is not one of own, steps, fixed, a whole number"),
         ({"--which": "12"}, "no checkpoint of step 12"),
     ],
 )
@@ -98,10 +98,10 @@ def test_generate_shows_every_trajectory(folder, capsys):
     ("flag", "value", "message"),
     [
         ("--question", " ", "--question is empty"),
-        ("--answer_length", "-1", "argument --answer_length: '-1' is not a whole number from 1"),
-        ("--thoughts", "-1", "argument --thoughts"),
-        ("--num_trajectories", "0", "argument --num_trajectories"),
-        ("--seed", "1.5", "argument --seed"),
+        ("--answer_length", "-1", "--answer_length: '-1' is not a whole number from 1"),
+        ("--thoughts", "-1", "--thoughts"),
+        ("--num_trajectories", "0", "--num_trajectories"),
+        ("--seed", "1.5", "--seed"),
     ],
 )
 def test_generate_refuses(folder, capsys, flag, value, message):
@@ -121,6 +121,33 @@ def test_results_are_replaced_at_once_or_kept(tmp_path):
     assert read_results(path)["correct"] == [1, 0]
     check_writable(path, json_with("correct"))
     assert read_results(path)["correct"] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"correct": "yes"}, "does not list which answers are right"),
+        ({"correct": [[1]]}, "does not list which answers are right"),
+        ({"correct": [1, None]}, "does not list which answers are right"),
+        ({"correct": [1], "config": ["x" * 40_000]}, "config is ['xxxx"),
+    ],
+)
+def test_results_of_wrong_types_are_refused(tmp_path, content, sentence):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        read_results(path)
+    said = str(error.value)
+    assert said.startswith(str(path)) and sentence in said and len(said) < 400
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000 + "]" * 100_000, '{"correct": ' * 100_000, '{"correct": [1' + "0" * 5000 + "]}"]
+)
+def test_results_nested_too_deeply_are_refused(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match=r"results\.json .*give a results\.json of eval\.py"):
+        read_results(tmp_path / "results.json")
 
 
 def test_other_questions_cannot_be_paired():

@@ -137,7 +137,7 @@ def test_reward_reads_nothing_of_the_problem_but_its_outcome():
 @pytest.mark.parametrize(
     ("weight", "value", "message"),
     [
-        ("thought_cost", -0.1, r"config\.ppo\.rewards\.thought_cost is -0\.1: it must be at least 0"),
+        ("thought_cost", -0.1, r"config\.ppo\.rewards\.thought_cost is -0\.1: it must be from 0 to 1000000"),
         ("natural_stop_range", (5, 2), r"config\.ppo\.rewards\.natural_stop_range is \(5, 2\): give the smaller"),
     ],
 )

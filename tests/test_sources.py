@@ -120,6 +120,12 @@ def test_test_problems_that_cannot_be_read_do_not_end_training(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("key", "value"), [("operations", (10,)), ("distractors", 12)])
+def test_settings_that_no_chain_has_are_named(key, value):
+    with pytest.raises(UserError, match=rf"^config\.data\.{key} must be from"):
+        read_problems(tiny(**{f"data__{key}": value}))
+
+
 @pytest.mark.parametrize("kind", ["chains", "prosqa"])
 def test_generated_validation_is_not_the_test(kind):
     run = tiny(data__train=kind, data__test=kind, data__generated_train=60, data__generated_test=40)

@@ -47,6 +47,17 @@ def test_everything_written_is_read_back(tmp_path):
     assert text.step == 2 and "a&#124;b" in text.tensor_proto.string_val[0].decode()
 
 
+def test_numbers_beyond_the_bins_of_a_histogram_are_in_the_outermost(tmp_path):
+    with RunWriter(tmp_path) as writer:
+        writer.histogram(1, "huge", np.float32([-3e38, 1e38, 2e38]))
+        writer.histogram(2, "mixed", [1e300, 0.5])
+    events = read(tmp_path)
+    (huge,), (mixed,) = events.Histograms("huge"), events.Histograms("mixed")
+    assert huge.histogram_value.num == sum(huge.histogram_value.bucket) == 3
+    assert mixed.histogram_value.num == sum(mixed.histogram_value.bucket) == 2
+    assert np.isfinite(huge.histogram_value.sum_squares)
+
+
 def test_hyperparameters_stand_beside_the_results_in_the_same_run(tmp_path):
     config = {"seed": 1, "ppo": {"clip": 0.2, "gradient": "score", "fused": True}, "dims": (1, 2), "none": None}
     with RunWriter(tmp_path) as writer:

@@ -50,6 +50,7 @@ _VERSION = 1  # of the metadata's format
 # Metadata keys before version 1 -> present keys.
 _RENAMED_KEYS = {"llama": "backbone", "llama_path": "backbone_path", "stage": "phase"}
 _DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TIMED_OUT = "a wait timed out"
 _DISK_FULL = "no space or no inodes left, the disk is full"
 # The array writer reports the operating system's error only as text.
 _DISK_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large", "ENOSPC")
@@ -260,6 +261,8 @@ class Checkpoints:
             last = max(self._manager.all_steps(), default=None)
         kept = "no earlier checkpoint exists" if last is None else f"the checkpoint of step {last} is intact"
         advice = "free some of them" if reason == _DISK_FULL else "see to that folder"
+        if reason.startswith(_TIMED_OUT):
+            advice = "check that the clock did not jump and that the disk is fast,"
         raise UserError(
             f"The checkpoint of step {step} could not be written to {self.folder} ({reason}); {kept}: "
             f"{advice} and start the same command again."
@@ -351,9 +354,12 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _disk_error(error: BaseException) -> str | None:
-    """Why the operating system refused to write; None for any other error."""
+    """Why the operating system refused to write, or that writing took too long; None for any other error."""
     seen: BaseException | None = error
     while seen is not None:
+        # An OSError too, but orbax's: its parts wait for one another by the wall clock.
+        if isinstance(seen, TimeoutError) or "DEADLINE_EXCEEDED" in str(seen):
+            return f"{_TIMED_OUT}: {first_line(seen)}"
         if isinstance(seen, OSError) and seen.errno not in _DISK_FULL_ERRNOS:
             return seen.strerror or first_line(seen)
         if isinstance(seen, OSError) or any(text in str(seen) for text in _DISK_FULL_TEXTS):

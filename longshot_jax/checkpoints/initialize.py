@@ -1,5 +1,7 @@
 """A run's initial parameters: from scratch, from a Hugging Face directory, or from another run."""
 
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ from longshot_jax.checkpoints.sidecar import read_sidecar, same_kind
 from longshot_jax.config import RunConfig
 from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.tokenizer import LATENT_TOKENS, Tokenizer
-from longshot_jax.errors import UserError, first_line
+from longshot_jax.errors import UserError, first_line, shown
 from longshot_jax.files import local_path
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.lora import is_adapter
 from longshot_jax.model.storage import cast_like, merge_states, plain_weights
 from longshot_jax.thoughts.reasoner import AbstractReasoner, make_reasoner, match_feedback_scale
+
+_SMALLER = "lower the sizes in config.model and config.thoughts"
 
 
 def model_folder(run: RunConfig) -> Path | None:
@@ -36,7 +40,7 @@ def model_folder(run: RunConfig) -> Path | None:
         return folder
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise UserError(
-            f"config.model.source {source!r} is not a directory: give a Hugging Face folder, a hub name or 'scratch'."
+            f"config.model.source {shown(source)} is not a directory: give a Hugging Face folder, a hub name or 'scratch'."
         )
     import huggingface_hub  # takes a second to import
 
@@ -48,7 +52,7 @@ def model_folder(run: RunConfig) -> Path | None:
     except Exception as error:  # of many types
         reason = "the hub is out of reach and it was not downloaded before" if offline else first_line(error)
         raise UserError(
-            f"config.model.source {source!r} is not a directory, and {reason}: give a local Hugging Face directory."
+            f"config.model.source {shown(source)} is not a directory, and {reason}: give a local Hugging Face directory."
         ) from None
     return Path(fetched)
 
@@ -56,7 +60,8 @@ def model_folder(run: RunConfig) -> Path | None:
 def abstract_reasoner(run: RunConfig, tokenizer: Tokenizer, mesh: Mesh, folder: Path | None) -> AbstractReasoner:
     """The structure of the run's reasoner, without allocating it; `folder` is that of `model_folder`.
 
-    Raises a UserError if the model's config cannot be read or does not fit the tokenizer or the mesh.
+    Raises a UserError if the model's config cannot be read or does not fit the tokenizer or the mesh, or if its
+    parameters alone exceed the memory of the devices.
     """
     if folder is not None:
         backbone, multiple = read_config(folder), run.mesh.tensor
@@ -66,7 +71,27 @@ def abstract_reasoner(run: RunConfig, tokenizer: Tokenizer, mesh: Mesh, folder: 
         from_scratch = not run.initialize_from
         backbone = shape_from_scratch(run, tokenizer.vocabulary_size) if from_scratch else shape_of_other_run(run)
         tokenizer.check_fits(backbone.vocab_size)
-    return AbstractReasoner.of(run, backbone, mesh)
+    try:
+        abstract = AbstractReasoner.of(run, backbone, mesh)
+    except (NotImplementedError, OverflowError):  # JAX counts the elements of an array in 64 bits
+        raise UserError(f"a parameter has more than 2**63 elements: {_SMALLER}.") from None
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract.params))
+    available = _memory(mesh)
+    if needed > available:
+        raise UserError(
+            f"the parameters take {needed / 2**30:,.0f} GiB, and the devices of config.mesh have "
+            f"{available / 2**30:,.0f} GiB: {_SMALLER}, or use more devices."
+        )
+    return abstract
+
+
+def _memory(mesh: Mesh) -> float:
+    """Bytes of memory of all devices of a mesh; infinite if they do not tell."""
+    devices = list(mesh.devices.flat)
+    if devices[0].platform == "cpu":  # the devices of a process share its machine
+        return jax.process_count() * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    local = next(device for device in devices if device.process_index == jax.process_index())
+    return len(devices) * (local.memory_stats() or {}).get("bytes_limit", math.inf)
 
 
 def embedding_rows(vocab_size: int, tokenizer: Tokenizer | None) -> int:
@@ -89,13 +114,13 @@ def shape_from_scratch(run: RunConfig, vocabulary_size: int) -> LlamaConfig:
     heads = shape.num_attention_heads
     if shape.hidden_size % (2 * heads):
         raise UserError(
-            f"config.model.hidden_size {shape.hidden_size} is not a multiple of 2 x num_attention_heads "
+            f"config.model.hidden_size {shape.hidden_size} is not a multiple of 2 x config.model.num_attention_heads "
             f"(2 x {heads}): rotary positions rotate pairs of each head's dimensions."
         )
     kv_heads = shape.num_key_value_heads or heads
     if heads % kv_heads:
         raise UserError(
-            f"config.model.num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}."
+            f"config.model.num_attention_heads {heads} is not a multiple of config.model.num_key_value_heads {kv_heads}."
         )
     return LlamaConfig(
         vocab_size=vocabulary_size,

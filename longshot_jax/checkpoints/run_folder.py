@@ -139,4 +139,7 @@ def check_same_config(
 
 
 def _shown(value: Any) -> str:
-    return value if value is _MISSING else json.dumps(value)
+    if value is _MISSING:
+        return value
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

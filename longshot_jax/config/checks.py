@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 
+from longshot_jax.config.bounds import MAX_INT
 from longshot_jax.config.run import RunConfig
-from longshot_jax.errors import UserError
+from longshot_jax.errors import UserError, shown
 
 
 def check_combinations(run: RunConfig) -> None:
     """Raises a UserError for the first combination of settings that cannot work."""
-    for faults in (_phases, _data, _curriculum, _ppo, _schedules, _kl, _thoughts, _trajectories, _coupling):
+    for faults in (_phases, _sizes, _data, _curriculum, _ppo, _schedules, _kl, _thoughts, _trajectories, _coupling):
         for message in faults(run):
             raise UserError(message)
 
@@ -17,7 +18,7 @@ def _phases(run: RunConfig) -> Iterator[str]:
     if not run.phases:
         yield "config.phases is empty: it must name 'curriculum', 'ppo' or both."
     if len(set(run.phases)) < len(run.phases):
-        yield f"config.phases {run.phases} names a phase twice: each can run once."
+        yield f"config.phases {shown(run.phases)} names a phase twice: each can run once."
     for phase in run.phases:
         if run.model.weight_dtype != "float32" and run.trainable(phase) == "all":
             yield (
@@ -28,9 +29,30 @@ def _phases(run: RunConfig) -> Iterator[str]:
     targets = run.model.lora.targets
     if run.lora is not None and (not targets or len(set(targets)) < len(targets)):
         yield (
-            f"config.model.lora.targets is {targets}: name one or more matrices, each once, or set trainable to "
-            "'navigator'."
+            f"config.model.lora.targets is {shown(targets)}: name one or more matrices, each once, or train "
+            "'navigator' in config.curriculum.trainable and config.ppo.trainable."
         )
+
+
+def _sizes(run: RunConfig) -> Iterator[str]:
+    """Sizes made of several settings, each of which the device still counts."""
+    data, curriculum, ppo = run.data, run.curriculum, run.ppo
+    written = max(data.answer_length, run.sampled_length)
+    sizes = {
+        "config.curriculum.c_thought x config.curriculum.max_latent_stage": curriculum.c_thought
+        * curriculum.max_latent_stage,
+        "config.ppo.questions x config.ppo.num_trajectories": ppo.questions * ppo.num_trajectories,
+        "config.ppo.iterations x config.ppo.epochs x config.ppo.minibatches": ppo.iterations
+        * ppo.epochs
+        * ppo.minibatches,
+        "config.data.prompt_length, thoughts (config.curriculum.c_thought x max_latent_stage, or "
+        "config.ppo.max_thoughts) and config.data.answer_length or config.ppo.answer_length together": data.prompt_length
+        + run.max_thoughts
+        + written,
+    }
+    for names, size in sizes.items():
+        if size > MAX_INT:
+            yield f"{names} is {size}, more than the {MAX_INT} that a device counts: lower one of them."
 
 
 def _data(run: RunConfig) -> Iterator[str]:
@@ -94,18 +116,21 @@ def _ppo(run: RunConfig) -> Iterator[str]:
         )
     if ppo.questions % (ppo.minibatches * ppo.micro_batches):
         yield (
-            f"config.ppo.questions {ppo.questions} is not a multiple of minibatches x micro_batches "
+            f"config.ppo.questions {ppo.questions} is not a multiple of config.ppo.minibatches x config.ppo.micro_batches "
             f"({ppo.minibatches} x {ppo.micro_batches})."
         )
     if ppo.min_thoughts > ppo.max_thoughts:
-        yield f"config.ppo.min_thoughts {ppo.min_thoughts} is more than max_thoughts {ppo.max_thoughts}."
+        yield f"config.ppo.min_thoughts {ppo.min_thoughts} is more than config.ppo.max_thoughts {ppo.max_thoughts}."
     if ppo.target_iterations and not (ppo.target_thoughts or ppo.target_trajectories):
         yield (
             "config.ppo.target_iterations needs the numbers to draw from: set config.ppo.target_thoughts or "
             "target_trajectories."
         )
     if any(thoughts > ppo.max_thoughts for thoughts in ppo.target_thoughts):
-        yield f"config.ppo.target_thoughts {ppo.target_thoughts} must not be above max_thoughts {ppo.max_thoughts}."
+        yield (
+            f"config.ppo.target_thoughts {shown(ppo.target_thoughts)} must not be above config.ppo.max_thoughts "
+            f"{ppo.max_thoughts}."
+        )
     if ppo.dual_clip and ppo.dual_clip <= 1:
         yield (
             f"config.ppo.dual_clip {ppo.dual_clip} would cut off losses inside the trusted range: take a number above "
@@ -124,11 +149,10 @@ def _ppo(run: RunConfig) -> Iterator[str]:
             "config.ppo.gradient 'score' needs noise, because thoughts without it have no log-prob: set "
             "config.ppo.thought_std above 0, or take 'pathwise' or 'none'."
         )
-    if run.thoughts.feedback == "navigator_residual" and ppo.gradient == "none" and ppo.rescore == "auto":
+    if run.thoughts.feedback == "navigator_residual" and ppo.gradient == "none":
         yield (
             "config.thoughts.feedback 'navigator_residual' with gradient 'none' has no exact rescore, because the "
-            "navigator that decodes thoughts is trained: take config.ppo.gradient 'score', 'pathwise' or 'mixture' "
-            "(sequential, exact), or config.ppo.rescore 'parallel_inexact'."
+            "navigator that decodes thoughts is trained: take config.ppo.gradient 'score', 'pathwise' or 'mixture'."
         )
 
 
@@ -208,7 +232,7 @@ def _trajectories(run: RunConfig) -> Iterator[str]:
         )
     if any(not 2 <= number <= most for number in ppo.target_trajectories):
         yield (
-            f"config.ppo.target_trajectories {ppo.target_trajectories} must lie between 2 and "
+            f"config.ppo.target_trajectories {shown(ppo.target_trajectories)} must lie between 2 and "
             f"config.thoughts.max_trajectories {most}."
         )
     if most and ppo.loss_mean == "sequence":

@@ -12,7 +12,7 @@ from longshot_jax.config.bounds import Bound
 from longshot_jax.config.checks import check_combinations
 from longshot_jax.config.declarations import Setting, declared, flatten
 from longshot_jax.config.run import RunConfig
-from longshot_jax.errors import UserError
+from longshot_jax.errors import UserError, shown
 
 # Old keys of stored runs and exports -> current keys; None: removed.
 RENAMED: Mapping[str, str | None] = {
@@ -27,6 +27,7 @@ RENAMED: Mapping[str, str | None] = {
     "ppo.max_steps": "ppo.max_thoughts",
     "ppo.target_steps": "ppo.target_thoughts",
     "ppo.together": "ppo.ensemble",
+    "ppo.rescore": None,
     "evaluation.num_trajectories": None,
 }
 
@@ -54,9 +55,12 @@ def parse_config(config: ml_collections.ConfigDict | Mapping[str, Any]) -> RunCo
     if isinstance(config, ml_collections.ConfigDict):
         values = config.to_dict()
     elif isinstance(config, Mapping):
-        values = _with_current_keys(config)
+        try:
+            values = _with_current_keys(config)
+        except RecursionError:
+            raise UserError("config is nested too deeply: settings lie in groups at most three deep.") from None
     else:
-        raise UserError(f"config must be a group of settings, not {_shown(config)}.")
+        raise UserError(f"config must be a group of settings, not {shown(config)}.")
     run = _build(RunConfig, values, "config")
     check_combinations(run)
     return run
@@ -88,7 +92,7 @@ def nearest(key: str, known: Collection[str]) -> str | None:
 
 
 def _with_current_keys(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings, nested, under current keys."""
+    """Stored settings, nested, under current keys; a UserError for a setting under its old and its current key."""
     values: dict[str, Any] = {}
     for key, value in flatten(stored).items():
         current = RENAMED.get(key, key)
@@ -99,7 +103,10 @@ def _with_current_keys(stored: Mapping[str, Any]) -> dict[str, Any]:
         for group in groups:
             place = place.setdefault(group, {})
             if not isinstance(place, dict):
-                raise UserError(f"config.{group} must be a group of settings, not {_shown(place)}.")
+                raise UserError(f"config.{group} must be a group of settings, not {shown(place)}.")
+        if name in place:
+            old = next((old for old, new in RENAMED.items() if new == current), current)
+            raise UserError(f"the stored settings have config.{current} and its old name config.{old}: remove one.")
         place[name] = value
     return values
 
@@ -107,7 +114,7 @@ def _with_current_keys(stored: Mapping[str, Any]) -> dict[str, Any]:
 def _build(cls: type, values: Any, place: str) -> Any:
     """Builds the dataclass `cls` from nested mappings; missing settings have their defaults."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{place} must be a group of settings, not {_shown(values)}.")
+        raise UserError(f"{place} must be a group of settings, not {shown(values)}.")
     settings, hints = declared(cls), typing.get_type_hints(cls)
     arguments = {}
     for name, value in values.items():
@@ -128,7 +135,7 @@ def _checked(setting: Setting, value: Any, key: str) -> Any:
     bound = setting.bound or (Bound() if setting.kind in (int, float) else None)
     if bound is not None and any(number not in bound for number in numbers):
         what = "each must be" if isinstance(value, tuple) else "it must be"
-        raise UserError(f"{key} is {_shown(value)}: {what} {bound}.")
+        raise UserError(f"{key} is {shown(value)}: {what} {bound.explain(numbers)}.")
     return value
 
 
@@ -136,30 +143,21 @@ def _coerced(kind: Any, value: Any, key: str) -> Any:
     items = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         if not isinstance(value, str) or value not in items:
-            raise UserError(f"{key} is {_shown(value)}: it must be one of {', '.join(map(str, items))}.")
+            raise UserError(f"{key} is {shown(value)}: it must be one of {', '.join(map(str, items))}.")
         return value
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"{key} is {_shown(value)}: it must be a tuple such as (1, 2).")
+            raise UserError(f"{key} is {shown(value)}: it must be a tuple such as (1, 2).")
         many = items[-1] is Ellipsis
         if not many and len(items) != len(value):
-            raise UserError(f"{key} is {_shown(value)}: it must hold {len(items)} values.")
+            raise UserError(f"{key} is {shown(value)}: it must hold {len(items)} values.")
         kinds = [items[0]] * len(value) if many else items
         return tuple(_coerced(k, v, key) for k, v in zip(kinds, value, strict=True))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError:
-            raise UserError(f"{key} is {_shown(value)}: it must be a finite number.") from None
+            raise UserError(f"{key} is {shown(value)}: it must be a finite number.") from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{key} is {_shown(value)}: it must be of type {kind.__name__}.")
+        raise UserError(f"{key} is {shown(value)}: it must be of type {kind.__name__}.")
     return value
-
-
-def _shown(value: Any, limit: int = 80) -> str:
-    """A value for a message, cut to one line."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer with more digits than Python prints
-        return "a number of thousands of digits"
-    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from longshot_jax.config.bounds import COUNT, FINITE, FRACTION, NON_NEGATIVE, POSITIVE
+from longshot_jax.config.bounds import COST, COUNT, FRACTION, NON_NEGATIVE, POSITIVE, REWARD
 from longshot_jax.config.curriculum import Trainable
 from longshot_jax.config.optimizer import OptimizerConfig
 from longshot_jax.config.thoughts import Coupling
@@ -15,39 +15,39 @@ Annealing = Literal["linear", "cosine", "constant"]
 class RewardWeights:
     """Weights of the reward terms, in units of reward, added with their sign; 0: off."""
 
-    correct: Annotated[float, FINITE] = 1.0
+    correct: Annotated[float, REWARD] = 1.0
     """For a correct answer."""
-    wrong: Annotated[float, FINITE] = 0.0
+    wrong: Annotated[float, REWARD] = 0.0
     """For a wrong answer."""
-    no_thought: Annotated[float, FINITE] = 0.0
+    no_thought: Annotated[float, REWARD] = 0.0
     """For an answer without thoughts."""
-    on_target: Annotated[float, FINITE] = 0.0
+    on_target: Annotated[float, REWARD] = 0.0
     """For exactly `target_thoughts` thoughts."""
-    near_target: Annotated[float, FINITE] = 0.0
+    near_target: Annotated[float, REWARD] = 0.0
     """For one thought more or fewer than `target_thoughts`."""
     target_thoughts: Annotated[int, NON_NEGATIVE] = 0
     """Number of thoughts for `on_target` and `near_target`."""
-    excess_thought: Annotated[float, FINITE] = 0.0
+    excess_thought: Annotated[float, REWARD] = 0.0
     """For each thought above `excess_above`."""
     excess_above: Annotated[int, NON_NEGATIVE] = 0
     """Number of thoughts for `excess_thought`."""
-    natural_stop: Annotated[float, FINITE] = 0.0
+    natural_stop: Annotated[float, REWARD] = 0.0
     """For a stop decided by the stop head within `natural_stop_range`."""
     natural_stop_range: Annotated[tuple[int, int], NON_NEGATIVE] = (0, 0)
     """Fewest and most thoughts for `natural_stop`, inclusive."""
-    thought_cost: Annotated[float, NON_NEGATIVE] = 0.0
+    thought_cost: Annotated[float, COST] = 0.0
     """Cost of each thought, subtracted at the thought."""
-    missing_end: Annotated[float, FINITE] = 0.0
+    missing_end: Annotated[float, REWARD] = 0.0
     """For an answer without an end token."""
-    success_per_thought: Annotated[float, FINITE] = 0.0
+    success_per_thought: Annotated[float, REWARD] = 0.0
     """For each thought of a correct trajectory."""
-    success_per_trajectory: Annotated[float, FINITE] = 0.0
+    success_per_trajectory: Annotated[float, REWARD] = 0.0
     """For each trajectory of the question, if this one is correct."""
-    trajectory_cost: Annotated[float, NON_NEGATIVE] = 0.0
+    trajectory_cost: Annotated[float, COST] = 0.0
     """Cost of each trajectory of the question, subtracted from every trajectory."""
-    vote_correct: Annotated[float, FINITE] = 0.0
+    vote_correct: Annotated[float, REWARD] = 0.0
     """For every trajectory of a question whose majority answer is correct."""
-    diversity: Annotated[float, FINITE] = 0.0
+    diversity: Annotated[float, REWARD] = 0.0
     """For the distance, 0 to 1, of the thoughts to the other trajectories of the question."""
 
 
@@ -67,9 +67,6 @@ class PPOConfig:
     """Gradient of a thought: `score` (its log-prob), `pathwise` (reparameterized noise), their `mixture`, or `none`."""
     mixture: Annotated[float, FRACTION] = 0.5
     """Weight of `score` in the mixture; `pathwise` has the rest."""
-    rescore: Literal["auto", "parallel_inexact"] = "auto"
-    """`auto`: the parallel pass if it is exact, else the sequential pass. `parallel_inexact`: always parallel; with
-    `navigator_residual`, recorded thoughts are then constants."""
     log_prob_scaling: Literal["summed", "averaged", "scaled"] = "summed"
     """Reduction of a thought's log-prob over its X dimensions: the sum, the sum / X, or the sum / sqrt(X)."""
     epochs: Annotated[int, COUNT] = 2

@@ -82,7 +82,10 @@ class ProsQAProblems(Sequence[Problem]):
             problem = prosqa_problem(self.seed, position + attempt * self.size, self.hops)
             if self._wanted is None or self._wanted(problem):
                 return problem
-        raise UserError(f"none of {_ATTEMPTS} generated problems is short enough: raise the lengths of the data")
+        raise UserError(
+            f"none of {_ATTEMPTS} generated problems is short enough: raise config.data.prompt_length and "
+            "config.data.answer_length"
+        )
 
 
 class _Graph:

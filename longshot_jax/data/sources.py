@@ -19,6 +19,7 @@ from longshot_jax.files import local_path, replacing_folder
 _VALIDATION_SEED, _TEST_SEED = 7_000_003, 7_000_019
 _VALIDATION_STRIDE, _MAX_VALIDATION = 10, 500  # a tenth of the training questions, at most 500, is for validation
 _BPE_PROBLEMS = 20_000
+_FIRST_COMPARED = 1_000  # generated problems that are compared with a training file
 _FIRST_CHECKED = 64  # generated problems that are checked before training
 
 # Generated problems: settings, seed, count and split -> problems. A new generator is a file and a line here.
@@ -48,7 +49,7 @@ def read_problems(run: RunConfig, warn: Callable[[str], object] = lambda _: None
     """
     data = run.data
     if data.train in GENERATORS:
-        train = GENERATORS[data.train](data, run.seed, data.generated_train, "train")
+        train = _generated(data, data.train, run.seed, data.generated_train, "train")
         return Problems(train, _held_out(data, data.validation or data.train, "validation", _VALIDATION_SEED))
     train = load_problems(data.train)
     keys = [question_key(problem) for problem in train]
@@ -82,7 +83,8 @@ def _overlap(
     data: DataConfig, setting: str, problems: Sequence[Problem], train: Sequence[bytes], warn: Callable[[str], object]
 ) -> set[bytes]:
     """Questions of held-out problems that are among the training questions; warns of them."""
-    held_out, trained = [question_key(problem) for problem in problems], set(train)
+    count = len(problems) if isinstance(problems, list) else min(len(problems), _FIRST_COMPARED)
+    held_out, trained = [question_key(problems[index]) for index in range(count)], set(train)
     shared = trained.intersection(held_out)
     if shared:
         count = sum(key in shared for key in held_out)
@@ -105,8 +107,15 @@ def test_problems(run: RunConfig) -> Sequence[Problem]:
 
 def _held_out(data: DataConfig, source: str, split: Split, seed: int) -> Sequence[Problem]:
     if source in GENERATORS:
-        return GENERATORS[source](data, seed, data.generated_test, split)
+        return _generated(data, source, seed, data.generated_test, split)
     return load_problems(source)
+
+
+def _generated(data: DataConfig, kind: str, seed: int, count: int, split: Split) -> Sequence[Problem]:
+    try:
+        return GENERATORS[kind](data, seed, count, split)
+    except UserError as error:  # its text starts with the name of the setting
+        raise UserError(f"config.data.{error}") from None
 
 
 def build_tokenizer(

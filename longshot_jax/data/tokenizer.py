@@ -147,7 +147,7 @@ class Tokenizer:
         """
         least = _BYTES + 2 + len(LATENT_TOKENS)
         if vocabulary_size < least:
-            raise UserError(f"vocabulary_size must be at least {least}, not {vocabulary_size}")
+            raise UserError(f"config.data.bpe_vocabulary is {vocabulary_size}: it must be at least {least}")
         import tokenizers
 
         model = tokenizers.Tokenizer(tokenizers.models.BPE())

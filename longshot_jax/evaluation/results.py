@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from longshot_jax.errors import UserError
+from longshot_jax.errors import UserError, shown
 from longshot_jax.evaluation.intervals import paired_interval
 from longshot_jax.files import read_json, write_json
 
@@ -28,7 +28,9 @@ def read_results(path: str | Path) -> dict[str, Any]:
     results = read_json(path, advice=advice)
     correct = results.get("correct")
     if not isinstance(correct, list) or not correct or any(each not in (0, 1) for each in correct):
-        raise UserError(f"{path} does not list which answers are right: {advice}.")
+        raise UserError(f"{path} does not list which answers are right, as `correct` with true and false: {advice}.")
+    if not isinstance(config := results.get("config", {}), dict):
+        raise UserError(f"{path}: config is {shown(config)}, but it must be an object: {advice}.")
     return results
 
 

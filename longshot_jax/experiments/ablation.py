@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longshot_jax.data.chains import NAMES
-from longshot_jax.errors import UserError
+from longshot_jax.errors import UserError, shown
 from longshot_jax.evaluation.results import write_results
 from longshot_jax.experiments.ablation_tables import QUESTIONS, Part, collect
 from longshot_jax.experiments.variants import (
@@ -144,7 +144,7 @@ def chosen_parts(names: Sequence[str]) -> dict[str, Part]:
     """The named parts (all if there are no names) with their starts and bases, in order; a UserError if unknown."""
     for name in names:
         if name not in PARTS:
-            raise UserError(f"--variants has no variant {name!r}: there are {', '.join(PARTS)}.")
+            raise UserError(f"--variants has no variant {shown(name)}: there are {', '.join(PARTS)}.")
     wanted = set(names or PARTS)
     while True:
         needed = {PARTS[name].variant.starts_from for name in wanted} | {PARTS[name].base for name in wanted}
@@ -226,4 +226,4 @@ def _check_settings(folder: Path, settings: Mapping[str, int]) -> None:
     """Raises UserError if the folder's variants have another number of iterations or another task."""
     note = folder / _SETTINGS
     if note.exists() and (found := read_json(note, advice="remove it, or choose another --workdir")) != settings:
-        raise UserError(f"{folder} holds variants of {found}, not of {settings}: choose another --workdir.")
+        raise UserError(f"{folder} holds variants of {shown(found)}, not of {settings}: choose another --workdir.")

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.stats
 
 from longshot_jax.evaluation.intervals import mean_interval
-from longshot_jax.experiments.variants import OPERATIONS, Variant, finished_results
+from longshot_jax.experiments.variants import OPERATIONS, Variant, finished_results, reading_results
 from longshot_jax.tables import markdown_table
 from longshot_jax.thoughts.fusion import CHOOSING
 
@@ -43,9 +43,11 @@ def collect(folder: Path, parts: Mapping[str, Part], seeds: int, settings: Mappi
         }
         for name in parts
     }
-    variants = {
-        name: _entry(part, done[name], done.get(part.base or "", {})) for name, part in parts.items() if done[name]
-    }
+    variants = {}
+    for name, part in parts.items():
+        if done[name]:
+            with reading_results(folder / "seed*" / name / "results.json"):
+                variants[name] = _entry(part, done[name], done.get(part.base or "", {}))
     return {"variants": variants, "config": {"seeds": seeds, "questions": QUESTIONS, **settings}}
 
 

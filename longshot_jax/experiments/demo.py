@@ -28,6 +28,7 @@ from longshot_jax.experiments.variants import (
     check_variants,
     evaluate_run,
     finished_results,
+    reading_results,
     run_jobs,
     run_logged,
     train_command,
@@ -95,7 +96,9 @@ def run_demonstration(folder: Path, seed: int) -> None:
     run_jobs(jobs, workers=2)
     summary = {name: finished_results(_results_file(folder, name), seed) for name in VARIANTS}
     write_results(folder / "summary.json", summary)
-    print(f"\n{table(summary)}\n\n{time.monotonic() - began:.0f} s in all; {folder / 'summary.json'} has every figure.")
+    with reading_results(folder):
+        shown = table(summary)
+    print(f"\n{shown}\n\n{time.monotonic() - began:.0f} s in all; {folder / 'summary.json'} has every figure.")
 
 
 def evaluate_variant(name: str, folder: Path) -> None:

@@ -7,8 +7,9 @@ small gain nothing from a second core, so each run has one thread, and several r
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from longshot_jax.errors import UserError, first_line
 from longshot_jax.files import open_no_link, read_json, unwritable
 
 OPERATIONS = (1, 2, 3, 4)
+_AGAIN = "remove it, and the same command evaluates again"
 _TEST_SEED = 20_000  # test questions do not depend on the training seed
 ROOT = Path(__file__).parents[2]
 CURRICULUM, PPO = {"phases": "('curriculum',)"}, {"phases": "('ppo',)"}  # overrides for one phase
@@ -196,3 +198,15 @@ def finished_results(path: Path, seed: int) -> dict[str, Any] | None:
     if not isinstance(config, dict) or "training_seed" not in config or "by_steps" not in results:
         raise UserError(f"{path} is not of a variant of this experiment: {advice}.")
     return results if config["training_seed"] == seed else None
+
+
+@contextmanager
+def reading_results(path: Path) -> Iterator[None]:
+    """Turns an error of code that reads results from this file or folder into a UserError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        fault = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(
+            f"{path} lacks a figure of an evaluation, or has one of another type ({fault}): {_AGAIN}."
+        ) from error

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from longshot_jax.errors import UserError
+from longshot_jax.errors import UserError, shown
 
 
 @dataclass(frozen=True)
@@ -37,5 +37,5 @@ ACCELERATORS = {
 def accelerator_named(name: str) -> Accelerator:
     """The accelerator called `name`; a UserError lists the known ones."""
     if name not in ACCELERATORS:
-        raise UserError(f"--accelerator {name!r} is not known: take one of {', '.join(ACCELERATORS)}.")
+        raise UserError(f"--accelerator {shown(name)} is not known: take one of {', '.join(ACCELERATORS)}.")
     return ACCELERATORS[name]

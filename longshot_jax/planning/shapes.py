@@ -7,7 +7,7 @@ from longshot_jax.checkpoints.initialize import shape_from_scratch, shape_of_oth
 from longshot_jax.config import RunConfig
 from longshot_jax.data.sources import no_model_tokenizer
 from longshot_jax.data.tokenizer import Tokenizer
-from longshot_jax.errors import UserError
+from longshot_jax.errors import UserError, shown
 from longshot_jax.files import local_path
 from longshot_jax.model.huggingface.config import read_config
 from longshot_jax.model.llama import LlamaConfig
@@ -45,7 +45,7 @@ def planned_backbone(run: RunConfig) -> LlamaConfig:
         found = _NAME.fullmatch(source)
         if found is None or found[1] not in PUBLISHED:
             raise UserError(
-                f"the shape of config.model.source {source!r} is not known here: give a local folder with its "
+                f"the shape of config.model.source {shown(source)} is not known here: give a local folder with its "
                 f"config.json, or a meta-llama name of a Llama 3 of {', '.join(PUBLISHED)}."
             )
         backbone = PUBLISHED[found[1]]

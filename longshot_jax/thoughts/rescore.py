@@ -27,11 +27,10 @@ RescoreMethod = Literal["parallel", "actions", "noise"]
 
 
 def rescore_method(config: PPOConfig, feedback: str) -> RescoreMethod:
-    """The cheapest exact method for a gradient and a kind of thought; `parallel_inexact` allows an inexact one."""
+    """The cheapest exact method for a gradient and a kind of thought."""
     if config.gradient == "pathwise":
         return "noise"
-    residual = feedback == "navigator_residual" and config.rescore == "auto"
-    if config.gradient == "mixture" or (residual and config.gradient == "score"):
+    if config.gradient == "mixture" or (feedback == "navigator_residual" and config.gradient == "score"):
         return "actions"
     return "parallel"
 

@@ -103,11 +103,11 @@ class RunContext:
         """Raises a UserError if `allowed` or more updates in a row were skipped."""
         if int(in_a_row) < allowed:
             return
-        last = self.checkpoints.latest_step
+        last, optimizer = self.checkpoints.latest_step, f"{key.rpartition('.')[0]}.optimizer"
         kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is intact"
         raise UserError(
             f"{int(in_a_row)} updates in a row were skipped because the loss or its gradient was not finite ({key} "
-            f"allows fewer than {allowed}); {kept}: lower the learning rate or clip_norm in a new --workdir."
+            f"allows fewer than {allowed}); {kept}: lower {optimizer}.learning_rate or {optimizer}.clip_norm in a new --workdir."
         )
 
     def log_evaluation(self, step: int, results: Mapping[str, Any], problems: Sequence[Problem]) -> None:

@@ -78,9 +78,9 @@ class RunWriter:
         self._add(step, *(make(name, float(value)) for name, value in values.items()))
 
     def histogram(self, step: int, name: str, array: Any) -> None:
-        """Adds the distribution of an array's finite elements, if there are any."""
+        """Adds the distribution of an array's finite elements, if there are any; the outermost bins hold all beyond."""
         values = np.asarray(array, np.float64).ravel()
-        values = values[np.isfinite(values)]
+        values = np.clip(values[np.isfinite(values)], _BINS[0], _BINS[-1])
         if values.size:
             self._add(step, event_library().summary.histogram(name, values, _BINS))
 

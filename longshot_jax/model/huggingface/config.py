@@ -7,7 +7,7 @@ answers slightly wrongly.
 from pathlib import Path
 from typing import Any, TypeVar
 
-from longshot_jax.errors import UserError
+from longshot_jax.errors import UserError, shown
 from longshot_jax.files import read_json
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.rope import RopeScaling
@@ -28,10 +28,10 @@ def read_config(folder: str | Path) -> LlamaConfig:
     file = Path(folder) / "config.json"
     content = read_json(file, advice="give a folder that holds a Hugging Face Llama, copied whole from its source")
     if content.get("model_type") != "llama":
-        raise UserError(f"{file}: model_type is {content.get('model_type')!r}, but only 'llama' can be loaded")
+        raise UserError(f"{file}: model_type is {shown(content.get('model_type'))}, but only 'llama' can be loaded")
     for key, value in _FIXED.items():
         if content.get(key, value) != value:
-            raise UserError(f"{file}: {key} is {content[key]!r}, but only {value!r} can be loaded")
+            raise UserError(f"{file}: {key} is {shown(content[key])}, but only {value!r} can be loaded")
 
     def count(key: str) -> int:
         return _number(content, key, int, file)
@@ -46,7 +46,7 @@ def read_config(folder: str | Path) -> LlamaConfig:
         raise UserError(f"{file}: head_dim {head_dim} must be even, because rotary positions rotate pairs")
     tied = content.get("tie_word_embeddings", False)  # Hugging Face's default for a Llama
     if not isinstance(tied, bool):
-        raise UserError(f"{file}: tie_word_embeddings must be true or false, not {tied!r}")
+        raise UserError(f"{file}: tie_word_embeddings must be true or false, not {shown(tied)}")
     theta, scaling = _read_rope(content, file)
     return LlamaConfig(
         vocab_size=count("vocab_size"),
@@ -106,7 +106,7 @@ def _read_rope(content: dict[str, Any], file: Path) -> tuple[float, RopeScaling 
     key = "rope_scaling" if content.get("rope_scaling") else "rope_parameters"
     rope = content.get(key) or {}
     if not isinstance(rope, dict):
-        raise UserError(f"{file}: {key} must be an object or null, not {rope!r}")
+        raise UserError(f"{file}: {key} must be an object or null, not {shown(rope)}")
     theta = _number(rope if "rope_theta" in rope else content, "rope_theta", float, file)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
@@ -114,7 +114,7 @@ def _read_rope(content: dict[str, Any], file: Path) -> tuple[float, RopeScaling 
     if kind == "default":
         return theta, None
     if kind != "llama3":
-        raise UserError(f"{file}: {key}.rope_type is {kind!r}, but only 'llama3' and 'default' can be loaded")
+        raise UserError(f"{file}: {key}.rope_type is {shown(kind)}, but only 'llama3' and 'default' can be loaded")
     scaling = RopeScaling(
         factor=_number(rope, "factor", float, file, key),
         low_freq_factor=_number(rope, "low_freq_factor", float, file, key),
@@ -135,5 +135,5 @@ def _number(content: dict[str, Any], key: str, kind: type[_Number], file: Path, 
     allowed = (int,) if kind is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, allowed) or value <= 0:
         whole = "whole " if kind is int else ""
-        raise UserError(f"{file}: {name} must be a positive {whole}number, not {value!r}")
+        raise UserError(f"{file}: {name} must be a positive {whole}number, not {shown(value)}")
     return kind(value)
