@@ -28,7 +28,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     results = read_json(path, advice=advice)
     correct = results.get("correct")
     if not isinstance(correct, list) or not correct or any(each not in (0, 1) for each in correct):
-        raise UserError(f"{path} does not list which answers are right, as `correct` with true and false: {advice}.")
+        raise UserError(f"{path} does not list which answers are right: {advice}.")
     if not isinstance(config := results.get("config", {}), dict):
         raise UserError(f"{path}: config is {shown(config)}, but it must be an object: {advice}.")
     return results
