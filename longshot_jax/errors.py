@@ -7,7 +7,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 # Seconds that background threads have to end after an error; several processes leave together, which takes longer.
@@ -85,7 +84,7 @@ def run_command(main: Callable[[], object]) -> None:
     the state saved (schedulers then restart it). Background threads have a few seconds after an error; the process then
     ends without them.
     """
-    sys.excepthook = _print_uncaught
+    sys.unraisablehook = _report_unraisable
     code = 1  # an exception that is not caught here
     try:
         main()
@@ -120,7 +119,10 @@ def _end_after_main(code: int) -> None:
     os._exit(code)
 
 
-def _print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """As Python, except for writes that a failed save leaves behind: they find nothing to report to."""
-    if kind is not RuntimeError or str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+_unraisablehook = sys.unraisablehook
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    """As before, except for writes that a failed save leaves behind: the save has raised, and nothing waits for them."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _unraisablehook(unraisable)

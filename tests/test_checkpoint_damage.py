@@ -276,6 +276,29 @@ def test_a_folder_that_is_gone_ends_in_one_sentence(tmp_path):
         assert checkpoints.steps == [1]
 
 
+def test_a_folder_removed_during_a_save_ends_in_one_sentence(tmp_path):
+    """Many arrays: each has a write of its own, and each of them fails in its own thread."""
+    done = run_script(
+        """
+    import shutil, sys, time
+    import jax.numpy as jnp
+    from longshot_jax.checkpoints.checkpoint import Checkpoints
+    from longshot_jax.errors import run_command
+    def main():
+        with Checkpoints(sys.argv[1], 1, 0) as checkpoints:
+            checkpoints.save(2, {f"w{i}": jnp.full((64, 64), i) for i in range(60)}, {})
+            time.sleep(0.02)
+            while True:
+                shutil.rmtree(sys.argv[1], ignore_errors=True)
+                checkpoints.save(3, {f"w{i}": jnp.full((64, 64), i) for i in range(60)}, {})
+    run_command(main)
+        """,
+        tmp_path / "run",
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "could not be written" in done.stderr and "see to that folder" in done.stderr
+
+
 def test_ctrl_c_during_a_save_is_one_sentence_and_the_save_is_complete(tmp_path):
     done = run_script(
         SAVE_TWICE

@@ -43,7 +43,8 @@ from longshot_jax.errors import UserError, first_line
 Which = Literal["latest", "best"] | int
 
 # orbax logs tracebacks of errors that it also raises, and advice on its use.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+for _logger in ("absl", "asyncio"):
+    logging.getLogger(_logger).setLevel(logging.CRITICAL)
 
 _METRIC = "metric"
 _VERSION = 1  # of the metadata's format
@@ -364,5 +365,7 @@ def _disk_error(error: BaseException) -> str | None:
             return seen.strerror or first_line(seen)
         if isinstance(seen, OSError) or any(text in str(seen) for text in _DISK_FULL_TEXTS):
             return _DISK_FULL
+        if "Error writing" in str(seen):  # or reading what it has just written, as where the folder was removed
+            return "its files are gone or cannot be written"
         seen = seen.__cause__ or seen.__context__
     return None
