@@ -4,6 +4,7 @@
 #   make test       environment, then the fast tests
 #   make test-slow  also PyTorch, as the oracle of the parity tests, then the slow tests
 #   make test-versions  model, tokenizer and checkpoint tests with the oldest and the newest versions that are allowed
+#   make plan-gpu   XLA's GPU compiler for scripts/plan.py, into .venv-gpu (2.8 GB; needs no GPU)
 #   make lint       ruff and pyright
 #   make venv       the environment alone
 #   make clean      remove what tools left behind; .venv and runs/ stay
@@ -32,7 +33,7 @@ PARITY := .venv/.installed-parity
 PYTHON312 ?= python3.12
 VERSIONED := $(addprefix tests/test_, jaxlib.py llama.py attention.py tokenizer.py checkpoint.py huggingface_load.py)
 
-.PHONY: venv test test-slow test-versions lint demo clean
+.PHONY: venv test test-slow test-versions lint demo plan-gpu clean
 
 venv: $(RUN)
 
@@ -51,6 +52,8 @@ lint: $(LINT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
+
+plan-gpu: .venv-gpu/.installed
 
 demo: $(RUN)
 	$(PY) scripts/demo.py
@@ -99,4 +102,10 @@ $(PARITY): $(TEST)
 	@echo "Installing the newest versions that are allowed into .venv-newest ..."
 	@$(PYTHON312) -m venv --clear .venv-newest
 	@.venv-newest/bin/python -m pip install -qq --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+.venv-gpu/.installed: $(MADE) $(NEEDS)
+	@echo "Installing XLA's GPU compiler into .venv-gpu (2.8 GB) ..."
+	@$(PY) -m venv --clear .venv-gpu
+	@.venv-gpu/bin/python -m pip install -qq --disable-pip-version-check -e '.[cuda]'
 	@touch $@

@@ -1,10 +1,11 @@
 """Plan: memory and cost of a run on each device, from compiling its steps without its parameters.
 
     python scripts/plan.py --config configs/multi.py --devices 8 --accelerator h100-80g [--config.key=value ...]
-        [--output plan.json]
+        [--compiler cuda|cpu] [--output plan.json]
 
 --devices is the product of config.mesh by default. Accelerators: a100-40g, a100-80g, h100-80g, h200, b200. Everything
-runs on this machine's CPU, on simulated devices. The shapes of meta-llama's Llama 3 are known by name; other backbones
+runs on this machine's CPU. --compiler is cuda, XLA's for GPUs, where it is installed (`make plan-gpu`; no GPU is needed),
+else cpu, which knows nothing of traffic. The shapes of meta-llama's Llama 3 are known by name; other backbones
 need a local folder with a config.json.
 
 Exit code 0 if the run fits with a tenth of the memory to spare, 1 if it does not, 2 for a mistake. Keys of plan.json:
@@ -19,10 +20,21 @@ Exit code 0 if the run fits with a tenth of the memory to spare, 1 if it does no
                   batch, activations. peak: their sum
         flops     of matrix products in one call, over all devices
         seconds   roofline time of one call on each accelerator, without communication
+        compiler  whose traffic it is: cuda; null where only the CPU's compiler was asked, and then so is traffic
+        traffic   of one device and one call:
+          bytes, bytes_in_loops               read and written in memory
+          floor_bytes                         weights, caches and inputs, read once in each pass
+          copied_bytes, copied_weights_bytes  read and written by copies, and of these of weights
+          gathered_bytes, gathered_in_loops_bytes    made by all-gathers
+          token_bytes, token_floor_bytes      of one decoded token
+          collectives, copies                 by kind and by iterations of the loops around them; the ten largest copies
+          seconds_alone                       arithmetic, memory and link on the accelerator, each by itself
+          seconds                             estimate by part: kernels one after another, communication not hidden
 
 longshot_jax/planning/plan.py explains how the figures are computed.
 """
 
+import os
 import sys
 
 from longshot_jax.errors import UserError, run_command
@@ -40,6 +52,7 @@ def main() -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--devices", type=whole_number(1))
     parser.add_argument("--accelerator")
+    parser.add_argument("--compiler")
     parser.add_argument("--output", type=path_option("--output"))
     run, _, options = parse_command(parser)
     if options.accelerator is None:
@@ -50,10 +63,16 @@ def main() -> None:
     # Before JAX starts, because the number of devices is fixed then.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the GPU's compiler needs no GPU, and would take one
+    from longshot_jax.planning.compilers import chosen_compiler
     from longshot_jax.planning.plan import as_json, make_plan
     from longshot_jax.planning.report import report
 
-    plan = make_plan(run, devices, options.accelerator, note=lambda text: print(text, file=sys.stderr, flush=True))
+    def note(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    compiler = chosen_compiler(options.compiler, note)
+    plan = make_plan(run, devices, options.accelerator, compiler=compiler, note=note)
     print(report(plan))
     if options.output:
         write_results(options.output, as_json(plan))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,11 +19,12 @@ from tiny_run import tiny
 from longshot_jax.config.model import MeshConfig
 from longshot_jax.errors import UserError
 from longshot_jax.model.llama import Llama, LlamaConfig
-from longshot_jax.planning import accelerators
+from longshot_jax.planning import accelerators, compilers
 from longshot_jax.planning.arithmetic import Arithmetic, Product, count
-from longshot_jax.planning.phases import Phase
-from longshot_jax.planning.plan import _largest, advice, as_json, make_plan
+from longshot_jax.planning.compilers import planned_mesh
+from longshot_jax.planning.plan import advice, as_json, make_plan
 from longshot_jax.planning.report import report
+from longshot_jax.planning.search import largest_that_fits
 from longshot_jax.planning.shapes import planned_backbone
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +104,7 @@ def test_memory_by_kind(plan):
     assert rollout["memory"]["caches"] == 2 * 2 * 8 * 4 * 8 * (15 + 2 * (2 + 1 + 5))
     assert update["flops"] > 0 and set(update["seconds"]) == set(accelerators.ACCELERATORS)
     assert phase["largest_batch"] is None
+    assert update["traffic"] is update["compiler"] is None  # this compiler's say nothing of a GPU
     assert json.loads(json.dumps(as_json(plan))) == as_json(plan)
 
 
@@ -109,7 +112,7 @@ def test_report_and_verdict(plan, monkeypatch):
     (phase,) = plan.phases
     searched = report(replace(plan, phases=(replace(phase, largest=12),)))
     assert plan.fits and "\nfits: " in searched and "largest config.ppo.questions that fits: 12 (set: 8)" in searched
-    small = accelerators.Accelerator(plan.peak * 1.05, 1e12, 1e12, "")
+    small = replace(accelerators.ACCELERATORS["h200"], memory=plan.peak * 1.05)
     monkeypatch.setitem(accelerators.ACCELERATORS, "small", small)
     # It would go in, but without a tenth to spare.
     tight = replace(plan, accelerator="small")
@@ -120,11 +123,52 @@ def test_report_and_verdict(plan, monkeypatch):
     assert "its activations and caches alone do not" in advice(tight)
 
 
-def test_the_largest_batch_lies_on_a_straight_line():
-    phase = Phase("ppo", "config.ppo.questions", batch=8, batch_step=4, programs=())
-    # 10 + 5 x batch and 30 + 2 x batch bytes: the first reaches 100 at 18 problems.
-    assert _largest(phase, [50, 46], [90, 62], 100.0) == 16
-    assert _largest(phase, [50, 46], [90, 62], 20.0) == 0
+@pytest.mark.parametrize(
+    ("peak", "largest", "most"),
+    [
+        (lambda batch: 10 + 5 * batch, 16, 4),  # reaches 100 at 18
+        (lambda batch: 40 + batch**1.4, 16, 6),  # at 18.6
+        (lambda batch: 99 if batch < 400 else 101, 384, 10),  # steps, as buffers of a compiler may
+        (lambda batch: 101, 0, 10),
+        (lambda batch: 90 + 2 * batch, 4, 4),  # below the first try
+    ],
+)
+def test_the_largest_batch_was_tried(peak, largest, most):
+    tried = []
+
+    def compiles(batch):
+        tried.append(batch)
+        return peak(batch)
+
+    assert largest_that_fits(compiles, 100.0, first=8, step=4) == largest
+    assert len(tried) == len(set(tried)) <= most and (largest == 0 or largest in tried)
+    assert all(batch % 4 == 0 and batch > 0 for batch in tried)
+
+
+def test_the_floor_is_what_an_iteration_did_not_compute():
+    x, w = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((5, 16, 16), jnp.float32)
+
+    def layer(x, w):
+        return jnp.tanh(x) @ w.T.astype(jnp.bfloat16), None
+
+    def layers(x, w):
+        return jax.lax.scan(lambda x, w: (layer(x, w)[0].astype(x.dtype), None), x, w)[0]
+
+    # Weights are read as they are multiplied, activations are computed in the iteration; loops repeat both.
+    assert count(layers, x, w).floor() == 5 * 2 * 16 * 16
+    decoded = count(
+        lambda x, w: jax.lax.while_loop(lambda x: jnp.any(x > 0), lambda x: layers(x, w), layers(x, w)),
+        x,
+        w,
+        loop_trips=7,
+    )
+    assert decoded.floor(decoding=True) == 7 * 5 * 2 * 16 * 16 == decoded.floor() - 5 * 2 * 16 * 16
+
+    def rematerialised(x, w):
+        return jax.checkpoint(jax.jit(lambda x: x @ w[0]))(jnp.sin(x)) @ w[1]
+
+    # Through functions that are called; the products' other operands were computed.
+    assert count(rematerialised, x, w).floor() == 2 * 4 * 16 * 16
 
 
 def test_published_shapes_and_local_folders(tmp_path):
@@ -154,6 +198,8 @@ def test_published_shapes_and_local_folders(tmp_path):
         (["--accelerator", "h200", "--devices", "many"], "--devices: 'many' is not a whole number from 1"),
         (["--accelerator", "h200", "--devices", "-1"], "--devices: '-1' is not a whole number from 1"),
         (["--accelerator", "h200", "--devices", "0"], "--devices: '0' is not a whole number from 1"),
+        (["--accelerator", "h200", "--compiler", "tpu"], "--compiler 'tpu' is not known: take one of cuda, cpu"),
+        (["--accelerator", "h200", "--compiler", "cuda"], "is not installed here: run `make plan-gpu` and take .venv-gpu/bin/python, or take --compiler cpu"),
         ([], "no accelerator was given"),
         (["--accelerators", "h200"], "did you mean --accelerator?"),
         (["--accelerator", "h200", "--config.phases=()"], "config.phases is empty"),
@@ -163,12 +209,41 @@ def test_published_shapes_and_local_folders(tmp_path):
 def test_what_cannot_be_planned(arguments, sentence, monkeypatch, capsys):
     updates = {}
     monkeypatch.setattr(jax.config, "update", updates.__setitem__)  # this process has its devices already
+    monkeypatch.setattr(compilers, "installed", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that the command's own value goes with the test
     assert start("plan.py", "--config", ROOT / "configs" / "tiny.py", *arguments) == 2
     said = capsys.readouterr().err
     assert sentence in said and "Traceback" not in said
     if "jax_num_cpu_devices" in updates:
         requested = arguments[arguments.index("--devices") + 1] if "--devices" in arguments else 1
         assert updates == {"jax_platforms": "cpu", "jax_num_cpu_devices": int(requested)}
+
+
+def test_a_compiler_is_chosen_and_said(monkeypatch):
+    said = []
+    monkeypatch.setattr(compilers, "installed", lambda: False)
+    assert compilers.chosen_compiler(None, said.append) == "cpu" and "make plan-gpu" in said[0]
+    monkeypatch.setattr(compilers, "installed", lambda: True)
+    assert compilers.chosen_compiler(None, said.append) == "cuda" and said[1:] == ["XLA's compiler: cuda"]
+    assert compilers.chosen_compiler("cpu", said.append) == "cpu" and len(said) == 2
+
+
+@pytest.mark.parametrize(
+    ("mesh", "nearest"),
+    [
+        (MeshConfig(fsdp=12), "8 or 16 would, such as config.mesh data 1 fsdp 8 tensor 1"),
+        (MeshConfig(data=2, fsdp=3, tensor=4), None),
+        (MeshConfig(data=3, fsdp=2, tensor=3), "16 or 24 would, such as config.mesh data 1 fsdp 16 tensor 1"),
+    ],
+)
+def test_gpus_come_in_whole_nodes(mesh, nearest, monkeypatch):
+    def missing(**_):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(compilers.topologies, "get_topology_desc", missing)
+    match = re.escape(nearest) if nearest else "does not start with JAX .*make plan-gpu"
+    with pytest.raises(UserError, match=match):
+        planned_mesh("cuda", "h200", mesh)
 
 
 def test_a_run_without_phases_has_no_plan():

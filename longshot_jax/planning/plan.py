@@ -3,10 +3,10 @@
 - *State* (parameters, optimizer, reference, memory bank) is exact: shapes, dtypes and shardings of the train state.
 - *Gradients* have the size of the trainable parameters, twice that if PPO sums micro-batches.
 - *Caches* are keys and values, exact from their shapes; an update holds one micro-batch.
-- *Activations* are the rest of the scratch memory that XLA for CPUs requests: an upper estimate, because a GPU fuses
-  more and copies less. The CPU computes bfloat16 products in float32, so some activations are held twice. Two passes
-  that copy all bfloat16 parameters to float32 before a loop over layers are disabled (`_COMPILER`), so one layer is
-  copied at a time.
+- *Activations* are the rest of the scratch memory that XLA requests. With the GPU's compiler (`planning.compilers`)
+  it is what training will request. The CPU's gives an upper estimate, because a GPU fuses more and copies less, and the
+  CPU computes bfloat16 products in float32, so some activations are held twice.
+- *Traffic* is read from the program that the GPU's compiler made (`planning.hlo`, `planning.traffic`).
 - *FLOPs* are counted from the traced step (`planning.arithmetic`), with answers at their longest. Roofline times
   include the traffic of each optimizer step on parameters and moments, and exclude communication: gathering `fsdp`
   parameters and summing over `tensor`.
@@ -20,13 +20,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from longshot_jax.config import RunConfig
 from longshot_jax.errors import UserError
 from longshot_jax.model.llama import LlamaConfig
-from longshot_jax.model.sharding import AXES, make_mesh
+from longshot_jax.model.sharding import AXES
 from longshot_jax.planning.accelerators import ACCELERATORS, accelerator_named
 from longshot_jax.planning.arithmetic import Arithmetic, count
+from longshot_jax.planning.compilers import compiled, planned_mesh
+from longshot_jax.planning.hlo import operations
 from longshot_jax.planning.phases import (
     Phase,
     Program,
@@ -35,14 +38,11 @@ from longshot_jax.planning.phases import (
     share_of_one_device,
     with_batch,
 )
+from longshot_jax.planning.search import largest_that_fits
 from longshot_jax.planning.shapes import planned_backbone
+from longshot_jax.planning.traffic import Traffic
 
 SPARE = 0.1  # fraction of the memory that must stay free
-_COMPILER = {
-    "xla_backend_optimization_level": "0",  # the machine code is never run
-    "xla_disable_hlo_passes": "while-loop-invariant-code-motion,while-loop-expensive-invariant-code-motion,"
-    "constant_folding",
-}
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ class ProgramPlan:
       memory: bytes on one device at the peak, by kind.
       arithmetic: matrix products for one data-parallel part of the batch, over all its `tensor` devices.
       elementwise_bytes: optimizer traffic on one device.
+      traffic: what the program moves, from the GPU's compiler; None from the CPU's.
     """
 
     name: str
     memory: dict[str, int]
     arithmetic: Arithmetic
     elementwise_bytes: float
+    traffic: Traffic | None = None
 
     @property
     def peak(self) -> int:
@@ -84,6 +86,7 @@ class Plan:
     devices: int
     accelerator: str
     phases: tuple[PhasePlan, ...]
+    compiler: str = "cpu"
 
     @property
     def peak(self) -> int:
@@ -112,16 +115,19 @@ def make_plan(
     devices: int | None,
     accelerator: str,
     *,
+    compiler: str = "cpu",
     search: bool = True,
     note: Callable[[str], None] = lambda _: None,
 ) -> Plan:
-    """Compiles the run's steps on simulated devices, without allocating parameters; takes minutes for a large model.
+    """Compiles the run's steps for devices that need not exist, without parameters; takes minutes for a large model.
 
     Args:
       run: settings.
-      devices: number of devices, by default the product of the mesh; this many CPU devices must exist.
+      devices: number of devices, by default the product of the mesh; with the CPU's compiler, this many CPU devices
+        must exist.
       accelerator: a name in `ACCELERATORS`.
-      search: also find the largest batch that fits, which compiles everything a second time.
+      compiler: `cuda` or `cpu`.
+      search: also find the largest batch that fits, which compiles everything a few times more.
       note: receives progress messages.
 
     Raises:
@@ -139,7 +145,9 @@ def make_plan(
             f"config.mesh is {shown} = {mesh_size} devices, but --devices is {devices}: "
             f"take --devices {mesh_size}{grown}."
         )
-    mesh, backbone = make_mesh(run.mesh), planned_backbone(run)
+    if mesh_size > devices and compiler != "cpu":  # simulated devices are counted by `make_mesh`
+        raise UserError(f"config.mesh has {mesh_size} devices, but --devices is {devices}: take --devices {mesh_size}.")
+    mesh, backbone = planned_mesh(compiler, accelerator, run.mesh), planned_backbone(run)
     planned = []
     for name in run.phases:
         phase = make_phase(run, name, backbone, mesh)
@@ -148,23 +156,56 @@ def make_plan(
         for program, part in zip(phase.programs, alone.programs, strict=True):
             note(f"compiling {name}: {program.name}")
             arithmetic = count(part.function, *part.arguments, loop_trips=part.loop_trips)
-            traffic = program.updates * _optimizer_traffic(program)
-            programs.append(ProgramPlan(program.name, _memory(program, run, backbone), arithmetic, traffic))
+            made = compiled(compiler, program)
+            programs.append(
+                ProgramPlan(
+                    program.name,
+                    _memory(program, made, run, backbone),
+                    arithmetic,
+                    program.updates * _optimizer_traffic(program),
+                    _traffic(program, made, arithmetic, run) if compiler == "cuda" else None,
+                )
+            )
         largest = None
         if search:
-            note(f"compiling {name} with twice the batch")
-            twice = make_phase(with_batch(run, name, 2 * phase.batch), name, backbone, mesh)
-            peaks = [sum(_memory(program, run, backbone).values()) for program in twice.programs]
-            largest = _largest(phase, [program.peak for program in programs], peaks, (1 - SPARE) * memory)
+            known = {phase.batch: max(program.peak for program in programs)}
+            largest = largest_that_fits(
+                lambda batch, name=name, known=known: (
+                    known.get(batch) or _peak(compiler, run, name, batch, backbone, mesh, note)
+                ),
+                (1 - SPARE) * memory,
+                phase.batch,
+                phase.batch_step,
+            )
         planned.append(PhasePlan(phase, tuple(programs), largest))
-    return Plan(run, backbone, devices, accelerator, tuple(planned))
+    return Plan(run, backbone, devices, accelerator, tuple(planned), compiler)
 
 
-def _memory(program: Program, run: RunConfig, backbone: LlamaConfig) -> dict[str, int]:
-    """Bytes on one device at the peak of a program, by kind."""
+def _peak(
+    compiler: str, run: RunConfig, name: str, batch: int, backbone: LlamaConfig, mesh: Mesh, note: Callable[[str], None]
+) -> int:
+    """Bytes on one device at the peak of a phase with another batch."""
+    note(f"compiling {name} with {batch} problems")
+    run = with_batch(run, name, batch)
+    programs = make_phase(run, name, backbone, mesh).programs
+    return max(sum(_memory(program, compiled(compiler, program), run, backbone).values()) for program in programs)
+
+
+def _traffic(program: Program, made: Any, arithmetic: Arithmetic, run: RunConfig) -> Traffic:
+    """`made` is the compiled program; products of one data-parallel part are divided over its `tensor` devices."""
+    outside = program.updates * _optimizer_traffic(program) + bytes_on_one_device(program.arguments[1:])
+    return Traffic(
+        operations(made.as_text()),
+        program.loop_trips,
+        floor_bytes=arithmetic.floor() / run.mesh.tensor + outside,
+        token_floor_bytes=arithmetic.floor(decoding=True) / run.mesh.tensor / program.loop_trips,
+    )
+
+
+def _memory(program: Program, made: Any, run: RunConfig, backbone: LlamaConfig) -> dict[str, int]:
+    """Bytes on one device at the peak of a program, by kind; `made` is the compiled program."""
     state = program.state
-    compiled = program.function.lower(*program.arguments).compile(_COMPILER)
-    sizes = compiled.memory_analysis()
+    sizes = made.memory_analysis()
     kinds = {
         "weights": bytes_on_one_device((state.trainable, state.frozen)),
         "optimizer": bytes_on_one_device(state.optimizer),
@@ -190,15 +231,6 @@ def _memory(program: Program, run: RunConfig, backbone: LlamaConfig) -> dict[str
 def _optimizer_traffic(program: Program) -> float:
     """Bytes of one optimizer step on one device: gradients are read, parameters and moments read and written."""
     return 2.0 * bytes_on_one_device(program.state.optimizer) + 3.0 * bytes_on_one_device(program.state.trainable)
-
-
-def _largest(phase: Phase, peaks: list[int], doubled: list[int], budget: float) -> int:
-    """The largest batch for which all programs fit, if memory is linear in the batch."""
-    bounds = []
-    for once, twice in zip(peaks, doubled, strict=True):
-        slope = max((twice - once) / phase.batch, 1.0)
-        bounds.append(phase.batch + (budget - once) / slope)
-    return max(int(min(bounds) // phase.batch_step) * phase.batch_step, 0)
 
 
 def advice(plan: Plan) -> str:
@@ -237,6 +269,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
                 "peak": program.peak,
                 "flops": program.arithmetic.flops * mesh["data"] * mesh["fsdp"],
                 "seconds": {name: plan.seconds(program, name) for name in ACCELERATORS},
+                "compiler": plan.compiler if program.traffic else None,
+                "traffic": program.traffic and program.traffic.as_json(ACCELERATORS[plan.accelerator]),
             }
             for program in phase.programs
         }

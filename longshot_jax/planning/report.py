@@ -5,6 +5,7 @@ from typing import Any
 
 from longshot_jax.planning.accelerators import ACCELERATORS
 from longshot_jax.planning.plan import Plan, advice, as_json
+from longshot_jax.planning.traffic import PARTS
 from longshot_jax.tables import by_name, text_table
 
 
@@ -36,9 +37,61 @@ def report(plan: Plan) -> str:
         rows[f"roofline on {accelerator}, s"] = row(lambda figures, name=accelerator: f"{figures['seconds'][name]:.3g}")
     lines.append(text_table(by_name(rows)))
     lines.append("")
+    with_traffic = {name: figures for name, figures in columns.items() if figures["traffic"]}
+    if with_traffic:
+        lines += [*_traffic(with_traffic, plan), ""]
     for phase in written["phases"].values():
         if phase["largest_batch"] is not None:
             largest = phase["largest_batch"] or "none"
             lines.append(f"largest config.{phase['batch_key']} that fits: {largest} (set: {phase['batch']})")
     lines.append(advice(plan))
     return "\n".join(lines)
+
+
+def _traffic(columns: dict[str, Any], plan: Plan) -> list[str]:
+    """What programs move on one device in one call, by the GPU's compiler; `columns` are their figures in plan.json."""
+    device, rows = ACCELERATORS[plan.accelerator], {}
+
+    def row(name: str, show: Callable[[Any, Any], str]) -> None:
+        rows[name] = {column: show(figures, figures["traffic"]) for column, figures in columns.items()}
+
+    for key, name in (
+        ("bytes", "moved in memory"),
+        ("bytes_in_loops", "of it in loops"),
+        ("floor_bytes", "weights, caches and inputs once a pass"),
+        ("copied_bytes", "copied"),
+        ("copied_weights_bytes", "of it weights"),
+        ("gathered_bytes", "gathered"),
+        ("gathered_in_loops_bytes", "of it in loops"),
+    ):
+        place = f" ({key.removesuffix('_bytes_in_loops').removesuffix('_in_loops_bytes')})" if "loops" in key else ""
+        row(f"{name}{place}, GB", lambda _, traffic, key=key: f"{traffic[key] / 1e9:.4g}")
+    row("a decoded token, GB", lambda _, t: f"{t['token_bytes'] / 1e9:.4g}" if t["token_floor_bytes"] else "")
+    row(
+        "over its floor",
+        lambda _, t: f"{t['token_bytes'] / t['token_floor_bytes']:.3g}" if t["token_floor_bytes"] else "",
+    )
+    for part in ("arithmetic", "memory", "link"):
+        row(f"{part} alone, s", lambda _, traffic, part=part: f"{traffic['seconds_alone'][part]:.3g}")
+    for part in PARTS:
+        row(f"time of {part.replace('_', ' ')}, s", lambda _, traffic, part=part: f"{traffic['seconds'][part]:.3g}")
+    row("estimate of one call, s", lambda _, traffic: f"{sum(traffic['seconds'].values()):.3g}")
+
+    def share(figures: Any, traffic: Any) -> str:
+        reached = figures["flops"] / plan.devices / sum(traffic["seconds"].values())
+        return f"{reached / device.flops:.1%}"
+
+    row("share of the bf16 peak", share)
+    title = f"one call on one {plan.accelerator}, compiled for it and not timed (link {device.link / 1e9:.0f} GB/s)"
+    lines = [text_table([[title, *columns], *([name, *cells.values()] for name, cells in rows.items())])]
+    for name, figures in columns.items():
+        for kind in ("collectives", "copies"):
+            if found := figures["traffic"][kind][:8]:
+                head = [f"{name}: {kind}", "iterations of loops", "times", "GB"]
+                lines += ["", text_table([head, *map(_place, found)])]
+    return lines
+
+
+def _place(row: dict[str, Any]) -> list[str]:
+    loops = " x ".join(map(str, row["loops"])) + (", decoding" if row["decoding"] else "")
+    return [row["kind"], loops or "none", str(row["times"]), f"{row['bytes'] / 1e9:.4g}"]

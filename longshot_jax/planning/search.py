@@ -1,0 +1,47 @@
+"""The largest batch that fits, by compiling."""
+
+from collections.abc import Callable
+
+_TRIES = 10
+
+
+def largest_that_fits(
+    peak: Callable[[int], float], budget: float, first: int, step: int, *, tries: int = _TRIES
+) -> int:
+    """The largest multiple of `step` that was tried and whose `peak` is within `budget`; 0 if none.
+
+    Each guess lies on the straight line through two tries, between the largest batch that fits and the smallest that does
+    not: where memory is nearly linear in the batch, a few compilations find the last multiple of `step` that fits, and
+    where it is not, `tries` bounds them.
+
+    Args:
+      peak: bytes on one device for a batch; compiles.
+      first: the first batch to try, a multiple of `step`.
+    """
+    tried: dict[int, float] = {}
+    fits, too_large, guess = 0, None, max(first // step, 1)
+    for _ in range(tries):
+        tried[guess] = float(peak(guess * step))
+        if tried[guess] <= budget:
+            fits = max(fits, guess)
+        else:
+            too_large = min(guess, too_large or guess)
+        if too_large is not None and too_large - fits <= 1:
+            break
+        guess = _next(tried, budget, fits, too_large)
+    return fits * step
+
+
+def _next(tried: dict[int, float], budget: float, fits: int, too_large: int | None) -> int:
+    if too_large is None:
+        below, above = sorted(tried)[-2:] if len(tried) > 1 else (fits, fits)
+    else:
+        below, above = (fits if fits else min(set(tried) - {too_large}, default=too_large)), too_large
+    rise = tried[above] - tried[below]
+    if rise > 0:
+        guess = int(below + (budget - tried[below]) * (above - below) / rise)
+    else:  # one try so far, or memory that does not grow with the batch
+        guess = 2 * fits if too_large is None else (fits + too_large) // 2
+    if too_large is None:
+        return min(max(guess, fits + 1), 16 * fits)
+    return min(max(guess, fits + 1), too_large - 1)

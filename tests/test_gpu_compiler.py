@@ -1,0 +1,116 @@
+"""XLA's GPU compiler, without a GPU: plans of small programs for each accelerator, and what they say of traffic."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longshot_jax.planning import compilers
+from longshot_jax.planning.accelerators import ACCELERATORS
+
+ROOT = Path(__file__).parents[1]
+PYTHON = Path(sys.executable) if compilers.installed() else ROOT / ".venv-gpu" / "bin" / "python"
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not PYTHON.exists(), reason="XLA's GPU compiler is not installed: make plan-gpu"),
+]
+
+STARTED = """
+import json, os, sys
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+import jax
+jax.config.update("jax_platforms", "cpu")
+"""
+
+
+def in_its_environment(program):
+    """What a program prints as JSON in its last line."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [str(PYTHON), "-c", STARTED + program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+PRODUCTS = """
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from longshot_jax.config.model import MeshConfig
+from longshot_jax.planning.accelerators import ACCELERATORS
+from longshot_jax.planning.compilers import planned_mesh
+from longshot_jax.planning.hlo import operations
+written = {}
+for name in ACCELERATORS:
+    mesh = planned_mesh("cuda", name, MeshConfig(fsdp=2))
+    def shape(*sizes, axes):
+        return jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+    def layers(x, w):
+        def layer(x, w):
+            return jnp.tanh(x @ jax.lax.with_sharding_constraint(w, NamedSharding(mesh, PartitionSpec()))), None
+        return jax.lax.scan(layer, x, w)[0]
+    arguments = shape(64, 1024, axes=("fsdp",)), shape(6, 1024, 1024, axes=(None, "fsdp"))
+    made = jax.jit(layers).lower(*arguments).compile({"xla_gpu_enable_triton_gemm": False})
+    found = operations(made.as_text())
+    written[name] = {
+        "flops": sum(o.flops * o.times(1) for o in found),
+        "products": sum(o.bytes * o.times(1) for o in found if o.flops),
+        "gathered": sum(o.payload * o.times(1) for o in found if o.opcode == "all-gather"),
+        "sent": sum(o.sent * o.times(1) for o in found),
+        "loops": sorted({o.loops for o in found if o.flops}),
+    }
+print(json.dumps(written))
+"""
+
+
+def test_products_and_collectives_for_every_accelerator():
+    written = in_its_environment(PRODUCTS)
+    assert set(written) == set(ACCELERATORS)
+    weights, rows = 2 * 1024 * 1024, 2 * 32 * 1024
+    for found in written.values():
+        assert found["flops"] == 6 * 2 * 32 * 1024 * 1024
+        # Each layer's product reads its matrix and its rows once, and writes rows.
+        assert found["products"] == pytest.approx(6 * (weights + 2 * rows), rel=0.01)
+        assert found["gathered"] == 6 * weights and found["sent"] == 3 * weights
+        assert found["loops"] == [[6]]
+
+
+PLAN = """
+from tiny_run import tiny
+from longshot_jax.planning.plan import as_json, make_plan
+from longshot_jax.planning.report import report
+run = tiny(phases=("ppo",), mesh__fsdp=2, model__compute_dtype="bfloat16", ppo__minibatches=1)
+plan = make_plan(run, 2, "h100-80g", compiler="cuda", search=False)
+print(report(plan), file=sys.stderr)
+print(json.dumps(as_json(plan) | {"report": report(plan), "counted": [
+    program.arithmetic.flops for phase in plan.phases for program in phase.programs]}))
+"""
+
+
+def test_a_plan_for_two_h100():
+    written = in_its_environment(PLAN)
+    assert written["fits"]
+    programs = written["phases"]["ppo"]["programs"]
+    for program in programs.values():
+        traffic = program["traffic"]
+        assert program["compiler"] == "cuda"
+        assert traffic["bytes"] > traffic["floor_bytes"] > 0
+        assert traffic["bytes"] > traffic["bytes_in_loops"] > 0
+        assert traffic["bytes"] > traffic["copied_bytes"] > traffic["copied_weights_bytes"] >= 0
+        assert traffic["gathered_bytes"] >= traffic["gathered_in_loops_bytes"] >= 0 < traffic["gathered_bytes"]
+        assert sum(row["bytes"] for row in traffic["collectives"] if row["kind"] == "all-gather") == pytest.approx(
+            traffic["gathered_bytes"]
+        )
+        alone, parts = traffic["seconds_alone"], traffic["seconds"]
+        assert max(alone["arithmetic"], alone["memory"]) <= 1.000001 * (sum(parts.values()) - parts["link"])
+        assert parts["link"] == pytest.approx(alone["link"]) and parts["link"] > 0
+        # Products that the compiler kept are those of the traced program, up to small ones that it multiplies out.
+        compiled = alone["arithmetic"] * ACCELERATORS["h100-80g"].flops * 2
+        assert compiled == pytest.approx(program["flops"], rel=0.2)
+    rollout = programs["rollout"]["traffic"]
+    assert 0 < rollout["token_floor_bytes"] < rollout["token_bytes"] < rollout["bytes"]
+    assert programs["update"]["traffic"]["token_floor_bytes"] == 0
+    for said in ("compiled for it and not timed", "over its floor", "share of the bf16 peak", "all-gather"):
+        assert said in written["report"]
