@@ -104,7 +104,9 @@ def test_a_plan_for_two_h100():
             traffic["gathered_bytes"]
         )
         alone, parts = traffic["seconds_alone"], traffic["seconds"]
-        assert max(alone["arithmetic"], alone["memory"]) <= 1.000001 * (sum(parts.values()) - parts["link"])
+        # Kernels one after another take longer than all their arithmetic, and than all their traffic.
+        kernels = sum(parts.values()) - parts["link"]
+        assert alone["arithmetic"] < kernels and alone["memory"] < kernels + parts["link"]
         assert parts["link"] == pytest.approx(alone["link"]) and parts["link"] > 0
         # Products that the compiler kept are those of the traced program, up to small ones that it multiplies out.
         compiled = alone["arithmetic"] * ACCELERATORS["h100-80g"].flops * 2

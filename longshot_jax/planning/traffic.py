@@ -77,8 +77,10 @@ class Traffic:
         found: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         for o in self.operations:
             times = o.times(self.trips)
-            found["link"] += times * o.sent / device.link
-            found[_part(o)] += times * max(o.bytes / device.bandwidth, o.flops / device.flops)
+            if o.payload:
+                found["link"] += times * o.sent / device.link
+            else:
+                found[_part(o)] += times * max(o.bytes / device.bandwidth, o.flops / device.flops)
         return found
 
     def floor_seconds(self, device: Accelerator) -> dict[str, float]:
