@@ -14,7 +14,8 @@ def report(plan: Plan) -> str:
     written = as_json(plan)
     mesh = " x ".join(f"{axis} {size}" for axis, size in written["mesh"].items())
     lines = [
-        f"{written['parameters'] / 1e9:.2f} billion parameters on {plan.devices} x {plan.accelerator}, mesh {mesh}",
+        f"{written['parameters'] / 1e9:.2f} billion parameters on {plan.devices} x {plan.accelerator}, mesh {mesh}, "
+        f"compiled by XLA for {'GPUs' if plan.compiler == 'cuda' else 'CPUs'}",
         "",
     ]
     columns = {
