@@ -64,6 +64,7 @@ def test_flops_are_those_of_the_unrolled_function():
         return jax.lax.while_loop(lambda x: jnp.any(x > 0), lambda x: x @ w, x)
 
     assert count(decoded, x, w, loop_trips=7).flops == 7 * 2 * 8 * 16 * 16
+    assert count(lambda x, w: jax.lax.scan(lambda x, _: (x @ w, None), x, length=0), x, w, loop_trips=7).flops == 0
 
 
 def test_flops_of_a_llama_agree_with_the_compiler_and_grow_with_depth():

@@ -79,7 +79,11 @@ class _Loop:
     trips: int  # assumed where the length depends on data
 
     def of(self, length: int | None) -> "_Loop":
-        return replace(self, times=self.times * (length or self.trips), decoding=self.decoding or length is None)
+        return replace(
+            self,
+            times=self.times * (self.trips if length is None else length),
+            decoding=self.decoding or length is None,
+        )
 
 
 # The result is the operand, or the operands, in another order, place or precision.

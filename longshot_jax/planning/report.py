@@ -58,15 +58,14 @@ def _traffic(columns: dict[str, Any], plan: Plan) -> list[str]:
 
     for key, name in (
         ("bytes", "moved in memory"),
-        ("bytes_in_loops", "of it in loops"),
-        ("floor_bytes", "weights, caches and inputs once a pass"),
+        ("bytes_in_loops", "moved in loops"),
+        ("floor_bytes", "floor: weights, caches, inputs"),
         ("copied_bytes", "copied"),
-        ("copied_weights_bytes", "of it weights"),
+        ("copied_weights_bytes", "copied weights"),
         ("gathered_bytes", "gathered"),
-        ("gathered_in_loops_bytes", "of it in loops"),
+        ("gathered_in_loops_bytes", "gathered in loops"),
     ):
-        place = f" ({key.removesuffix('_bytes_in_loops').removesuffix('_in_loops_bytes')})" if "loops" in key else ""
-        row(f"{name}{place}, GB", lambda _, traffic, key=key: f"{traffic[key] / 1e9:.4g}")
+        row(f"{name}, GB", lambda _, traffic, key=key: f"{traffic[key] / 1e9:.4g}")
     row("a decoded token, GB", lambda _, t: f"{t['token_bytes'] / 1e9:.4g}" if t["token_floor_bytes"] else "")
     row(
         "over its floor",
