@@ -43,6 +43,8 @@ DOES_NOT_FIT = 1
 
 
 def main() -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the GPU's compiler needs no GPU, and would take one
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it warns of what it does not know without one
     import jax
 
     from longshot_jax.cli import command_parser, parse_command, path_option, whole_number
@@ -63,7 +65,6 @@ def main() -> None:
     # Before JAX starts, because the number of devices is fixed then.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the GPU's compiler needs no GPU, and would take one
     from longshot_jax.planning.compilers import chosen_compiler
     from longshot_jax.planning.plan import as_json, make_plan
     from longshot_jax.planning.report import report

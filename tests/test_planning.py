@@ -211,7 +211,8 @@ def test_what_cannot_be_planned(arguments, sentence, monkeypatch, capsys):
     updates = {}
     monkeypatch.setattr(jax.config, "update", updates.__setitem__)  # this process has its devices already
     monkeypatch.setattr(compilers, "installed", lambda: False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that the command's own value goes with the test
+    for variable in ("CUDA_VISIBLE_DEVICES", "TF_CPP_MIN_LOG_LEVEL"):
+        monkeypatch.setenv(variable, "")  # so that the command's own value goes with the test
     assert start("plan.py", "--config", ROOT / "configs" / "tiny.py", *arguments) == 2
     said = capsys.readouterr().err
     assert sentence in said and "Traceback" not in said
