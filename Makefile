@@ -5,6 +5,8 @@
 #   make test-slow  also PyTorch, as the oracle of the parity tests, then the slow tests
 #   make test-versions  model, tokenizer and checkpoint tests with the oldest and the newest versions that are allowed
 #   make plan-gpu   XLA's GPU compiler for scripts/plan.py, into .venv-gpu (2.8 GB; needs no GPU)
+#   make campaign   thousands of damaged inputs, each refused or read right (docs/reliability.md); SEED=0, INPUTS=10000
+#   make campaign-kills  runs that are killed at random moments and go on, bit for bit; SEED=0, KILLS=100
 #   make lint       ruff and pyright
 #   make venv       the environment alone
 #   make clean      remove what tools left behind; .venv and runs/ stay
@@ -33,7 +35,11 @@ PARITY := .venv/.installed-parity
 PYTHON312 ?= python3.12
 VERSIONED := $(addprefix tests/test_, jaxlib.py llama.py attention.py tokenizer.py checkpoint.py huggingface_load.py)
 
-.PHONY: venv test test-slow test-versions lint demo plan-gpu clean
+SEED := 0
+INPUTS := 10000
+KILLS := 100
+
+.PHONY: venv test test-slow test-versions campaign campaign-kills lint demo plan-gpu clean
 
 venv: $(RUN)
 
@@ -47,6 +53,12 @@ test-versions: .venv-lowest/.installed .venv-newest/.installed
 	for made in lowest newest; do \
 	  .venv-$$made/bin/python -m pytest -n auto --dist loadfile $(VERSIONED) || exit 1; \
 	done
+
+campaign: $(TEST)
+	PYTHONPATH=tests $(PY) -m campaign --seed $(SEED) --inputs $(INPUTS)
+
+campaign-kills: $(TEST)
+	PYTHONPATH=tests $(PY) -m campaign.kills --seed $(SEED) --kills $(KILLS)
 
 lint: $(LINT)
 	$(PY) -m ruff check .

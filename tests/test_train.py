@@ -3,12 +3,7 @@
 import gc
 import io
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,8 +16,6 @@ from longshot_jax.curriculum.loop import Position
 from longshot_jax.errors import UserError
 from longshot_jax.train import train
 from longshot_jax.training.schedules import anneal
-
-ROOT = Path(__file__).parents[1]
 
 
 def contents(folder):
@@ -141,37 +134,6 @@ def test_interrupted_run_ends_with_the_same_bits(finished, tmp_path, monkeypatch
         train(tiny(), tmp_path, io.StringIO())
     train(tiny(), tmp_path, io.StringIO())
     assert contents(tmp_path) == contents(folder)
-
-
-@pytest.mark.slow
-def test_run_killed_at_random_ends_with_the_same_bits(tmp_path):
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-    def start(workdir, *kill):
-        return subprocess.run(
-            [sys.executable, str(ROOT / "tests" / "tiny_run.py"), str(workdir), *map(str, kill)],
-            env=environment, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
-
-    whole = start(tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr[-2000:]
-    rng = np.random.default_rng()
-    kills = []
-    while len(kills) < 8:
-        kills.append((int(rng.integers(1, 9)), round(float(rng.uniform(0, 0.3)), 3)))
-        ended = start(tmp_path / "killed", *kills[-1])
-        if ended.returncode == 0:
-            break  # came to its end before it was killed
-        assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
-    last = start(tmp_path / "killed")
-    assert last.returncode == 0, last.stderr[-2000:]
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole"), kills
 
 
 def count_compilations(run, folder):

@@ -1,19 +1,12 @@
-"""The smallest run of both phases, for tests; as a program it can be killed at a chosen batch.
+"""The smallest run of both phases, for tests."""
 
-python tests/tiny_run.py WORKDIR [BATCHES DELAY]     after so many batches, SIGKILL to itself DELAY seconds later
-"""
-
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
 from longshot_jax.config import RunConfig, default_config, parse_config
 from longshot_jax.data.loader import prefetched
-from longshot_jax.train import train
 
 
 def tiny(**overrides) -> RunConfig:
@@ -57,19 +50,3 @@ def watch_batches(patch: Callable[[Any, str, Any], None], seen: Callable[[int], 
 
     for name in ("curriculum", "ppo"):
         patch(sys.modules[f"longshot_jax.{name}.loop"], "prefetched", watched)
-
-
-def kill_after(batches: int, delay: float) -> None:
-    """Ends this process without any warning, some time after it has asked for that many batches."""
-
-    def seen(taken: int) -> None:
-        if taken == batches:
-            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-
-    watch_batches(setattr, seen)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        kill_after(int(sys.argv[2]), float(sys.argv[3]))
-    train(tiny(), sys.argv[1])
