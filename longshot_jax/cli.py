@@ -199,6 +199,8 @@ def _value(kind: Any, text: str) -> Any:
         return text.lower() == "true"
     try:
         value = ast.literal_eval(text)
+        if isinstance(value, bool):  # a ConfigDict would make it a number
+            return text
         return float(value) if kind is float and type(value) is int else value
     except (ValueError, SyntaxError, MemoryError, RecursionError, OverflowError):
         return text

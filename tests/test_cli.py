@@ -87,6 +87,7 @@ def test_a_setting_of_the_command_line(arguments, key, value):
         (["--config.ppo.thought_std[" + "9" * 5000 + "]=0.3"], "names no item of config.ppo.thought_std, which is (0.2, 0.2)"),
         (["--config.data.train[0]=x"], "--config.data.train[0] names no item of config.data.train"),
         (["--config.model.remat=yes"], "config.model.remat is 'yes': it must be of type bool."),
+        (["--config.ppo.rewards.natural_stop=False"], "config.ppo.rewards.natural_stop is 'False': it must be of type float."),
         (["--config.ppo.thought_std=0.3"], "config.ppo.thought_std is (0.3,): it must hold 2 values."),
         (["--config.ppo.thought_std=(0.3,"], "config.ppo.thought_std is '(0.3,': it must be a tuple"),
         (["--config.phases="], "config.phases is empty"),
