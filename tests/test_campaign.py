@@ -15,14 +15,22 @@ from campaign.judging import Case, Tally, judge
 from longshot_jax.data.problems import load_problems
 from longshot_jax.errors import UserError
 
-INPUTS = {"data": 30, "configs": 30, "huggingface": 8, "tokenizers": 12, "templates": 6, "checkpoints": 8, "exports": 6}
+INPUTS = {
+    "data": range(30),
+    "configs": range(30),
+    "huggingface": range(8),
+    "tokenizers": range(12),
+    "templates": range(6),
+    "checkpoints": range(4, 14),
+    "exports": range(6),
+}  # fmt: skip  (no whole run among these checkpoints: it takes seconds to make)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_damaged_inputs_are_refused_or_read_right(kind, tmp_path):
-    tally = run_campaign(kind, 0, range(INPUTS[kind.name]), tmp_path)
-    assert tally.inputs == INPUTS[kind.name] == tally.refused + tally.read
+    tally = run_campaign(kind, 0, INPUTS[kind.name], tmp_path)
     assert not tally.failures, "\n".join(tally.failures)
+    assert tally.inputs == len(INPUTS[kind.name]) == tally.refused + tally.read
 
 
 def test_shares_are_a_whole():

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,23 @@ class CheckpointFiles:
             for step, state in self.states.items():
                 checkpoints.save(step, state, {"step": step, "text": "ü"}, _METRICS[step])
         self.bits = {step: bits(state) for step, state in self.states.items()}
+
+    @cached_property
+    def pretrained(self) -> Pretrained:
+        """A whole run, made for the first input that needs it."""
         save_run(self.run, PPO, "ppo")
-        self.pretrained = load_pretrained(self.run)
+        return load_pretrained(self.run)
 
     def case(self, rng: random.Random, folder: Path) -> Case:
         whole_run = rng.random() < 0.2
-        own = folder / "run"
-        shutil.copytree(self.run if whole_run else self.saved, own)
+        own, whole = folder / "run", self.pretrained if whole_run else None
+        shutil.copytree(self.run if whole else self.saved, own)
         what, harmless, removed = _damage(rng, own)
         names = (str(own),)
-        if whole_run:
-            return Case(f"run, {what}", lambda: load_pretrained(own), self._wrong_run, names, harmless)
+        if whole:
+            return Case(
+                f"run, {what}", lambda: load_pretrained(own), lambda read: _wrong_run(read, whole), names, harmless
+            )
         which = rng.choice(["latest", "best", 1, 2])
         meant = {"latest": 2, "best": 1}.get(str(which), which)
 
@@ -58,16 +65,13 @@ class CheckpointFiles:
 
         return Case(f"{which}, {what}", read, wrong, names, harmless)
 
-    def _wrong_run(self, pretrained: Pretrained) -> str | None:
-        for name in ("params", "memory"):
-            if bits(jax.tree.leaves(getattr(pretrained, name))) != bits(
-                jax.tree.leaves(getattr(self.pretrained, name))
-            ):
-                return f"{name} differ"
-        return first(
-            *(same(getattr(pretrained, name), getattr(self.pretrained, name), name)
-              for name in ("backbone", "rule", "max_thoughts", "answer_length", "source", "sigma", "coupling"))
-        )  # fmt: skip
+
+def _wrong_run(pretrained: Pretrained, whole: Pretrained) -> str | None:
+    for name in ("params", "memory"):
+        if bits(jax.tree.leaves(getattr(pretrained, name))) != bits(jax.tree.leaves(getattr(whole, name))):
+            return f"{name} differ"
+    names = ("backbone", "rule", "max_thoughts", "answer_length", "source", "sigma", "coupling")
+    return first(*(same(getattr(pretrained, name), getattr(whole, name), name) for name in names))
 
 
 def _damage(rng: random.Random, folder: Path) -> tuple[str, bool, int | None]:
