@@ -73,6 +73,7 @@ def read_json(path: str | Path, *, advice: str) -> dict[str, Any]:
     """Reads a JSON object. Raises a UserError that ends with `advice` if it is missing, unreadable or not an object."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode()  # half a character (a lone surrogate) is in no name or text
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: {advice}.") from None
     except OSError as error:

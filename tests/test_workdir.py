@@ -45,7 +45,11 @@ def test_config_beside_the_checkpoints(tmp_path):
     write_config(tmp_path, config)
     assert read_config(tmp_path) == config == json.loads((tmp_path / "config.json").read_text())
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
-    for content, words in [("{", "not valid JSON"), ("[1]", "JSON object")]:
+    for content, words in [
+        ("{", "not valid JSON"),
+        ("[1]", "JSON object"),
+        (r'{"a": ["\ud800"]}', "surrogates not allowed"),
+    ]:
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match=words):
             read_config(tmp_path)
