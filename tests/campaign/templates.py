@@ -35,7 +35,7 @@ _QUESTIONS = ("How many clips did Natalia sell?", "Is Tom 3 + 4 = 7 {{ x }} \\n 
 
 
 class Templates:
-    name, share = "templates", 0.05
+    name, share = "templates", 0.03
 
     def __init__(self, folder: Path) -> None:
         llama_files(folder, LLAMA_SPECIALS, **LLAMA)

@@ -22,7 +22,7 @@ _ODDS = (*ODD_VALUES, "<|eot_id|>", "<unk>", "BPE", "WordPiece", "Lowercase", {"
 
 
 class TokenizerFiles:
-    name, share = "tokenizers", 0.16
+    name, share = "tokenizers", 0.18
 
     def __init__(self, folder: Path) -> None:
         texts = [problem.question for problem in ProsQAProblems(seed=0, count=20)]
