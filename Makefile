@@ -33,7 +33,9 @@ PARITY := .venv/.installed-parity
 
 # Environments with other versions: the oldest of every need on this Python, the newest on Python 3.12.
 PYTHON312 ?= python3.12
-VERSIONED := $(addprefix tests/test_, jaxlib.py llama.py attention.py tokenizer.py checkpoint.py huggingface_load.py)
+VERSIONED := $(addprefix tests/test_, jaxlib.py llama.py attention.py tokenizer.py checkpoint.py huggingface_load.py tokenizer_files.py)
+# transformers 4 stands alone: the project needs 5, but others read what it writes with 4.
+test-versions: export LONGSHOT_TRANSFORMERS4 := $(CURDIR)/.venv-transformers4/bin/python
 
 SEED := 0
 INPUTS := 10000
@@ -49,7 +51,7 @@ test: $(TEST)
 test-slow: $(PARITY)
 	$(PY) -m pytest -n auto --dist loadfile -m slow
 
-test-versions: .venv-lowest/.installed .venv-newest/.installed
+test-versions: .venv-lowest/.installed .venv-newest/.installed .venv-transformers4/.installed
 	for made in lowest newest; do \
 	  .venv-$$made/bin/python -m pytest -n auto --dist loadfile $(VERSIONED) || exit 1; \
 	done
@@ -120,4 +122,10 @@ $(PARITY): $(TEST)
 	@echo "Installing XLA's GPU compiler into .venv-gpu (2.8 GB) ..."
 	@$(PY) -m venv --clear .venv-gpu
 	@.venv-gpu/bin/python -m pip install -qq --disable-pip-version-check -e '.[cuda]'
+	@touch $@
+
+.venv-transformers4/.installed: $(MADE)
+	@echo "Installing transformers 4, with which others read exports, into .venv-transformers4 ..."
+	@$(PY) -m venv --clear .venv-transformers4
+	@.venv-transformers4/bin/python -m pip install -qq --disable-pip-version-check 'transformers==4.57.*' jinja2
 	@touch $@

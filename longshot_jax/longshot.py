@@ -78,22 +78,18 @@ class LongShot:
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: str | Path,
-        latent_token_id: int | None = None,
-        *,
-        which: Which | None = None,
-        dtype: Literal["float32", "bfloat16"] | None = None,
+        cls, path: str | Path, latent_token_id: int | None = None, *, which: Which | None = None, dtype: Any = None
     ) -> "LongShot":
         """Loads the run folder or Hugging Face Llama directory `path`.
 
         Args:
           latent_token_id: id of a thought in `logits`; None is the tokenizer's, if there is a tokenizer.
           which: checkpoint of the run: `best`, `latest` or a step; None is the best, or the latest if there is no best.
-          dtype: dtype of a Hugging Face directory, float32 by default; a run, exported or not, has its own.
+          dtype: `float32` (the default) or `bfloat16` for a Hugging Face directory, by name, short name (`fp32`, `bf16`)
+            or as a dtype; a run, exported or not, has its own.
 
         Raises:
-          UserError: the folder cannot be read, or the id has no row in the embedding.
+          UserError: the folder cannot be read, the id has no row in the embedding, or the dtype is another.
         """
         model = load_pretrained(path, which, dtype)
         # In mode `pause` the embedding of the latent token itself replaces the thoughts.
@@ -109,7 +105,7 @@ class LongShot:
     def generate(
         self,
         question: str | Sequence[str],
-        num_trajectories: int | Literal["own"] = 1,
+        num_trajectories: int | str = 1,
         return_all_trajectories: bool = False,
         *,
         thoughts: int | None = None,
@@ -137,6 +133,8 @@ class LongShot:
         questions = [question] if isinstance(question, str) else list(question)
         if not all(text.strip() for text in questions):
             raise UserError("the question is empty: ask one.")
+        if num_trajectories != "own" and (isinstance(num_trajectories, bool) or not isinstance(num_trajectories, int)):
+            raise UserError(f"num_trajectories is {num_trajectories!r}: it must be a whole number or 'own'.")
         adaptive = num_trajectories == "own"
         if adaptive and not self.model.max_trajectories:
             raise UserError(

@@ -181,6 +181,47 @@ def test_index_that_does_not_fit_its_files_is_named(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../other.safetensors", "/tmp/other.safetensors", "a/../../b.safetensors", "a\0b"])
+def test_index_cannot_lead_out_of_its_folder(tmp_path, name):
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    write_sharded(tmp_path / "model")
+    write(tmp_path / "whole").joinpath("model.safetensors").rename(tmp_path / "other.safetensors")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(hf_tensors(CONFIG), name)}))
+    with pytest.raises(UserError, match=r"index\.json: weight_map names the file .* does not lie in .*model: put"):
+        load(tmp_path / "model")
+
+
+def test_links_into_a_hub_cache_are_followed(tmp_path):
+    tensors = write_sharded(tmp_path / "blobs")
+    (tmp_path / "snapshots" / "main").mkdir(parents=True)
+    for file in (tmp_path / "blobs").iterdir():
+        (tmp_path / "snapshots" / "main" / file.name).symlink_to(f"../../blobs/{file.name}")
+    state = leaves(load(tmp_path / "snapshots" / "main"))
+    np.testing.assert_array_equal(state["embedding"], tensors["model.embed_tokens.weight"])
+
+
+# Numbers that are none
+
+
+@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float32])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_is_named(tmp_path, stored, value):
+    tensors = {name: tensor.astype(stored) for name, tensor in hf_tensors(CONFIG).items()}
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name][3, 5] = value
+    for wanted in (jnp.float32, jnp.bfloat16, jnp.int8):
+        with pytest.raises(
+            UserError, match=r"model\.safetensors: tensor .*1\.mlp\.down_proj\.weight holds NaN or infinity"
+        ):
+            load(write(tmp_path, tensors), wanted)
+
+
+def test_the_largest_numbers_are_finite(tmp_path):
+    tensors = hf_tensors(CONFIG)
+    tensors["model.norm.weight"][:4] = [3.4e38, -3.4e38, -0.0, 1e-45]
+    np.testing.assert_array_equal(leaves(load(write(tmp_path, tensors)))["final_norm"], tensors["model.norm.weight"])
+
+
 def test_folder_without_safetensors_is_refused(tmp_path):
     (write(tmp_path) / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"model\.safetensors is missing; weights are read from safetensors only"):

@@ -30,7 +30,9 @@ def saved(tmp_path: Path, **options) -> tuple[nnx.State, LlamaConfig, Path]:
 @pytest.mark.parametrize("scaling", [None, {"rope_type": "llama3"} | SCALING], ids=["plain", "llama3"])
 def test_round_trip_gives_the_same_tensors_and_config(tmp_path, tied, scaling):
     source = write(tmp_path / "source", tie_word_embeddings=tied, rope_scaling=scaling)
-    save_weights(load(source), read_config(source), tmp_path / "out", bos_token_id=3, eos_token_id=[4, 5])
+    save_weights(
+        load(source), read_config(source), tmp_path / "out", token_ids={"bos_token_id": 3, "eos_token_id": [4, 5]}
+    )
     assert read_config(tmp_path / "out") == read_config(source)
     before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
     assert before.keys() == after.keys()

@@ -218,3 +218,21 @@ def test_missing_and_foreign_folders(tmp_path, folder):
 def test_the_package_is_cheap_to_import():
     code = "import sys, longshot_jax.errors; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[1]).returncode == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "bf16", jnp.bfloat16, np.dtype("bfloat16")], ids=str)
+def test_dtypes_have_several_names(dtype):
+    model = LongShot.from_pretrained(GOLDEN, dtype=dtype).model
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(model.params[0]["backbone"])} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int8", "float16", "", jnp.int8, 3], ids=repr)
+def test_another_dtype_is_one_sentence(dtype):
+    with pytest.raises(UserError, match=r"dtype is .*: it may be 'float32' \(or 'fp32'\) or 'bfloat16' \(or 'bf16'\)"):
+        LongShot.from_pretrained(GOLDEN, dtype=dtype)
+
+
+@pytest.mark.parametrize("number", ["three", "3", True])
+def test_another_number_of_trajectories_is_one_sentence(backbone, number):
+    with pytest.raises(UserError, match=r"num_trajectories is .*: it must be a whole number or 'own'"):
+        backbone.generate("a?", num_trajectories=number)

@@ -16,13 +16,13 @@ from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.initialize import embedding_rows
 from longshot_jax.checkpoints.run_folder import prepare_workdir
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
-from longshot_jax.data.end_tokens import end_token_setting
 from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.data.tokenizer_files import TokenizerFiles, files_of
 from longshot_jax.errors import UserError
-from longshot_jax.files import local_path
+from longshot_jax.files import local_path, unwritable
 from longshot_jax.model.huggingface import load_weights, read_config, save_weights
 from longshot_jax.model.huggingface.weights import refuse_foreign
-from longshot_jax.model.storage import plain_weights
+from longshot_jax.model.storage import float_dtype, plain_weights
 
 _TRAINED = "trainable.backbone"
 
@@ -31,6 +31,7 @@ def from_hf(folder: str | Path, out: str | Path) -> None:
     """Writes the Llama in a Hugging Face directory as a checkpoint into a new run folder.
 
     The embedding table is extended for the latent tokens of the tokenizer; without a tokenizer it is copied unchanged.
+    generation_config.json and the token ids of config.json go into the folder `tokenizer`, from where `to_hf` writes them.
 
     Raises:
       UserError: the directory cannot be read, its tokenizer belongs to another model, or `out` holds a tokenizer or
@@ -46,8 +47,14 @@ def from_hf(folder: str | Path, out: str | Path) -> None:
     prepare_workdir(out, "choose a new folder").close()
     params = load_weights(folder, config, embedding_rows=rows)
     metadata = {"backbone": asdict(replace(config, vocab_size=rows)), "backbone_path": _TRAINED}
+    # Before the checkpoint, so that a folder with a checkpoint is complete.
     if tokenizer:
-        tokenizer.save(out / "tokenizer")  # before the checkpoint, so that a folder with a checkpoint is complete
+        tokenizer.save(out / "tokenizer")
+    else:
+        try:
+            TokenizerFiles.read(files_of(folder)).write(out / "tokenizer")
+        except OSError as error:
+            raise unwritable(out, error, "choose another folder") from None
     with Checkpoints(out, keep_last=1, keep_best=0) as checkpoints:
         checkpoints.save(0, {"trainable": {"backbone": params}}, metadata)
 
@@ -61,30 +68,34 @@ def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32") ->
     Args:
       checkpoint: run folder.
       folder: new, empty, or an earlier export.
-      dtype: dtype of the backbone's tensors, float32 or bfloat16.
+      dtype: dtype of the backbone's tensors, float32 or bfloat16, by name or short name (`fp32`, `bf16`).
 
     Raises:
       UserError: the checkpoint cannot be read or holds no model, or the folder cannot be written.
     """
     checkpoint, folder = local_path(checkpoint, "CKPT"), local_path(folder, "DIR").resolve()
+    dtype = float_dtype(dtype)
     saved = SavedReasoner.find(checkpoint)
     refuse_foreign(folder)
     params = saved.params()
     backbone = plain_weights(params["backbone"], saved.run.lora, jnp.dtype(dtype))
     sidecar = None if saved.is_backbone_alone else saved.sidecar(params)
     tokenizer = Tokenizer.find(checkpoint / "tokenizer")
+    alone = TokenizerFiles.read(files_of(checkpoint / "tokenizer"))
 
     def write_beside(partial: Path) -> None:
         if sidecar is not None:
             sidecar.write(partial)
         if tokenizer is not None:
             tokenizer.save(partial)
+        else:
+            alone.write(partial)
 
     save_weights(
         backbone,
         saved.backbone,
         folder,
         dtype=dtype,
-        eos_token_id=end_token_setting(tokenizer.ends) if tokenizer else None,
+        token_ids=tokenizer.token_ids if tokenizer else alone.token_ids,
         beside=write_beside,
     )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from longshot_jax.errors import UserError
 from longshot_jax.files import local_path
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.llama import LlamaConfig
-from longshot_jax.model.storage import merge_states
+from longshot_jax.model.storage import float_dtype, merge_states
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Params, make_reasoner
 from longshot_jax.thoughts.rollout import Temperatures, make_temperatures
@@ -61,17 +61,17 @@ class Pretrained:
     coupling: Coupling = "independent"
 
 
-def load_pretrained(
-    path: str | Path, which: Which | None = None, dtype: Literal["float32", "bfloat16"] | None = None
-) -> Pretrained:
+def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = None) -> Pretrained:
     """Loads a model; a UserError if the folder holds none or cannot be read.
 
     Args:
       path: a run folder, a folder of converted weights, or a Hugging Face Llama directory, which may be an export.
       which: checkpoint of a run; None is the best, or the newest if none has a metric.
-      dtype: dtype of computation and parameters of a Hugging Face directory. None is float32; for an exported run it is
-        the run's compute dtype with float32 parameters. Ignored for a run folder.
+      dtype: dtype of computation and parameters of a Hugging Face directory: float32 or bfloat16, by name, short name
+        (`fp32`, `bf16`) or as a dtype. None is float32; for an exported run it is the run's compute dtype with float32
+        parameters. Ignored for a run folder.
     """
+    dtype = None if dtype is None else float_dtype(dtype)
     path = local_path(path, "the model")
     if not path.is_dir():
         raise UserError(f"there is no folder {path}: give a run folder or a Hugging Face Llama directory.")

@@ -47,11 +47,6 @@ def end_token_setting(ends: tuple[int, ...]) -> int | list[int]:
     return ends[0] if len(ends) == 1 else list(ends)
 
 
-def generation_config(ends: tuple[int, ...]) -> dict[str, Any]:
-    """The content of a generation_config.json with these end tokens."""
-    return {_KEY: end_token_setting(ends)}
-
-
 def _read(file: Path, tokenizer: Any) -> list[int]:
     content = read_json(file, advice="copy it again from where the model was published")
     value = content.get(_KEY)

@@ -1,6 +1,5 @@
 """Text to token ids and back: a Hugging Face fast tokenizer with the three latent special tokens."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from longshot_jax.data.chains import chain_words
 from longshot_jax.data.chat_template import ChatTemplate, only_template, stored_template
-from longshot_jax.data.end_tokens import GENERATION_CONFIG, find_end_tokens, generation_config
+from longshot_jax.data.end_tokens import end_token_setting, find_end_tokens
 from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.tokenizer_checks import check_new, check_round_trip
+from longshot_jax.data.tokenizer_files import NAMES, TOKEN_IDS, TokenizerFiles, files_of
 from longshot_jax.errors import UserError, first_line
 from longshot_jax.files import local_path
 
@@ -24,14 +24,13 @@ LATENT_TOKENS = (START_LATENT, LATENT, END_LATENT)
 _PAD, _END = "<|pad|>", "<|end-of-text|>"  # of tokenizers built here
 _RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>")  # Llama 3's spare rows
 _BYTES = 256
-_SETTINGS = "tokenizer_config.json"
 
 
 class Tokenizer:
     """A tokenizer with its special ids.
 
-    `tokenizer` is a transformers fast tokenizer; `name` is for error messages; `configs` are JSON files that may name the
-    model's end tokens (`data.end_tokens`). Raises UserError if there is no end token.
+    `tokenizer` is a transformers fast tokenizer; `name` is for error messages; `configs` are the JSON files
+    beside it (`data.tokenizer_files`). Raises UserError if there is no end token.
 
     Attributes:
       ends: ids of all tokens that end a text. end: the first of them, which is written at the end of a training answer:
@@ -40,6 +39,7 @@ class Tokenizer:
         compare ids with `pad`.
       start_latent, latent, end_latent: COCONUT's tokens: the three lowest-numbered reserved tokens of a Llama 3
         tokenizer, so that the embedding needs no new rows; otherwise added tokens.
+      token_ids: ids for a model's config.json: those of the folder it came from, otherwise those of the tokenizer.
       vocabulary_size: embedding rows, rounded up to a multiple of `multiple`, so that the mesh divides them.
     """
 
@@ -51,6 +51,10 @@ class Tokenizer:
         if multiple < 1:
             raise UserError(f"the vocabulary's multiple must be at least 1, not {multiple}")
         self._tokenizer = tokenizer
+        own = (tokenizer.bos_token_id, end_token_setting(self.ends), tokenizer.pad_token_id)
+        token_ids: dict[str, Any] = dict(zip(TOKEN_IDS, own, strict=True))
+        self._files = TokenizerFiles.read(configs).ending_with(token_ids, self.ends[0])
+        self.token_ids = token_ids | self._files.token_ids
         self.name = name
         spellings = _latent_spellings(tokenizer, self.ends)
         tokenizer.add_tokens(list(spellings), special_tokens=True)  # known ones keep their ids
@@ -94,10 +98,12 @@ class Tokenizer:
         if template:
             only_template(template, str(file))  # before transformers, which fails on some without naming the file
         try:
-            tokenizer = loader.from_pretrained(place, local_files_only=local)
+            files = _files(place, local)
+            TokenizerFiles.read(files)  # a broken one is named before the library meets it
+            tokenizer = loader.from_pretrained(place, local_files_only=local, trust_remote_code=False)
             if tokenizer.chat_template is None:
                 tokenizer.chat_template = template
-            tokens = cls(tokenizer, place, multiple, _configs(place, local))
+            tokens = cls(tokenizer, place, multiple, files)
             if tokens._alphabet is None:  # the chains' drops white space on purpose, and refuses what it cannot spell
                 check_round_trip(tokens.encode, tokens.decode, place)
             return tokens
@@ -110,6 +116,11 @@ class Tokenizer:
                 raise UserError(
                     f"tokenizer {place} is neither a folder nor in the download cache, and the hub is out of reach: "
                     "give a local folder"
+                ) from None
+            if "trust_remote_code" in str(error):
+                raise UserError(
+                    f"the tokenizer in {place} needs program code that auto_map names in its tokenizer_config.json, which is "
+                    "never run: put a tokenizer.json there and remove auto_map"
                 ) from None
             raise UserError(
                 f"the tokenizer in {place} cannot be loaded ({first_line(error)}): fix or replace it"
@@ -168,18 +179,14 @@ class Tokenizer:
         return cls(_wrap(model), f"trained here with {vocabulary_size} tokens", multiple)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer to `folder` in the form that `load` and transformers read; a UserError on failure.
+        """Writes the tokenizer to `folder` in the form that `load`, transformers 4 and transformers 5 read.
 
-        generation_config.json beside it holds the end tokens, as in a model's folder.
+        Beside it stands what its own folder says about tokens (`data.tokenizer_files`). Raises a UserError on failure.
         """
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self._tokenizer.save_pretrained(str(folder))
-            settings = json.loads((Path(folder) / _SETTINGS).read_text(encoding="utf-8"))
-            # Of any other class transformers builds parts anew, from settings that it does not all write (Llama's `legacy`).
-            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-            for file, content in ((_SETTINGS, settings), (GENERATION_CONFIG, generation_config(self.ends))):
-                (Path(folder) / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            self._files.write(Path(folder), self._tokenizer)
         except Exception as error:  # the Rust library raises a plain Exception even for a full disk
             raise UserError(f"{folder} cannot be written ({first_line(error)}): choose another folder") from None
 
@@ -276,15 +283,14 @@ def _alphabet(tokenizer: Any) -> frozenset[str] | None:
     return frozenset(word for word in tokenizer.get_vocab() if len(word) == 1)
 
 
-def _configs(place: str, local: bool) -> list[Path]:
-    """The files of a folder, or of a model on the hub, that may name end tokens, in transformers' order."""
-    names = (GENERATION_CONFIG, "config.json")
+def _files(place: str, local: bool) -> list[Path]:
+    """The files of a folder, or of a model on the hub, about its tokens."""
     if Path(place).is_dir():
-        return [file for name in names if (file := Path(place) / name).exists()]
+        return files_of(Path(place))
     from transformers.utils import cached_file
 
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    return [Path(file) for name in names if (file := cached_file(place, name, local_files_only=local, **quiet))]
+    return [Path(file) for name in NAMES if (file := cached_file(place, name, local_files_only=local, **quiet))]
 
 
 def _added_before(tokenizer: Any, text: str) -> list[int]:

@@ -1,12 +1,27 @@
 """A Llama's parameters in another form of storage: adapters merged, 8 bits widened, another dtype."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from longshot_jax.config.model import LoraConfig
+from longshot_jax.errors import UserError, shown
 from longshot_jax.model.lora import merged_matrix
 from longshot_jax.model.quantization import is_quantised, quantise, widen
+
+
+def float_dtype(dtype: Any) -> str:
+    """`float32` or `bfloat16`, from a dtype of JAX, NumPy or PyTorch or a usual name; a UserError for another."""
+    try:
+        spelt = jnp.dtype(dtype).name
+    except (TypeError, ValueError):
+        spelt = str(dtype).lower().removeprefix("torch.")
+    for known, short in (("float32", "fp32"), ("bfloat16", "bf16")):
+        if spelt in (known, short):
+            return known
+    raise UserError(f"dtype is {shown(dtype)}: it may be 'float32' (or 'fp32') or 'bfloat16' (or 'bf16').")
 
 
 def plain_weights(state: nnx.State, lora: LoraConfig | None, dtype: DTypeLike = jnp.float32) -> nnx.State:

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from longshot_jax.errors import UserError
-from longshot_jax.files import read_json, replacing_folder
+from longshot_jax.files import replacing_folder
 from longshot_jax.model.huggingface.config import config_json
+from longshot_jax.model.huggingface.stored_tensors import INDEX, SINGLE, StoredTensors, open_tensors
 from longshot_jax.model.huggingface.tensor_names import (
     HEAD,
     TENSORS,
@@ -36,7 +37,6 @@ from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.lora import Matrix
 from longshot_jax.model.quantization import is_quantised, quantised_block
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _READABLE = ("BF16", "F16", "F32")
 # Buffers in old checkpoints that follow from the config.
 _DERIVED = ".rotary_emb.inv_freq"
@@ -44,42 +44,10 @@ _TABLE = TENSORS["embedding",].name
 # Marks exported files: an export may replace an earlier export, but not a downloaded model.
 METADATA = {"format": "pt", "written_by": "longshot_jax"}
 _EXPORTED = {
-    "config.json", "generation_config.json", _INDEX, "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "additional_chat_templates", "vocab.json",
+    "merges.txt", "tokenizer.model",
 }  # fmt: skip
-
-
-class _Checkpoint:
-    """The open safetensors files of a directory; tensors are read only when sliced."""
-
-    def __init__(self, folder: Path, stack: ExitStack):
-        self.where = folder / _SINGLE
-        if not self.where.exists() and (folder / _INDEX).exists():
-            self.where = folder / _INDEX
-            placed = read_json(self.where, advice="copy it again from its source").get("weight_map")
-            if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
-                raise UserError(f"{self.where}: the key weight_map must map tensor names to file names")
-            files = [folder / name for name in sorted(set(placed.values()))]
-        else:
-            placed, files = {}, [self.where]
-        self._tensors: dict[str, tuple[Path, Any]] = {}
-        for file in files:
-            opened = _opened(file, stack)
-            self._tensors |= {name: (file, opened) for name in opened.keys()}
-        for name, file in placed.items():
-            if name not in self._tensors or self.file(name) != folder / file:
-                raise UserError(f"{folder / file}: tensor {name} is missing, though {_INDEX} places it there")
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def file(self, name: str) -> Path:
-        return self._tensors[name][0]
-
-    def tensor(self, name: str) -> Any:
-        """A tensor that is read when sliced."""
-        return self._tensors[name][1].get_slice(name)
 
 
 def load_weights(
@@ -124,7 +92,7 @@ def load_weights(
 
     loaded, matrices = [], config.matrices
     with ExitStack() as stack:
-        checkpoint = _Checkpoint(folder, stack)
+        checkpoint = StoredTensors(folder, stack)
         _account(checkpoint, config)
         for (path, leaf), target in zip(jax.tree.leaves_with_path(abstract), targets, strict=True):
             loaded.append(_place(_blocks(checkpoint.tensor, path, leaf, matrices), leaf.shape, target))
@@ -138,8 +106,7 @@ def save_weights(
     *,
     dtype: jax.typing.DTypeLike = jnp.float32,
     shard_bytes: int = 5_000_000_000,
-    bos_token_id: int | None = None,
-    eos_token_id: int | list[int] | None = None,
+    token_ids: Mapping[str, Any] | None = None,
     beside: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes `config.json` and safetensors that `transformers` loads as a `LlamaForCausalLM`.
@@ -153,7 +120,7 @@ def save_weights(
       folder: new, empty, or an earlier export, which is replaced.
       dtype: dtype of the written tensors, float32 or bfloat16.
       shard_bytes: largest size of a file, unless a single tensor is larger.
-      bos_token_id, eos_token_id: ids of the begin- and end-of-text tokens for `config.json`.
+      token_ids: values of `bos_token_id`, `eos_token_id` (an id or a list) and `pad_token_id` for `config.json`.
       beside: writes additional files into the temporary folder.
     """
     dtype = jnp.dtype(dtype)
@@ -168,7 +135,7 @@ def save_weights(
     refuse_foreign(folder)
     try:
         with replacing_folder(folder, "choose another folder") as part:
-            content = config_json(config, dtype.name, bos_token_id, eos_token_id)
+            content = config_json(config, dtype.name, token_ids or {})
             (part / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             _write_tensors(tensors, dtype, part, shard_bytes)
             if beside is not None:
@@ -177,19 +144,7 @@ def save_weights(
         raise UserError(f"{folder} cannot be written ({error}): choose another folder.") from error
 
 
-def _opened(file: Path, stack: ExitStack) -> Any:
-    """Opens a safetensors file and checks its header against its length."""
-    try:
-        return stack.enter_context(safe_open(file, framework="numpy"))
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; weights are read from safetensors only") from None
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged or cut short ({error}); copy it again from its source") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
-
-
-def _account(checkpoint: _Checkpoint, config: LlamaConfig) -> None:
+def _account(checkpoint: StoredTensors, config: LlamaConfig) -> None:
     """Compares names, shapes and dtypes of all tensors with the config; a UserError if they differ."""
     wanted = {tensor.name: tensor.shape for tensor in tensors_of(abstract_state(config, jnp.float32))}
     for name, shape in wanted.items():
@@ -222,7 +177,7 @@ def _account(checkpoint: _Checkpoint, config: LlamaConfig) -> None:
         _check_tied(checkpoint)
 
 
-def _check_tied(checkpoint: _Checkpoint) -> None:
+def _check_tied(checkpoint: StoredTensors) -> None:
     """Raises a UserError if a head stored beside tied embeddings differs from them: dropping it would lose weights."""
     table, head = checkpoint.tensor(_TABLE), checkpoint.tensor(HEAD)
     for block in _row_blocks(head):
@@ -328,7 +283,7 @@ def _write_tensors(tensors: Sequence[Tensor], dtype: np.dtype, folder: Path, sha
         filled += size
     placed = {}
     for number, content in enumerate(files, start=1):
-        name = _SINGLE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        name = SINGLE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         save_file({tensor.name: _fetched(tensor, dtype) for tensor in content}, folder / name, METADATA)
         # safetensors makes its files readable by their owner only; config.json has the user's default permissions.
         shutil.copymode(folder / "config.json", folder / name)
@@ -336,7 +291,7 @@ def _write_tensors(tensors: Sequence[Tensor], dtype: np.dtype, folder: Path, sha
     if len(files) > 1:
         total = sum(prod(tensor.shape) for tensor in tensors) * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": placed}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _fetched(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
@@ -357,7 +312,7 @@ def refuse_foreign(folder: Path) -> None:
     for file in present:
         if file.suffix == ".safetensors":
             with ExitStack() as stack:
-                if (_opened(file, stack).metadata() or {}).get("written_by") != METADATA["written_by"]:
+                if (open_tensors(file, stack).metadata() or {}).get("written_by") != METADATA["written_by"]:
                     raise UserError(f"{folder} holds {file.name}, which is not an export of this program; {advice}")
         elif file.name not in _EXPORTED:
             raise UserError(f"{folder} holds {file.name}, which does not belong to an export; {advice}")
