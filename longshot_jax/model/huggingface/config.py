@@ -214,12 +214,14 @@ def _read_rope(content: Mapping[str, Any], positions: int, file: Path) -> tuple[
         )
     theta = _real(rope if "rope_theta" in rope else content, "rope_theta", file, 10_000.0)
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{file}: {key}.partial_rotary_factor is not 1, but only 1 can be loaded")
+        raise UserError(f"{file}: {key}.partial_rotary_factor is not 1, but only 1 can be loaded; give another model")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default" or (kind == "linear" and rope.get("factor") == 1.0):
         return theta, None
     if kind != "llama3":
-        raise UserError(f"{file}: {key}.rope_type is {shown(kind)}, but only 'llama3' and 'default' can be loaded")
+        raise UserError(
+            f"{file}: {key}.rope_type is {shown(kind)}, but only 'llama3' and 'default' can be loaded; give another model"
+        )
     length = "original_max_position_embeddings"
     scaling = RopeScaling(
         factor=_real(rope, "factor", file, inside=f"{key}."),
