@@ -165,11 +165,14 @@ def test_the_floor_is_what_an_iteration_did_not_compute():
     )
     assert decoded.floor(decoding=True) == 7 * 5 * 2 * 16 * 16 == decoded.floor() - 5 * 2 * 16 * 16
 
-    def rematerialised(x, w):
+    def called(x, w):
         return jax.checkpoint(jax.jit(lambda x: x @ w[0]))(jnp.sin(x)) @ w[1]
 
     # Through functions that are called; the products' other operands were computed.
-    assert count(rematerialised, x, w).floor() == 2 * 4 * 16 * 16
+    assert count(called, x, w).floor() == 2 * 4 * 16 * 16
+    square = jax.ShapeDtypeStruct((16, 16), jnp.float32)
+    # A matrix that two products of one iteration need is read once.
+    assert count(lambda x, w: jnp.sin(x @ w) @ w.T, x, square).floor() == 4 * (16 * 16 + 8 * 16)
 
 
 def test_published_shapes_and_local_folders(tmp_path):

@@ -6,11 +6,11 @@ operands and writes its result once, and all other operations are assumed to be 
 as a roofline requires.
 
 A stricter one is the floor: of a product's operands only those count that its iteration of the innermost loop did not
-compute, which are weights, caches and inputs. No fusion can avoid reading them, unless they stay on the chip.
+compute, which are weights, caches and inputs, each once. No fusion can avoid reading them, unless they stay on the chip.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -24,7 +24,7 @@ class Product:
 
     Attributes:
       times: number of executions.
-      given: the bytes of the operands that its iteration of the innermost loop did not compute.
+      given: bytes of operands that its iteration of the innermost loop neither computed nor multiplied with before.
       decoding: in a loop whose length depends on data.
     """
 
@@ -68,7 +68,7 @@ def count(function: Any, *args: Any, loop_trips: int = 1) -> Arithmetic:
     """
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
     products: list[Product] = []
-    _walk(jaxpr, [True] * len(jaxpr.invars), _Loop(1.0, False, loop_trips), products)
+    _walk(jaxpr, jaxpr.invars, _Loop(1.0, False, loop_trips), products)
     return Arithmetic(tuple(products))
 
 
@@ -77,72 +77,80 @@ class _Loop:
     times: float
     decoding: bool
     trips: int  # assumed where the length depends on data
+    read: set[Any] = field(default_factory=set)  # the arrays that products of one iteration have read
 
     def of(self, length: int | None) -> "_Loop":
         return replace(
             self,
             times=self.times * (self.trips if length is None else length),
             decoding=self.decoding or length is None,
+            read=set(),
         )
 
 
-# The result is the operand, or the operands, in another order, place or precision.
+# The result is the operand in another order, place or precision; or a part of it, or several joined.
 _MOVES = {
-    "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "dynamic_slice", "dynamic_update_slice",
-    "expand_dims", "optimization_barrier", "reshape", "rev", "sharding_constraint", "slice", "squeeze", "transpose",
+    "broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "optimization_barrier", "reshape", "rev",
+    "sharding_constraint", "squeeze", "transpose",
 }  # fmt: skip
+_PARTS = {"concatenate", "dynamic_slice", "dynamic_update_slice", "slice"}
 
 
-def _walk(jaxpr: Jaxpr, given: Sequence[bool], loop: _Loop, products: list[Product]) -> list[bool]:
-    """Appends the products of a function whose inputs are `given`, or computed in the same iteration of a loop.
+def _walk(jaxpr: Jaxpr, given: Sequence[Any], loop: _Loop, products: list[Product]) -> list[Any]:
+    """Appends the products of a function to `products`.
 
-    Returns which results are inputs that were only moved.
+    `given` names for each input the array that it shows, or is None where the same iteration of a loop computed it.
+    Returns the same of the results.
     """
-    known = {variable for variable, is_given in zip(jaxpr.invars, given, strict=True) if is_given}
-    known |= set(jaxpr.constvars)
+    known = {variable: array for variable, array in zip(jaxpr.invars, given, strict=True) if array is not None}
+    known |= {variable: variable for variable in jaxpr.constvars}
 
-    def is_given(atom: Any) -> bool:
-        return not isinstance(atom, Literal) and atom in known
+    def shown(atoms: Iterable[Any]) -> list[Any]:
+        return [None if isinstance(atom, Literal) else known.get(atom) for atom in atoms]
 
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
-        operands = [is_given(atom) for atom in equation.invars]
-        results = [False] * len(equation.outvars)
+        operands = shown(equation.invars)
+        results: list[Any] = [None] * len(equation.outvars)
         if name == "dot_general":
             products.append(_product(equation, operands, loop))
-        elif name == "scan":
-            inner = parameters["jaxpr"].jaxpr
-            _walk(inner, [True] * len(inner.invars), loop.of(parameters["length"]), products)
-        elif name == "while":
-            inner = parameters["body_jaxpr"].jaxpr
-            _walk(inner, [True] * len(inner.invars), loop.of(None), products)
+        elif name in ("scan", "while"):
+            inner = parameters["jaxpr" if name == "scan" else "body_jaxpr"].jaxpr
+            _walk(inner, inner.invars, loop.of(parameters["length"] if name == "scan" else None), products)
         elif name == "cond":
             branches: list[list[Product]] = [[] for _ in parameters["branches"]]
             for branch, part in zip(parameters["branches"], branches, strict=True):
-                _walk(branch.jaxpr, operands[1:], loop, part)
+                _walk(branch.jaxpr, operands[1:], replace(loop, read=set(loop.read)), part)
             products += max(branches, key=lambda part: Arithmetic(tuple(part)).flops)
         elif name in _MOVES:
-            results = [any(operands)] * len(results)
+            results = operands[: len(results)]
+        elif name in _PARTS and any(array is not None for array in operands):
+            results = list(equation.outvars)
         else:
             for inner in _inside(parameters):
                 same = len(inner.invars) == len(operands)
-                moved = _walk(inner, operands if same else [False] * len(inner.invars), loop, products)
+                moved = _walk(inner, operands if same else [None] * len(inner.invars), loop, products)
                 results = moved if len(moved) == len(results) else results
-        known |= {variable for variable, moved in zip(equation.outvars, results, strict=True) if moved}
-    return [is_given(atom) for atom in jaxpr.outvars]
+        known |= {
+            variable: array for variable, array in zip(equation.outvars, results, strict=True) if array is not None
+        }
+    return shown(jaxpr.outvars)
 
 
-def _product(equation: Any, given: Sequence[bool], loop: _Loop) -> Product:
+def _product(equation: Any, given: Sequence[Any], loop: _Loop) -> Product:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left, right = (operand.aval for operand in equation.invars)
     (result,) = (output.aval for output in equation.outvars)
     depth = prod(left.shape[axis] for axis in contracted)
     sizes = [prod(x.shape) * x.dtype.itemsize for x in (left, right, result)]
+    once = {array: size for array, size in zip(given, sizes, strict=False) if array is not None}
+    new = [size for array, size in once.items() if array not in loop.read]
+    loop.read.update(once)
     return Product(
         flops=2.0 * prod(result.shape) * depth,
         bytes=float(sum(sizes)),
         times=loop.times,
-        given=float(sum(size for size, is_given in zip(sizes, given, strict=False) if is_given)),
+        given=float(sum(new)),
         decoding=loop.decoding,
     )
 

@@ -20,7 +20,7 @@ class Traffic:
     Attributes:
       operations: from `hlo.operations`.
       trips: assumed length of loops that depend on data: tokens of the longest answer.
-      floor_bytes: weights, caches and inputs, read once in each pass that needs them (`Arithmetic.floor`).
+      floor_bytes: weights, caches and inputs, once in each pass over them (`Arithmetic.floor`).
       token_floor_bytes: the same, for one decoded token; 0 where nothing is decoded.
     """
 
