@@ -263,6 +263,25 @@ def test_a_panic_in_rust_is_one_sentence(tmp_path, normalizer, reason):
         Tokenizer.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda words: words.pop("s"), "no token for the byte 's', so texts would lose it"),
+        (lambda words: words.update(a=words["b"]), "gives 'a' and 'b' the same id"),
+    ],
+    ids=["byte", "id"],
+)
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_vocabulary_that_loses_or_confuses_characters_is_refused(tmp_path, kind, change, sentence):
+    gpt2_files(tmp_path) if kind == "gpt2" else llama_files(tmp_path, LLAMA_SPECIALS, **LLAMA)
+    file = tmp_path / ("vocab.json" if kind == "gpt2" else "tokenizer.json")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change(content if kind == "gpt2" else content["model"]["vocab"])
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=sentence):
+        Tokenizer.load(str(tmp_path))
+
+
 def test_no_end_token(tmp_path):
     with pytest.raises(UserError, match="has no end token"):
         Tokenizer.load(llama_files(tmp_path, LLAMA_SPECIALS))

@@ -11,7 +11,7 @@ from longshot_jax.data.chains import chain_words
 from longshot_jax.data.chat_template import ChatTemplate, only_template, stored_template
 from longshot_jax.data.end_tokens import end_token_setting, find_end_tokens
 from longshot_jax.data.hub import hub_reachable
-from longshot_jax.data.tokenizer_checks import check_new, check_round_trip
+from longshot_jax.data.tokenizer_checks import check_new, check_round_trip, check_vocabulary
 from longshot_jax.data.tokenizer_files import NAMES, TOKEN_IDS, TokenizerFiles, files_of
 from longshot_jax.errors import UserError, first_line
 from longshot_jax.files import local_path
@@ -60,6 +60,7 @@ class Tokenizer:
         tokenizer.add_tokens(list(spellings), special_tokens=True)  # known ones keep their ids
         vocabulary = tokenizer.get_vocab()
         check_new(vocabulary, spellings, name)
+        check_vocabulary(tokenizer, vocabulary, name)
         self._rows = max(vocabulary.values()) + 1
         self._respelled = {
             ours: theirs for ours, theirs in zip(LATENT_TOKENS, spellings, strict=True) if ours != theirs

@@ -1,8 +1,9 @@
-"""What is checked of a tokenizer that was not made here: that it gives a text back, and that new tokens are new."""
+"""What is checked of a tokenizer that was not made here: its vocabulary, that it gives a text back, that new tokens are new."""
 
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from longshot_jax.errors import UserError
 
@@ -21,6 +22,25 @@ def check_round_trip(encode: Callable[[str], list[int]], decode: Callable[[list[
             f"the tokenizer in {name} does not give a text back: {_SENTENCE!r} becomes {back[:80]!r}. Compare its "
             "tokenizer_class with its tokenizer.json, install another version of transformers, or replace it"
         )
+
+
+def check_vocabulary(tokenizer: Any, vocabulary: dict[str, int], name: str) -> None:
+    """Raises a UserError if two tokens have one id, or if a byte-level tokenizer lacks a byte.
+
+    The library would decode one token as the other, and drop the characters with that byte from every text.
+    """
+    advice = "copy its files again from their source"
+    words: dict[int, str] = {}
+    for word, id in vocabulary.items():
+        if words.setdefault(id, word) != word:
+            raise UserError(f"tokenizer {name} gives {words[id]!r} and {word!r} the same id {id}: {advice}")
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = [] if backend is None else [backend.pre_tokenizer, backend.normalizer]
+    if any(b'"ByteLevel"' in part.__getstate__() for part in parts if part is not None):
+        from tokenizers.pre_tokenizers import ByteLevel
+
+        if lost := sorted({*ByteLevel.alphabet()} - vocabulary.keys()):
+            raise UserError(f"tokenizer {name} has no token for the byte {lost[0]!r}, so texts would lose it: {advice}")
 
 
 def check_new(vocabulary: dict[str, int], words: Sequence[str], name: str) -> None:

@@ -50,6 +50,7 @@ def main() -> int:
     parser.add_argument("--index", type=int, help="one input of that kind")
     options = parser.parse_args()
     jax.config.update("jax_disable_most_optimizations", True)
+    sys.unraisablehook = lambda _: None  # reads that go on after one has failed find nothing to report to
     began, whole = time.monotonic(), Tally()
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
         for kind in KINDS:
