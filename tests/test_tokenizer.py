@@ -266,8 +266,11 @@ def test_a_panic_in_rust_is_one_sentence(tmp_path, normalizer, reason):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda words: words.pop("s"), "no token for the byte 's', so texts would lose it"),
-        (lambda words: words.update(a=words["b"]), "gives 'a' and 'b' the same id"),
+        (
+            lambda words: words.pop("s"),
+            "no token for the byte 's', so texts would lose it|the same id 255",
+        ),  # that of the next
+        (lambda words: words.update(a=words["b"]), "gives '[ab]' and '[ab]' the same id"),
     ],
     ids=["byte", "id"],
 )
