@@ -181,7 +181,7 @@ def test_index_that_does_not_fit_its_files_is_named(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../other.safetensors", "/tmp/other.safetensors", "a/../../b.safetensors", "a\0b"])
+@pytest.mark.parametrize("name", ["../other.safetensors", "/other.safetensors", "a/../../b.safetensors", "a\0b"])
 def test_index_cannot_lead_out_of_its_folder(tmp_path, name):
     index = tmp_path / "model" / "model.safetensors.index.json"
     write_sharded(tmp_path / "model")
