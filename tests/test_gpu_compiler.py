@@ -108,9 +108,9 @@ def test_a_plan_for_two_h100():
         kernels = sum(parts.values()) - parts["link"]
         assert alone["arithmetic"] < kernels and alone["memory"] < kernels + parts["link"]
         assert parts["link"] == pytest.approx(alone["link"]) and parts["link"] > 0
-        # Products that the compiler kept are those of the traced program, up to small ones that it multiplies out.
-        compiled = alone["arithmetic"] * ACCELERATORS["h100-80g"].flops * 2
-        assert compiled == pytest.approx(program["flops"], rel=0.2)
+        # The compiler turns small products into sums, which are not counted, and takes constant ones out of loops.
+        in_products = alone["arithmetic"] * ACCELERATORS["h100-80g"].flops * 2
+        assert 0.5 * program["flops"] < in_products < 1.01 * program["flops"]
     rollout = programs["rollout"]["traffic"]
     assert 0 < rollout["token_floor_bytes"] < rollout["token_bytes"] < rollout["bytes"]
     assert programs["update"]["traffic"]["token_floor_bytes"] == 0
