@@ -200,7 +200,8 @@ def _serve() -> None:
 
     for ignored in (signal.SIGINT, signal.SIGTERM):  # of the parent's whole group; the parent ends this process
         signal.signal(ignored, signal.SIG_IGN)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    for usual in (signal.SIGPROF, signal.SIGPIPE):  # a parent that is gone ends this process without a word
+        signal.signal(usual, signal.SIG_DFL)
     environment = _environment()
     given = json.loads(sys.stdin.readline())
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
