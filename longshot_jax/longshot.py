@@ -85,8 +85,9 @@ class LongShot:
         Args:
           latent_token_id: id of a thought in `logits`; None is the tokenizer's, if there is a tokenizer.
           which: checkpoint of the run: `best`, `latest` or a step; None is the best, or the latest if there is no best.
-          dtype: `float32` (the default) or `bfloat16` for a Hugging Face directory, by name, short name (`fp32`, `bf16`)
-            or as a dtype; a run, exported or not, has its own.
+          dtype: `float32` or `bfloat16` for a Hugging Face directory, by name, short name (`fp32`, `bf16`) or as a dtype.
+            None: that of the exported run's computation; without a run, bfloat16 on an accelerator and float32 on a CPU.
+            A run folder has its own.
 
         Raises:
           UserError: the folder cannot be read, the id has no row in the embedding, or the dtype is another.

@@ -62,7 +62,7 @@ def test_activations_are_pinned_where_a_mesh_is_known():
         return [equation.params["sharding"].spec for equation in traced.eqns]
 
     assert specs((8, 6, 4, 2), "batch", None, "heads", None) == [PartitionSpec(("data", "fsdp"), None, "tensor", None)]
-    assert specs((6, 3), "batch", "mlp") == [PartitionSpec(None, None)], "four parts of six rows, two of three"
+    assert specs((6, 3), "batch", "mlp") == [PartitionSpec("data", None)], "two parts of six rows, one of three"
     assert not jax.make_jaxpr(lambda x: constrain(x, "batch"))(jnp.zeros(8)).eqns
 
 

@@ -13,11 +13,12 @@ from flax import nnx
 from longshot_jax.config import RunConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.update import CurriculumPrograms
+from longshot_jax.model.decoding import decoding_jit
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import make_mesh, place_batch
 from longshot_jax.planning.arithmetic import count
 from longshot_jax.ppo.update import PPOPrograms
-from longshot_jax.thoughts.reasoner import AbstractReasoner
+from longshot_jax.thoughts.reasoner import AbstractReasoner, decoding_reasoner
 from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, make_temperatures, sample_rollout
 from longshot_jax.thoughts.stopping import Lengths
 
@@ -136,19 +137,23 @@ def policy(run: RunConfig, backbone: LlamaConfig, update: bool = False) -> Measu
 
 def generation(run: RunConfig, backbone: LlamaConfig, questions: int) -> Measured:
     """Greedy answers with all thoughts, as in an evaluation."""
-    abstract = AbstractReasoner.of(run, backbone, make_mesh(run.mesh))
+    mesh = make_mesh(run.mesh)
+    abstract = AbstractReasoner.of(run, backbone, mesh)
     params = abstract.random_params(run)
     prompt, mask = random_questions(run, backbone, questions)
     most = jnp.full((questions, 1), run.ppo.max_thoughts, jnp.int32)
     length = run.sampled_length
     shape = RolloutShape(1, run.ppo.max_thoughts, length, OPENING, (NO_TOKEN,))
 
-    @jax.jit
     def answers(params: nnx.State, prompt: Any, mask: Any) -> Any:
-        reasoner, keys = nnx.merge(abstract.graphdef, params), jax.random.split(jax.random.key(0), questions)
+        reasoner, keys = (
+            decoding_reasoner(abstract.graphdef, params, config=run.mesh.decoding),
+            jax.random.split(jax.random.key(0), questions),
+        )
         rollout, _ = sample_rollout(
             reasoner, prompt, mask, None, Lengths(most, most), make_temperatures(), keys, shape, greedy=True
         )
         return rollout.tokens
 
-    return _compiled(answers, (params, jnp.asarray(prompt), jnp.asarray(mask)), length)[1]
+    jitted = decoding_jit(answers, mesh, run.mesh.decoding)
+    return _compiled(jitted, (params, jnp.asarray(prompt), jnp.asarray(mask)), length)[1]

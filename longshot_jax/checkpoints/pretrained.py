@@ -22,7 +22,8 @@ from longshot_jax.errors import UserError
 from longshot_jax.files import local_path
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.llama import LlamaConfig
-from longshot_jax.model.storage import float_dtype, merge_states
+from longshot_jax.model.sharding import platform_of
+from longshot_jax.model.storage import as_used, float_dtype, merge_states
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Params, make_reasoner
 from longshot_jax.thoughts.rollout import Temperatures, make_temperatures
@@ -67,9 +68,9 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
     Args:
       path: a run folder, a folder of converted weights, or a Hugging Face Llama directory, which may be an export.
       which: checkpoint of a run; None is the best, or the newest if none has a metric.
-      dtype: dtype of computation and parameters of a Hugging Face directory: float32 or bfloat16, by name, short name
-        (`fp32`, `bf16`) or as a dtype. None is float32; for an exported run it is the run's compute dtype with float32
-        parameters. Ignored for a run folder.
+      dtype: dtype of computation and of the stored backbone: float32 or bfloat16, by name, short name (`fp32`, `bf16`) or
+        as a dtype. None: that of the run's computation, exported or not; for a model without a run, bfloat16 on an
+        accelerator and float32 on a CPU. Ignored for a run folder.
     """
     dtype = None if dtype is None else float_dtype(dtype)
     path = local_path(path, "the model")
@@ -77,9 +78,10 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
         raise UserError(f"there is no folder {path}: give a run folder or a Hugging Face Llama directory.")
     if (path / "checkpoints").is_dir():
         saved = SavedReasoner.find(path, which)
-        tokenizer, params = Tokenizer.find(path / "tokenizer"), saved.params()
+        chosen = (dtype or _default_dtype()) if saved.is_backbone_alone else saved.run.model.compute_dtype
+        tokenizer, params = Tokenizer.find(path / "tokenizer"), _in_dtype(saved.params(), chosen)
         if saved.is_backbone_alone:
-            return _plain(saved.backbone, params["backbone"], tokenizer, "float32")
+            return _plain(saved.backbone, params["backbone"], tokenizer, chosen)
         if tokenizer is None:
             raise UserError(f"{path / 'tokenizer'} holds no tokenizer: restore it from where the run was made.")
         return _trained(saved.sidecar(params), saved.run, saved.backbone, params, tokenizer)
@@ -94,12 +96,23 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
             raise UserError(f"{path} holds a run but no tokenizer: restore it from where the run was exported.")
         tokenizer.check_fits(config.vocab_size)  # an export has the rows of the latent tokens
     rows = embedding_rows(config.vocab_size, tokenizer)
-    params = load_weights(path, config, jnp.dtype(dtype or "float32"), embedding_rows=rows)
+    chosen = dtype or (_default_dtype() if sidecar is None else sidecar.run.model.compute_dtype)
+    params = load_weights(path, config, jnp.dtype(chosen), embedding_rows=rows)
     backbone = replace(config, vocab_size=rows)
     if sidecar is None or tokenizer is None:
-        return _plain(backbone, params, tokenizer, dtype or "float32")
+        return _plain(backbone, params, tokenizer, chosen)
     params = merge_states(backbone=params, navigator=sidecar.navigator)
-    return _trained(sidecar, exported_run(sidecar.run, dtype), backbone, params, tokenizer)
+    return _trained(sidecar, exported_run(sidecar.run, chosen), backbone, params, tokenizer)
+
+
+def _default_dtype() -> str:
+    return "float32" if platform_of(None) == "cpu" else "bfloat16"
+
+
+def _in_dtype(params: nnx.State, dtype: str) -> nnx.State:
+    """Parameters for inference on the first local device, the backbone in `dtype`: every use would cast it."""
+    parts = {name: as_used(part, dtype) if name == "backbone" else part for name, part in params.items()}
+    return jax.device_put(merge_states(**parts), jax.local_devices()[0])
 
 
 def _trained(

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints, Which
 from longshot_jax.checkpoints.sidecar import Sidecar, empty_memory
@@ -67,7 +67,7 @@ class SavedReasoner:
         return Sidecar(run, phase, self.metadata["step"], rms, memory, params["navigator"])
 
     def params(self, mesh: Mesh | None = None) -> nnx.State:
-        """The reasoner's parameters, or `backbone` alone, on the devices of `mesh`, by default the first local device.
+        """The reasoner's parameters, or `backbone` alone, as stored, on the devices of `mesh` or on the host.
 
         Raises a UserError if the checkpoint is damaged or does not fit its own settings.
         """
@@ -81,6 +81,15 @@ class SavedReasoner:
         with Checkpoints.reader(self.folder) as checkpoints:
             for path, part in parts.items():
                 if jax.tree.leaves(part):
-                    part = part if mesh is None else with_sharding(part, shardings(part, mesh))
+                    places = jax.tree.map(lambda _: _host(), part) if mesh is None else shardings(part, mesh)
+                    part = with_sharding(part, places)
                     restored.append(checkpoints.restore_partial(part, path, self.which)[0])
         return merge_states(backbone=restored[0]) if self.is_backbone_alone else nnx.merge_state(*restored)
+
+
+def _host() -> SingleDeviceSharding:
+    """The host, which may hold more than an accelerator; the first local device where JAX may not use the host."""
+    try:
+        return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return SingleDeviceSharding(jax.local_devices()[0])

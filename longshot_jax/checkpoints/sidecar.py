@@ -104,9 +104,9 @@ def _damaged(file: Path, reason: str) -> UserError:
     return UserError(f"{file} is damaged ({reason}): export the run again, or remove it.")
 
 
-def exported_run(run: RunConfig, dtype: str | None) -> RunConfig:
-    """Settings of an exported run: a plain backbone in `dtype`, by default float32 with the run's compute dtype."""
-    model = replace(run.model, weight_dtype=dtype or "float32", compute_dtype=dtype or run.model.compute_dtype)
+def exported_run(run: RunConfig, dtype: str) -> RunConfig:
+    """Settings of an exported run: a plain backbone, stored and computed in `dtype`."""
+    model = replace(run.model, weight_dtype=dtype, compute_dtype=dtype)
     whole = {name: replace(getattr(run, name), trainable="all") for name in ("curriculum", "ppo")}
     return replace(run, model=model, **whole)
 

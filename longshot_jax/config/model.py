@@ -61,6 +61,18 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class DecodingConfig:
+    """The copy of the weights, in the compute dtype, from which rollouts and evaluations decode."""
+
+    placement: Literal["replicated", "tensor"] = "replicated"
+    """`replicated`: whole on every device. `tensor`: heads, width and vocabulary cut along `fsdp` and `tensor` jointly,
+    for weights that are too large to be whole on a device."""
+    layers: Literal["stacked", "separate"] = "stacked"
+    """`separate`: on a GPU every layer is copied by itself, where cuts out of the stack would be copied at every token.
+    Takes as much memory as the layers, unless they are cast or moved anyway and so are always separate."""
+
+
+@dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis; their product is the number of devices used."""
 
@@ -70,3 +82,4 @@ class MeshConfig:
     """Shards of the parameters, each with its part of the batch."""
     tensor: Annotated[int, COUNT] = 1
     """Shards of heads, feed-forward width and vocabulary."""
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)

@@ -52,9 +52,14 @@ class NavigatorConfig:
         return self.graph == "all" or self.cross_attention
 
     @property
+    def bank_entries(self) -> int:
+        """Entries of a memory bank that a thought reads in any way, if there is a bank."""
+        return max(self.memory_top, self.graph_neighbours if self.graph != "off" else 0)
+
+    @property
     def reads_bank(self) -> bool:
         """Whether thoughts read a memory bank, if there is one."""
-        return self.memory_top > 0 or (self.graph != "off" and self.graph_neighbours > 0)
+        return self.bank_entries > 0
 
     @property
     def in_reasoning_space(self) -> bool:

@@ -6,7 +6,7 @@ number of thoughts and temperatures are arguments, so that one program serves a 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -16,13 +16,15 @@ from flax import nnx, struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from longshot_jax.config.model import DecodingConfig
 from longshot_jax.config.thoughts import Coupling
 from longshot_jax.data.layout import Layout
-from longshot_jax.model.sharding import on_mesh, place_batch
+from longshot_jax.model.decoding import DEFAULT, decoding_jit
+from longshot_jax.model.sharding import place_batch
 from longshot_jax.thoughts.answer import decode_answers
 from longshot_jax.thoughts.fusion import join_trajectories
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
-from longshot_jax.thoughts.reasoner import Params, Reasoner
+from longshot_jax.thoughts.reasoner import Params, Reasoner, decoding_reasoner
 from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, at_last_thought, sample_rollout
 from longshot_jax.thoughts.stopping import Lengths
 from longshot_jax.thoughts.think import encode, think_given
@@ -61,6 +63,7 @@ class Decoder:
       max_trajectories: largest number of trajectories that the count head chooses; 0 without a count head.
       coupling: coupling of the noise of a question's trajectories.
       mesh: mesh of the parameters; its devices share the questions, whose number they must divide. None is one device.
+      decoding: the copy of the parameters from which it decodes.
     """
 
     graphdef: nnx.GraphDef
@@ -70,6 +73,7 @@ class Decoder:
     max_trajectories: int = 0
     coupling: Coupling = "independent"
     mesh: Mesh | None = None
+    decoding: DecodingConfig = DEFAULT
 
     def decode(
         self,
@@ -114,12 +118,10 @@ class Decoder:
 
     @cached_property
     def _decode(self) -> Any:
-        @partial(jax.jit, static_argnums=(9, 10, 11))
-        @partial(on_mesh, self.mesh)
         def decode(
             params, memory, prompt, mask, fewest, most, indices, temperatures, key, trajectories, ensemble, adaptive
         ):
-            reasoner = nnx.merge(self.graphdef, *params)
+            reasoner = decoding_reasoner(self.graphdef, *params, config=self.decoding)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
             greedy, copies = not trajectories, max(trajectories, 1)
             if self.layout.mode == "pause":
@@ -150,17 +152,15 @@ class Decoder:
                 active=rollout.active,
             )
 
-        return decode
+        return decoding_jit(decode, self.mesh, self.decoding, static_argnums=(9, 10, 11))
 
     @cached_property
     def _decode_given(self) -> Any:
-        @jax.jit
-        @partial(on_mesh, self.mesh)
         def decode(params, prompt, mask, thoughts, num_thoughts):
-            reasoner = nnx.merge(self.graphdef, *params)
+            reasoner = decoding_reasoner(self.graphdef, *params, config=self.decoding)
             return self._from_thoughts(reasoner, prompt, mask, thoughts, num_thoughts, jnp.ones(()), None, join=True)
 
-        return decode
+        return decoding_jit(decode, self.mesh, self.decoding)
 
     def _from_thoughts(
         self, reasoner: Reasoner, prompt, mask, embeddings, num_thoughts, temperature, keys, join=False

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from longshot_jax.config.model import DecodingConfig
 from longshot_jax.config.run import EvaluationConfig
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
@@ -43,6 +44,7 @@ class Validation:
         self,
         graphdef: nnx.GraphDef,
         mesh: Mesh,
+        decoding: DecodingConfig,
         layout: Layout,
         problems: Sequence[Problem],
         settings: EvaluationConfig,
@@ -59,7 +61,7 @@ class Validation:
         if steps_written:
             layout = _StepsWritten(**vars(layout))
         self._lens = Lens(graphdef, layout.tokenizer)
-        self._decoder = Decoder(graphdef, layout, max_thoughts, answer_length, mesh=mesh)
+        self._decoder = Decoder(graphdef, layout, max_thoughts, answer_length, mesh=mesh, decoding=decoding)
 
     def __call__(self, params: Params, rule: ThoughtRule, memory: MemoryBank | None = None) -> Mapping[str, Any]:
         """Results of `evaluate` without samples and controls, and more about the greedy trajectories.

@@ -6,9 +6,9 @@ arrays a scan carries.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +179,12 @@ class Llama(nnx.Module):
       remat: recompute each layer in the backward pass instead of keeping its activations.
       remat_keeps: kept nevertheless: `nothing`, or the `products` of activations and weights.
       lora: adapters of the layers' matrices, in float32, or None.
+      unrolled: a single position runs through layers that are not in a loop, which would copy each layer's weights
+        out of the stack on a GPU. For programs that differentiate nothing: the rest compiles in a scan.
+      layers: all layers, stacked; or, after `separate_layers`, one after the other.
     """
+
+    unrolled = False
 
     def __init__(
         self,
@@ -200,7 +205,7 @@ class Llama(nnx.Module):
         spread = normal(config.hidden_size**-0.5)
         beside = dtype_beside(weight_dtype)
         self.embedding = weight(rngs, table, ("vocab", "embed"), spread, beside)
-        self.layers = Layers(config, rngs, weight_dtype, attention, lora)
+        self.layers: Layers | nnx.List[Layers] = Layers(config, rngs, weight_dtype, attention, lora)
         self.final_norm = weight(rngs, (config.hidden_size,), ("norm",), constant(1.0), beside)
         if not config.tie_word_embeddings:
             self.head = weight(rngs, table, ("vocab", "embed"), spread, beside)
@@ -245,20 +250,36 @@ class Llama(nnx.Module):
         cosine, sine = rotary_angles(positions, frequencies)
         length = embeddings.shape[1]
         visible = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
-        graphdef, stacked = nnx.split(self.layers)
 
-        def layer(x, sliced):
-            weights, caches = sliced
+        def apply(layer: Layers, x, caches):
             segments = tuple(
                 Segment(cache.keys, cache.values, part.mask[:, None])
                 for cache, part in zip(caches, context, strict=True)
             )
-            return nnx.merge(graphdef, weights)(x, cosine, sine, visible, segments)
+            return layer(x, cosine, sine, visible, segments)
 
-        policies = jax.checkpoint_policies
-        kept = policies.dots_with_no_batch_dims_saveable if self.remat_keeps == "products" else None
-        body = jax.checkpoint(layer, policy=kept) if self.remat else layer
         caches = tuple(part.cache for part in context)
         start = constrain(embeddings.astype(self.compute_dtype), "batch", None, None)
-        x, (keys, values) = jax.lax.scan(body, start, (stacked, caches))
-        return rms_norm(x, self.final_norm[...], config.rms_norm_eps), KeyValues(keys, values)
+        if isinstance(self.layers, Layers):
+            graphdef, stacked = nnx.split(self.layers)
+
+            def layer(x, sliced):
+                weights, caches = sliced
+                return apply(nnx.merge(graphdef, weights), x, caches)
+
+            policies = jax.checkpoint_policies
+            kept = policies.dots_with_no_batch_dims_saveable if self.remat_keeps == "products" else None
+            body = jax.checkpoint(layer, policy=kept) if self.remat else layer
+            x, added = jax.lax.scan(body, start, (stacked, caches), unroll=self.unrolled and length == 1)
+        else:
+            x, new = start, []
+            for number, one in enumerate(self.layers):
+                x, keys_and_values = apply(one, x, jax.tree.map(lambda cache, at=number: cache[at], caches))
+                new.append(keys_and_values)
+            added = jax.tree.map(lambda *layers: jnp.stack(layers), *new)
+        return rms_norm(x, self.final_norm[...], config.rms_norm_eps), KeyValues(*added)
+
+    def separate_layers(self, layers: Sequence[nnx.State]) -> None:
+        """Replaces the stack of layers by the layers themselves, for programs that differentiate nothing."""
+        graphdef, _ = nnx.split(self.layers)
+        self.layers = nnx.List([cast(Layers, nnx.merge(graphdef, layer)) for layer in layers])

@@ -44,8 +44,9 @@ RULES: Mapping[str, str | None] = {
     "rank": None,
 }
 
-# Name of a dimension of an activation -> mesh axes. Dimensions without a name are whole on every device.
-ACTIVATION_RULES: Mapping[str, tuple[str, ...]] = {
+# Name of a dimension of an activation -> mesh axes. Dimensions without a rule are whole on every device.
+ActivationRules = Mapping[str, tuple[str, ...]]
+ACTIVATION_RULES: ActivationRules = {
     "batch": ("data", "fsdp"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -55,7 +56,9 @@ ACTIVATION_RULES: Mapping[str, tuple[str, ...]] = {
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_mesh: ContextVar[Mesh | AbstractMesh | None] = ContextVar("mesh", default=None)
+_context: ContextVar[tuple[Mesh | AbstractMesh | None, ActivationRules]] = ContextVar(
+    "context", default=(None, ACTIVATION_RULES)
+)
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -179,6 +182,23 @@ def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def platform_of(mesh: Mesh | AbstractMesh | None) -> str:
+    """Platform of the devices of a mesh, or of the default device without one: `cpu`, `gpu` or `tpu`."""
+    platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else jax.default_backend()
+    return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+def traced_platform() -> str:
+    """Platform of the mesh for which a function is being traced, as in `platform_of`."""
+    return platform_of(_context.get()[0])
+
+
+def traced_devices() -> int:
+    """Number of devices of the mesh for which a function is being traced."""
+    mesh, _ = _context.get()
+    return 1 if mesh is None else mesh.size
+
+
 def place_batch(batch: Any, mesh: Mesh) -> Any:
     """Host arrays of a whole batch on the mesh, sharded along their leading axis; scalars are replicated.
 
@@ -222,21 +242,23 @@ def check_divides(count: int, key: str, mesh: Mesh | AbstractMesh) -> None:
 
 
 @contextmanager
-def activations_on(mesh: Mesh | AbstractMesh | None) -> Iterator[None]:
+def activations_on(mesh: Mesh | AbstractMesh | None, rules: ActivationRules = ACTIVATION_RULES) -> Iterator[None]:
     """Constrains the activations of functions traced inside to the mesh."""
-    token = _mesh.set(mesh)
+    token = _context.set((mesh, rules))
     try:
         yield
     finally:
-        _mesh.reset(token)
+        _context.reset(token)
 
 
-def on_mesh(mesh: Mesh | AbstractMesh | None, function: Callable[_P, _R]) -> Callable[_P, _R]:
+def on_mesh(
+    mesh: Mesh | AbstractMesh | None, function: Callable[_P, _R], rules: ActivationRules = ACTIVATION_RULES
+) -> Callable[_P, _R]:
     """The function with its activations constrained to the mesh, to be jitted."""
 
     @wraps(function)
     def pinned(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with activations_on(mesh):
+        with activations_on(mesh, rules):
             return function(*args, **kwargs)
 
     return pinned
@@ -245,15 +267,18 @@ def on_mesh(mesh: Mesh | AbstractMesh | None, function: Callable[_P, _R]) -> Cal
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Constrains the sharding of an activation, with one name or None per dimension; values are unchanged.
 
-    A dimension that its axes do not divide stays whole: a batch of one question, or two heads on four devices.
+    A dimension is cut along the first of its axes, as many as divide it: a batch of one question, or two heads on four
+    devices, stay whole.
     """
-    mesh = _mesh.get()
+    mesh, rules = _context.get()
     if mesh is None or mesh.size == 1:
         return x
     parts = []
     for size, name in zip(x.shape, names, strict=True):
-        axes = () if name is None else ACTIVATION_RULES[name]
-        parts.append(axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None)
+        axes = rules.get(name, ()) if name is not None else ()
+        while axes and size % math.prod(mesh.shape[axis] for axis in axes):
+            axes = axes[:-1]
+        parts.append(axes or None)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*parts)))
 
 

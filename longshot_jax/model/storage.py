@@ -52,6 +52,17 @@ def merge_states(**parts: nnx.State) -> nnx.State:
     )
 
 
+def as_used(state: nnx.State, dtype: DTypeLike) -> nnx.State:
+    """A Llama's parameters as a pass in `dtype` casts them at every use; 8-bit matrices and their factors stay."""
+
+    def cast(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
+        value = variable[...]
+        kept = is_quantised(value.dtype) or str(path[-1]).endswith("_scale")
+        return variable if kept else variable.replace(value.astype(dtype))
+
+    return nnx.from_flat_state({path: cast(path, variable) for path, variable in nnx.to_flat_state(state)})
+
+
 def cast_like(state: nnx.State, abstract: nnx.State) -> nnx.State:
     """The parameters of a plain Llama as `abstract` stores them, without the adapters of `abstract`."""
     wanted = dict(iter(nnx.to_flat_state(abstract)))

@@ -66,7 +66,9 @@ def count(function: Any, *args: Any, loop_trips: int = 1) -> Arithmetic:
 
     `loop_trips` is the assumed length of a loop whose length depends on data, such as the tokens of the longest answer.
     """
-    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    # A jitted function may have compiler options, with which it cannot be traced inside another one.
+    jitted = function if hasattr(function, "trace") else jax.jit(function)
+    jaxpr = jitted.trace(*args).jaxpr.jaxpr
     products: list[Product] = []
     _walk(jaxpr, jaxpr.invars, _Loop(1.0, False, loop_trips), products)
     return Arithmetic(tuple(products))

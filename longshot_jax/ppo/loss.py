@@ -302,10 +302,13 @@ def policy_loss(
     return (surrogate + regular) / actions + critic
 
 
-def rollout_kl_reference(
+def rollout_scores(
     reasoner: Reasoner, rollout: Rollout, memory: MemoryBank | None, config: PPOConfig, opening: tuple[int, ...]
 ) -> Scores:
-    """Scores of a rollout under the reference policy; for `pathwise`, of its own thoughts from the same noise."""
+    """Scores of a rollout under another policy, as constants; for `pathwise`, of its own thoughts from the same noise.
+
+    That policy is the reference, or the sampling policy in the arithmetic of the update.
+    """
     scores = rescore(
         reasoner,
         rollout,

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from longshot_jax.config import RunConfig
 from longshot_jax.config.ppo import PPOConfig
+from longshot_jax.model.decoding import decoding_jit
 from longshot_jax.model.sharding import batch_sharding, check_divides, on_mesh, replicated, shardings, with_sharding
 from longshot_jax.ppo.loss import (
     Experience,
@@ -23,14 +24,14 @@ from longshot_jax.ppo.loss import (
     kl_at_positions,
     policy_loss,
     policy_sums,
-    rollout_kl_reference,
+    rollout_scores,
     share_advantages,
     with_weights,
 )
 from longshot_jax.ppo.objective import adapt_kl_coefficient, explained_variance
 from longshot_jax.thoughts.noise import diversity
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank, best_positions, empty_bank, write_bank
-from longshot_jax.thoughts.reasoner import AbstractReasoner, Reasoner, is_trainable
+from longshot_jax.thoughts.reasoner import AbstractReasoner, Reasoner, decoding_reasoner, is_trainable
 from longshot_jax.thoughts.rollout import (
     Rollout,
     RolloutShape,
@@ -105,10 +106,15 @@ def policy_update(
         answer_reward: Float[Array, "B N"],
         thought_reward: Float[Array, "B N Tplus1"],
     ) -> tuple[TrainState, dict[str, Array]]:
+        old_policy = nnx.merge(graphdef, state.trainable, state.frozen)
+        if jnp.finfo(old_policy.backbone.compute_dtype).bits < 32:
+            # In 16 bits decoding rounds otherwise than the pass that is differentiated, and the ratio would not start
+            # at one.
+            recorded = rollout_scores(old_policy, rollout, state.memory, config, opening)
         reference = None
         if state.reference is not None:
             policy = nnx.merge(graphdef, state.reference, state.frozen)
-            reference = rollout_kl_reference(policy, rollout, state.memory, config, opening)
+            reference = rollout_scores(policy, rollout, state.memory, config, opening)
         charged = penalty = None
         if reference is not None and config.kl_in == "reward":
             charged = kl_at_positions(recorded, reference, rollout, config)
@@ -125,7 +131,6 @@ def policy_update(
             return jax.lax.scan(step_unless_far, carry, cut_rows(shuffled, config.minibatches))
 
         state = replace(state, key=next_key)
-        old_policy = nnx.merge(graphdef, state.trainable, state.frozen)
         keys = jax.random.split(order_key, config.epochs)
         (state, ended), (metrics, measured) = jax.lax.scan(epoch, (state, jnp.zeros((), bool)), keys)
         metrics = {
@@ -221,7 +226,7 @@ class PPOPrograms:
         end_tokens: tuple[int, ...],
     ):
         config = self.config = run.ppo
-        self.graphdef, self.mesh = abstract.graphdef, mesh
+        self.graphdef, self.mesh, self.decoding = abstract.graphdef, mesh, run.mesh.decoding
         self.shape = RolloutShape.of_ppo(run, opening, end_tokens)
         part = config.questions // (config.minibatches * config.micro_batches)
         check_divides(part, "config.ppo.questions / (minibatches x micro_batches)", mesh)
@@ -246,7 +251,7 @@ class PPOPrograms:
         self.placement = shardings(shapes, mesh)
         self.template = with_sharding(shapes, self.placement)
         self.start = jax.jit(start, donate_argnums=0, out_shardings=self.placement)
-        self.rollout = jax.jit(on_mesh(mesh, self._rollout))
+        self.rollout = decoding_jit(self._rollout, mesh, self.decoding)
         self.update = jax.jit(
             on_mesh(mesh, policy_update(abstract.graphdef, optimizer, config, opening)),
             donate_argnums=0,
@@ -269,7 +274,7 @@ class PPOPrograms:
         config = self.config
         key = jax.random.fold_in(self.sampling_key, iteration)
         rollout, recorded = sample_rollout(
-            nnx.merge(self.graphdef, state.trainable, state.frozen),
+            decoding_reasoner(self.graphdef, state.trainable, state.frozen, config=self.decoding),
             prompt,
             mask,
             state.memory,

@@ -56,13 +56,25 @@ def score_tokens(
     """Scores of tokens from the hidden states that predict them; large logits are computed in vocabulary chunks."""
     chunks = chunks_of(tokens.size, reasoner.backbone.config.vocab_size)
     if chunks == 1:
-        logits = reasoner.backbone.logits(hidden) / temperature
-        log_probs, entropies = categorical_log_prob(logits, tokens), categorical_entropy(logits)
-        best = jnp.argmax(logits, axis=-1)
-    else:
-        rows, table = hidden.reshape(-1, hidden.shape[-1]), reasoner.backbone.output_table
-        found = token_statistics(rows, table, tokens.reshape(-1), temperature, chunks)
-        log_probs, entropies, best = (x.reshape(tokens.shape) for x in found)
+        return score_logits(reasoner, reasoner.backbone.logits(hidden) / temperature, hidden, tokens, mask)
+    rows, table = hidden.reshape(-1, hidden.shape[-1]), reasoner.backbone.output_table
+    found = token_statistics(rows, table, tokens.reshape(-1), temperature, chunks)
+    return _scores(reasoner, hidden, tokens, mask, *(x.reshape(tokens.shape) for x in found))
+
+
+def score_logits(
+    reasoner: Reasoner,
+    logits: Float[Array, "*batch V"],
+    hidden: Float[Array, "*batch D"],
+    tokens: Int[Array, "*batch"],
+    mask: Bool[Array, "*batch"],
+) -> TokenScores:
+    """Scores of tokens from the logits, divided by the temperature, that predict them."""
+    log_probs, entropies = categorical_log_prob(logits, tokens), categorical_entropy(logits)
+    return _scores(reasoner, hidden, tokens, mask, log_probs, entropies, jnp.argmax(logits, axis=-1))
+
+
+def _scores(reasoner, hidden, tokens, mask, log_probs, entropies, best) -> TokenScores:
     return TokenScores(
         log_probs=jnp.where(mask, log_probs, 0.0),
         entropies=jnp.where(mask, entropies, 0.0),
@@ -128,9 +140,10 @@ def decode_answers(
 
     def next_token(carry):
         index, hidden, cache, seen, alive, answers = carry
-        token = choose(backbone.logits(hidden) / temperature, index)
+        logits = backbone.logits(hidden) / temperature
+        token = choose(logits, index)
         token = jnp.where(alive, token, end_tokens[0]).astype(jnp.int32)
-        scores = score_tokens(reasoner, hidden, token, alive, temperature)
+        scores = score_logits(reasoner, logits, hidden, token, alive)
 
         def put(array, column):
             return jax.lax.dynamic_update_slice_in_dim(array, column[..., None], index, axis=2)

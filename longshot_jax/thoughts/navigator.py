@@ -24,7 +24,7 @@ from longshot_jax.model.parameters import weight
 from longshot_jax.thoughts.reads.cross_attention import CrossAttention
 from longshot_jax.thoughts.reads.graph_memory import GraphMemory, all_nodes, bank_nodes, join_nodes, own_nodes
 from longshot_jax.thoughts.reads.history import History
-from longshot_jax.thoughts.reads.memory_bank import MemoryBank, fuse, read_bank
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank, fuse, nearest_entries, read_bank
 
 
 def _identity(key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
@@ -83,6 +83,7 @@ class Navigator(nnx.Module):
         memory: MemoryBank | None,
         history: History | None = None,
         steps: Int[Array, " Q"] | None = None,
+        bank_slots: Int[Array, "*batch K"] | None = None,
     ) -> Float[Array, "*batch R"]:
         """Reasoning state: projected hidden state, step embedding and reads. Arguments as for `action_mean`.
 
@@ -90,11 +91,9 @@ class Navigator(nnx.Module):
         added. Without `history` or `steps` it reads only the bank.
         """
         config = self.config
-        projected = hidden.astype(jnp.float32) @ self.state_in[...]
-        state = self._at_step(projected, steps) if config.in_reasoning_space else projected
-        asking = state
+        state = asking = self._asking(hidden, steps)
         if memory is not None and config.memory_top:
-            state = fuse(state, *read_bank(memory, state, config.memory_top))
+            state = fuse(state, *read_bank(memory, state, config.memory_top, bank_slots))
         if history is None or steps is None:
             return state
         batch = history.thought_mask.shape[0]
@@ -105,11 +104,25 @@ class Navigator(nnx.Module):
             nodes_of = all_nodes if config.graph == "all" else own_nodes
             nodes = nodes_of(positions, history, steps)
             if memory is not None and config.graph_neighbours:
-                nodes = join_nodes(nodes, bank_nodes(memory, asking, config.graph_neighbours))
+                nodes = join_nodes(nodes, bank_nodes(memory, asking, config.graph_neighbours, bank_slots))
             state = state + self.graph(asking, nodes)
         if config.cross_attention:
             state = state + self.cross_attention(asking, positions, history, steps)
         return state
+
+    def _asking(self, hidden: Float[Array, "*batch D"], steps: Int[Array, " Q"] | None) -> Float[Array, "*batch R"]:
+        """The state before any read, which asks the bank."""
+        projected = hidden.astype(jnp.float32) @ self.state_in[...]
+        return self._at_step(projected, steps) if self.config.in_reasoning_space else projected
+
+    def bank_slots(
+        self, hidden: Float[Array, "*batch D"], memory: MemoryBank | None, steps: Int[Array, " Q"] | None = None
+    ) -> Int[Array, "*batch K"] | None:
+        """Slots of the bank that thoughts read, as `action_mean` takes them again; None if they read none."""
+        if memory is None or not self.config.reads_bank:
+            return None
+        slots, found = nearest_entries(memory, self._asking(hidden, steps), self.config.bank_entries)
+        return jnp.where(found, slots, -1)
 
     def _at_step(self, state: Float[Array, "*batch X"], steps: Int[Array, " Q"] | None) -> Float[Array, "*batch X"]:
         """Adds the embeddings of the steps, if configured."""
@@ -123,6 +136,7 @@ class Navigator(nnx.Module):
         memory: MemoryBank | None,
         history: History | None = None,
         steps: Int[Array, " Q"] | None = None,
+        bank_slots: Int[Array, "*batch K"] | None = None,
     ) -> Float[Array, "*batch X"]:
         """Mean of the thought's Gaussian: in R^D for `hidden`, else in R^R; float32.
 
@@ -131,6 +145,7 @@ class Navigator(nnx.Module):
           memory: the bank, or None.
           history: actions of the question's trajectories; each thought reads the actions before its step.
           steps: index of each thought, from 0, along the last axis but one of `hidden`.
+          bank_slots: recorded slots of the bank to read, see `memory_bank.entries_read`; None searches it.
         """
         if not self.config.in_reasoning_space:
             thought = hidden.astype(jnp.float32)
@@ -138,9 +153,11 @@ class Navigator(nnx.Module):
                 thought = thought @ self.feedback_projection[...]
             if (self.config.memory_top and memory is not None) or history is not None:
                 own = hidden.astype(jnp.float32) @ self.state_in[...]
-                thought = thought + (self.state(hidden, memory, history, steps) - own) @ self.memory_out[...]
+                thought = (
+                    thought + (self.state(hidden, memory, history, steps, bank_slots) - own) @ self.memory_out[...]
+                )
             return self._normalise(self._at_step(thought, steps))
-        state = self.state(hidden, memory, history, steps)
+        state = self.state(hidden, memory, history, steps, bank_slots)
         direction = state @ self.direction[...]
         direction = direction * jax.lax.rsqrt(jnp.sum(jnp.square(direction), axis=-1, keepdims=True) + 1e-12)
         step_size = 2 * jax.nn.sigmoid(state @ self.step_weight[...])  # in (0, 2), 1 at the start

@@ -10,11 +10,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from longshot_jax.config import RunConfig
+from longshot_jax.config.model import DecodingConfig
 from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.model.attention import check_attention
+from longshot_jax.model.decoding import DEFAULT, decoding_weights, is_copied
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.lora import check_rank, is_adapter
-from longshot_jax.model.sharding import shardings
+from longshot_jax.model.sharding import shardings, traced_platform
 from longshot_jax.thoughts.navigator import Navigator
 
 # Parts of a reasoner's state that `nnx.merge(graphdef, *params)` joins, such as (trainable, frozen).
@@ -49,6 +51,21 @@ def make_reasoner(run: RunConfig, backbone: LlamaConfig) -> Reasoner:
         lora=run.lora,
     )
     return Reasoner(llama, run.thoughts, rngs)
+
+
+def decoding_reasoner(graphdef: nnx.GraphDef, *params: nnx.State, config: DecodingConfig = DEFAULT) -> Reasoner:
+    """The reasoner as rollouts and evaluations use it, inside a function of `model.decoding.decoding_jit`."""
+    reasoner: Reasoner = nnx.merge(graphdef, *params)
+    backbone, navigator = reasoner.backbone, reasoner.navigator
+    dtype, stacked = backbone.compute_dtype, nnx.state(backbone.layers)
+    nnx.update(navigator, decoding_weights(nnx.state(navigator)))
+    nnx.update(backbone, decoding_weights(nnx.state(backbone), dtype))
+    if traced_platform() == "gpu":
+        backbone.unrolled = True
+        if config.layers == "separate" or is_copied(stacked, dtype):
+            depth = range(backbone.config.num_hidden_layers)
+            backbone.separate_layers([decoding_weights(stacked, dtype, layer) for layer in depth])
+    return reasoner
 
 
 @dataclass(frozen=True)

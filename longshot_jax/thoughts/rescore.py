@@ -71,7 +71,7 @@ def rescore(
         active = True if rollout.active is None else rollout.active
         rule = StopRule(rollout.num_thoughts, rollout.num_thoughts, rollout.stop_temperature, active=active)
         actions = jax.lax.stop_gradient(rollout.actions) if method == "actions" else None
-        replay = Replay(actions, rollout.node_values, action_gradient)
+        replay = Replay(actions, rollout.node_values, rollout.bank_slots, action_gradient)
         thoughts = think(
             reasoner, prompt, memory, rule, rollout.noise, rollout.thought_std, ensemble=ensemble, replay=replay
         )
@@ -122,5 +122,5 @@ def _parallel(reasoner, rollout, prompt, memory, inputs, input_mask, ensemble, c
     history = None
     if rollout.node_values is not None:
         history = History(jax.lax.stop_gradient(rollout.actions), rollout.node_values, rollout.thought_mask)
-    means = navigator.action_mean(thought_hidden[:, :, :-1], memory, history, jnp.arange(slots))
+    means = navigator.action_mean(thought_hidden[:, :, :-1], memory, history, jnp.arange(slots), rollout.bank_slots)
     return thought_hidden, means, jnp.concatenate([last, hidden[:, :, slots:]], axis=2)

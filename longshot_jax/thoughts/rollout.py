@@ -89,6 +89,7 @@ class Rollout:
       tokens: Int [B, N, A]; token_mask: Bool [B, N, A]; ended: Bool [B, N].
       thought_std, stop_temperature, token_temperature: Float [], of the sampling policy.
       node_values: Float [B, N, T], read by later thoughts with the actions; None where thoughts read no history.
+      bank_slots: Int [B, N, T, K], slots of the memory bank that each thought read, -1 for none; None without a bank.
       num_trajectories: Int [B]; count_is_action: Bool [B], whether that number was an action; active: Bool [B, N], the
         trajectories that exist. None where every question has all N.
     """
@@ -109,6 +110,7 @@ class Rollout:
     stop_temperature: Array
     token_temperature: Array
     node_values: Array | None = None
+    bank_slots: Array | None = None
     num_trajectories: Array | None = None
     count_is_action: Array | None = None
     active: Array | None = None
@@ -261,6 +263,7 @@ def sample_rollout(
         stop_temperature=jnp.asarray(temperatures.stop, jnp.float32),
         token_temperature=jnp.asarray(temperatures.token, jnp.float32),
         node_values=thoughts.node_values,
+        bank_slots=thoughts.bank_slots,
         num_trajectories=count,
         count_is_action=count_is_action,
         active=active,

@@ -46,12 +46,15 @@ class Replay:
         gradients flow through the thoughts.
       node_values: Float [B, N, T], read by later thoughts instead of the critic's current values; None where thoughts
         read no history.
+      bank_slots: Int [B, N, T, K], slots of the memory bank that are read instead of those nearest to the current
+        states; None searches, or where thoughts read no bank.
       action_gradient: fraction of the gradient with respect to a given action that flows into its mean, without
         changing values (straight-through: Bengio et al. 2013, arXiv:1308.3432); for the mixture of gradients.
     """
 
     actions: Array | None = None
     node_values: Array | None = None
+    bank_slots: Array | None = None
     action_gradient: float = struct.field(pytree_node=False, default=0.0)
 
 
@@ -84,6 +87,8 @@ class Thoughts:
       context: keys, values [L, B, N, K, T, C] of the thoughts, with `thought_mask` as their mask.
       node_values: Float [B, N, T], the critic's value of the state that made each thought, read by later thoughts with
         the action; None where thoughts read no history.
+      bank_slots: Int [B, N, T, K], slots of the memory bank that each thought read, -1 for none; None where thoughts
+        read no bank.
     """
 
     actions: Array
@@ -97,6 +102,7 @@ class Thoughts:
     context: Context
     num_thoughts: Array
     node_values: Array | None = None
+    bank_slots: Array | None = None
 
     @property
     def last_hidden(self) -> Array:
@@ -200,15 +206,18 @@ def think(
     def ends(stops, running):
         return jnp.broadcast_to(majority(stops, running)[:, None], shape) if ensemble else stops
 
-    def act(hidden, history, index, noise, given):
-        """The thought's mean and its action."""
+    def act(hidden, history, index, noise, given, slots):
+        """The thought's mean, its action, and the slots of the bank that it read."""
         with jax.named_scope("navigator"):
-            mean = navigator.action_mean(hidden[:, :, None], memory, history, index[None])[:, :, 0]
+            state, step = hidden[:, :, None], index[None]
+            read = navigator.bank_slots(state, memory, step) if slots is None else slots[:, :, None]
+            mean = navigator.action_mean(state, memory, history, step, read)[:, :, 0]
+            read = None if read is None else read[:, :, 0]
             if given is None:
-                return mean, mean + thought_std * noise
+                return mean, mean + thought_std * noise, read
             if replay.action_gradient:
                 given = given + replay.action_gradient * (mean - jax.lax.stop_gradient(mean))
-            return mean, given
+            return mean, given, read
 
     def embedding(action, goes_on, hidden, taught):
         """The embedding to feed back for an action."""
@@ -224,10 +233,10 @@ def think(
 
     def step(carry, inputs):
         hidden, running, cache, history = carry
-        index, step_noise, uniforms, given, step_value, taught = inputs
+        index, step_noise, uniforms, given, step_value, slots, taught = inputs
         logit, stops, is_action = rule.decide(navigator, hidden, index, running, uniforms)
         goes_on = running & ~ends(stops, running)
-        mean, action = act(hidden, history, index, step_noise, given)
+        mean, action, read = act(hidden, history, index, step_noise, given, slots)
         thought = embedding(action, goes_on, hidden, taught)
         with jax.named_scope("thought"):
             after, cache = feed_back(reasoner, thought, index, goes_on, prompt, cache)
@@ -236,7 +245,7 @@ def think(
                 step_value = jax.lax.stop_gradient(navigator.value(hidden))
             history = history.with_step(index, action, step_value, goes_on)
         after = jnp.where(goes_on[..., None], after, hidden)
-        return (after, goes_on, cache, history), (hidden, logit, stops, is_action, mean, action, thought)
+        return (after, goes_on, cache, history), (hidden, logit, stops, is_action, mean, action, thought, read)
 
     def steps_first(tree):
         return jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), tree)
@@ -256,6 +265,7 @@ def think(
         None if uniforms is None else steps_first(uniforms)[:-1],
         steps_first(replay.actions),
         steps_first(replay.node_values),
+        steps_first(replay.bank_slots),
         steps_first(teaching),
     )
     (hidden, running, context, history), records = jax.lax.scan(step, carry, inputs)
@@ -266,7 +276,7 @@ def think(
     hiddens, logits, stops, is_action = (
         jnp.moveaxis(jnp.concatenate([many, one[None]]), 0, 2) for many, one in zip(records[:4], last, strict=True)
     )
-    means, actions, embeddings = (jnp.moveaxis(record, 0, 2) for record in records[4:])
+    means, actions, embeddings, bank_slots = jax.tree.map(lambda record: jnp.moveaxis(record, 0, 2), records[4:])
     return Thoughts(
         actions=actions,
         means=means,
@@ -279,6 +289,7 @@ def think(
         context=context,
         num_thoughts=jnp.sum(context.mask, axis=-1),
         node_values=history.values if isinstance(history, History) else None,
+        bank_slots=bank_slots,
     )
 
 

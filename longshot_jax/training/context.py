@@ -87,6 +87,7 @@ class RunContext:
         return Validation(
             self.abstract.graphdef,
             self.mesh,
+            self.run.mesh.decoding,
             self.layout,
             self.problems.validation,
             self.run.evaluation,

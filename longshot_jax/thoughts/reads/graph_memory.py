@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from longshot_jax.model.attention import MASKED
 from longshot_jax.model.parameters import weight
 from longshot_jax.thoughts.reads.history import History
-from longshot_jax.thoughts.reads.memory_bank import MemoryBank, nearest_entries
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank, entries_read
 
 OWN, OTHER, BANK = range(3)
 
@@ -74,9 +74,11 @@ def all_nodes(positions: Float[Array, "B P R"], history: History, steps: Int[Arr
     )
 
 
-def bank_nodes(bank: MemoryBank, state: Float[Array, "*batch R"], count: int) -> Nodes:
-    """The `count` entries of the bank that `read_bank` would choose for each state."""
-    slots, found = nearest_entries(bank, state, count)
+def bank_nodes(
+    bank: MemoryBank, state: Float[Array, "*batch R"], count: int, recorded: Int[Array, "*batch S"] | None = None
+) -> Nodes:
+    """The `count` entries of the bank that `read_bank` would choose for each state, or reads again if recorded."""
+    slots, found = entries_read(bank, state, count, recorded)
     return Nodes(
         positions=bank.positions[slots],
         values=bank.values[slots],

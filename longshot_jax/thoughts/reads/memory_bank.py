@@ -79,7 +79,7 @@ def nearest_entries(
     usable = (jnp.arange(slots) < bank.filled) & (values > 0)
 
     def search(query):
-        # Full precision: a top-k that differs between rollout and rescore would change the policy between the two.
+        # Full precision, because the order of the entries hangs on small differences.
         score = jnp.matmul(query, keys.T, precision=jax.lax.Precision.HIGHEST) * values
         score = jnp.where(usable & (score > _SMALLEST_SCORE), score, 0.0)
         score, slot = jax.lax.top_k(score, min(top, slots))
@@ -91,22 +91,36 @@ def nearest_entries(
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2), found)
 
 
+def entries_read(
+    bank: MemoryBank, state: Float[Array, "*batch R"], top: int, recorded: Int[Array, "*batch S"] | None = None
+) -> tuple[Int[Array, "*batch K"], Bool[Array, "*batch K"]]:
+    """The first `top` of the recorded slots, or the `nearest_entries` if nothing is recorded.
+
+    Where two entries score alike, a state that was rounded differently finds the other one. A rollout therefore records
+    what its thoughts read, slots in the order of their scores and -1 where there was no entry, and rescoring reads that.
+    """
+    if recorded is None:
+        return nearest_entries(bank, state, top)
+    return jnp.maximum(recorded[..., :top], 0), recorded[..., :top] >= 0
+
+
 def read_bank(
-    bank: MemoryBank, state: Float[Array, "*batch R"], top: int
+    bank: MemoryBank, state: Float[Array, "*batch R"], top: int, recorded: Int[Array, "*batch S"] | None = None
 ) -> tuple[Float[Array, "*batch R"], Bool[Array, "*batch"]]:
-    """Mean of the `nearest_entries`, weighted by cosine × value, and whether there are any; zeros if there are none.
+    """Mean of the `entries_read`, weighted by cosine × value, and whether there are any; zeros if there are none.
 
     The weights are scores over their sum rather than a softmax, so an entry's influence fades to zero with its score
     instead of ending at a jump. Computed in float32, differentiable in `state`. The gradient costs O(K R): only the
     entries found are scored again.
     """
-    slot, found = nearest_entries(bank, state, top)
+    slot, found = entries_read(bank, state, top, recorded)
     positions, values = jax.lax.stop_gradient((bank.positions[slot], bank.values[slot]))
     query = state.astype(jnp.promote_types(state.dtype, jnp.float32))
     exact = jax.lax.Precision.HIGHEST
     cosine = jnp.einsum("...r,...kr->...k", _unit(query), _unit(positions), precision=exact)
     # Scored again, an entry at the threshold may fall a rounding error below it.
-    score = jnp.where(found, jnp.maximum(cosine * values, 0.0), 0.0)
+    score = cosine * values
+    score = jnp.where(found & (score > 0.5 * _SMALLEST_SCORE), score, 0.0)
     total = jnp.sum(score, axis=-1)
     has_read = total > 0
     weight = score / jnp.where(has_read, total, 1.0)[..., None]
