@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from longshot_jax.config.model import Attention
 from longshot_jax.errors import UserError
+from longshot_jax.model.parameters import wide_product
 
 # Logit of masked positions. Finite, so that a fully masked (padding) query yields garbage instead of NaN.
 MASKED = -1e30
@@ -58,9 +59,7 @@ def attend(queries: Float[Array, "B Q H C"], segments: tuple[Segment, ...]) -> F
 
     def logits(segment: Segment) -> Float[Array, "O K R P"]:
         owners, past = segment.visible.shape[0], segment.visible.shape[-1]
-        products = jnp.einsum(
-            "okrc,okpc->okrp", segment.by_owner(grouped), segment.keys, preferred_element_type=jnp.float32
-        )
+        products = wide_product("okrc,okpc->okrp", segment.by_owner(grouped), segment.keys)
         apart = products.reshape(owners, groups, batch // owners, length, heads // groups, past)
         visible = segment.visible[:, None, None, :, None]
         return jnp.where(visible, apart * head_dim**-0.5, MASKED).reshape(products.shape)

@@ -20,7 +20,7 @@ from longshot_jax.config.model import Attention, LoraConfig
 from longshot_jax.model.attention import Segment, attend, fused_attend
 from longshot_jax.model.key_values import Context, KeyValues
 from longshot_jax.model.lora import Adapters, Matrix
-from longshot_jax.model.parameters import apply_matrix, weight
+from longshot_jax.model.parameters import apply_matrix, weight, wide_product
 from longshot_jax.model.quantization import dtype_beside, is_quantised, quantise
 from longshot_jax.model.rope import RopeScaling, rotary_angles, rotary_frequencies, rotate
 from longshot_jax.model.sharding import constrain, constrain_rows
@@ -223,7 +223,7 @@ class Llama(nnx.Module):
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits of (normed) last hidden states, accumulated in float32."""
         table = self.output_table.astype(hidden.dtype)
-        logits = jnp.einsum("...d,vd->...v", constrain_rows(hidden), table, preferred_element_type=jnp.float32)
+        logits = wide_product("...d,vd->...v", constrain_rows(hidden), table)
         return constrain(logits, *("batch", *(None,) * logits.ndim)[: logits.ndim - 1], "vocab")
 
     def __call__(
@@ -269,7 +269,8 @@ class Llama(nnx.Module):
 
             policies = jax.checkpoint_policies
             kept = policies.dots_with_no_batch_dims_saveable if self.remat_keeps == "products" else None
-            body = jax.checkpoint(layer, policy=kept) if self.remat else layer
+            # In a scan nothing can be merged with the forward pass anyway; barriers would only stop fusion.
+            body = jax.checkpoint(layer, policy=kept, prevent_cse=False) if self.remat else layer
             x, added = jax.lax.scan(body, start, (stacked, caches), unroll=self.unrolled and length == 1)
         else:
             x, new = start, []

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -39,3 +40,31 @@ def apply_matrix(x: Float[Array, "..."], matrix: Num[Array, "..."], inputs: int 
     size = math.prod(matrix.shape[:inputs])
     rows = x.reshape(-1, size) @ matrix.astype(x.dtype).reshape(size, -1)
     return rows.reshape(*batch, *outputs)
+
+
+def wide_product(subscripts: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """An einsum of operands of one dtype, accumulated and returned in float32.
+
+    Below float32, cotangents are rounded to the dtype of the operands. Otherwise the backward pass would widen the
+    operands (an output table, all keys) and multiply in float32.
+    """
+    if x.dtype == y.dtype and jnp.finfo(x.dtype).bits < 32:
+        return _wide_product(subscripts, x, y)
+    return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _wide_product(subscripts, x, y):
+    return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
+
+
+def _forward(subscripts, x, y):
+    return _wide_product(subscripts, x, y), (x, y)
+
+
+def _backward(subscripts, operands, cotangent):
+    _, transposed = jax.vjp(partial(jnp.einsum, subscripts), *operands)
+    return transposed(cotangent.astype(operands[0].dtype))
+
+
+_wide_product.defvjp(_forward, _backward)

@@ -115,20 +115,21 @@ def summed_gradients(
       loss_and_sums: (params, micro-batch) -> (part of the loss, sums). The part is divided by the count of the *whole*
         batch, so the total does not depend on the split.
       micro_batches: a tree whose leaves have a leading axis of micro-batches, which are processed in sequence.
-      join: adds the sums of two micro-batches.
+      join: adds the sums of two micro-batches; zeros change nothing.
     """
     differentiate = jax.grad(loss_and_sums, has_aux=True)
     first = jax.tree.map(lambda x: x[0], micro_batches)
-    rest = jax.tree.map(lambda x: x[1:], micro_batches)
-    start = differentiate(params, first)
+    if len(jax.tree.leaves(micro_batches)[0]) == 1:
+        return differentiate(params, first)
 
     def add(carry, micro_batch):
         gradients, sums = carry
         more, more_sums = differentiate(params, micro_batch)
         return (jax.tree.map(jnp.add, gradients, more), join(sums, more_sums)), None
 
-    (gradients, sums), _ = jax.lax.scan(add, start, rest)
-    return gradients, sums
+    # From zeros, so that the program is compiled once for all micro-batches, the first included.
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(differentiate, params, first))
+    return jax.lax.scan(add, nothing, micro_batches)[0]
 
 
 def step_if_finite(
