@@ -58,7 +58,9 @@ def machine_fault(error: BaseException) -> str | None:
                 f"JAX_PLATFORMS is {shown(os.environ.get('JAX_PLATFORMS', ''))}, and JAX can use no such device here "
                 f"({reason}): set it to 'cpu', or leave it out for the devices that there are."
             )
-        if isinstance(seen, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+        # XLA raises a RuntimeError. tensorstore says RESOURCE_EXHAUSTED of a full disk, in a ValueError.
+        exhausted = isinstance(seen, RuntimeError) and ("RESOURCE_EXHAUSTED" in text or "Out of memory" in text)
+        if isinstance(seen, MemoryError) or exhausted:
             return (
                 f"the memory does not suffice ({first_line(seen)}): use fewer rows at once (--batch_size, "
                 "config.evaluation.batch_size, config.curriculum.micro_batch_size, config.ppo.micro_batches), shorter "

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from longshot_jax.model.huggingface.layout import tensors_of
 
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.loss import curriculum_sums
 from longshot_jax.data.layout import pad_left, pad_right
 from longshot_jax.longshot import LongShot
+from longshot_jax.model.huggingface.tensor_names import tensors_of
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden_llama3"
 LATENT, PAD = 91, 89

@@ -89,9 +89,9 @@ def _memory(mesh: Mesh) -> float:
     """Bytes of memory of all devices of a mesh; infinite if they do not tell."""
     devices = list(mesh.devices.flat)
     if devices[0].platform == "cpu":  # the devices of a process share its machine
-        return jax.process_count() * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return float(jax.process_count() * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     local = next(device for device in devices if device.process_index == jax.process_index())
-    return len(devices) * (local.memory_stats() or {}).get("bytes_limit", math.inf)
+    return len(devices) * float((local.memory_stats() or {}).get("bytes_limit", math.inf))
 
 
 def embedding_rows(vocab_size: int, tokenizer: Tokenizer | None) -> int:
