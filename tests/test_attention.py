@@ -1,5 +1,7 @@
 """Attention over segments: the plain one against one softmax over their union, in NumPy, and the fused ones against it."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,9 @@ from builders import QUICK, ragged_prompts, small_reasoner
 from flax import nnx
 
 from longshot_jax.errors import UserError
-from longshot_jax.model.attention import Segment, attend, check_attention, fused_attend
+from longshot_jax.model.attention import PaddingLast, Segment, attend, check_attention, chosen_attention, fused_attend
 from longshot_jax.model.llama import Llama
+from longshot_jax.thoughts.think import encode, encode_and_extend, extend
 
 HEADS, GROUPS, SIZE = 4, 2, 3
 FUSED_SIZE = 8  # of a head, for `jax.nn.dot_product_attention`
@@ -126,10 +129,22 @@ def agree(plain, fused, mask):
             np.testing.assert_allclose(one, other, atol=3e-6)
 
 
-def test_padding_on_any_side_becomes_a_length():
-    mask = jnp.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 0, 1, 1]], bool)
+def test_padding_becomes_a_length():
+    mask = jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]], bool)
     queries, own = own_segment(mask)
     agree(*both(queries, (own,), mask), mask)
+
+
+def test_padding_moves_behind_what_is_real_and_back():
+    mask = jnp.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 0, 1, 1]], bool)
+    order, (x,) = PaddingLast.of(mask), arrays(0, (2, 4, 3, 5))
+    moved = order.apply(x, 1, 3)
+    np.testing.assert_array_equal(order.apply(mask), jnp.arange(5) < mask.sum(1)[:, None])
+    np.testing.assert_array_equal(moved[1, 3, 2, :3], x[1, 3, 2, jnp.array([1, 3, 4])])
+    np.testing.assert_array_equal(order.undo(moved, 1, 3), x)
+    weights = jnp.arange(x.size, dtype=x.dtype).reshape(x.shape)
+    gradient = jax.grad(lambda x: jnp.sum(weights * order.apply(x, 1, 3)))(x)
+    np.testing.assert_array_equal(gradient, order.undo(weights, 1, 3))
 
 
 @pytest.mark.parametrize("past", [3, 4])
@@ -164,10 +179,38 @@ def test_a_llama_is_the_same_with_either_attention_and_either_memory(keeps):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), ours, theirs)
 
 
+@pytest.mark.parametrize("attention", ["plain", "xla"])
+def test_prompts_and_their_continuations_in_one_pass(attention):
+    """As in two, with the prompts' keys and values as context."""
+    reasoner, other = small_reasoner(seed=4), small_reasoner(seed=4)
+    other.backbone.attention = other.backbone.layers.attention = attention
+    tokens, mask = ragged_prompts([2, 4], 4)
+    (embeddings,) = arrays(0, (2, 3, 5, 8))
+    after = jnp.asarray(np.random.default_rng(1).random((2, 3, 5)) < 0.8)
+    order = jnp.maximum(jnp.cumsum(after, -1) - 1, 0)
+
+    def states(hidden, new):
+        return hidden, jnp.where(after[..., None], new, 0.0)
+
+    def two(embeddings):
+        prompt = encode(reasoner, tokens, mask)
+        return states(
+            prompt.hidden, extend(reasoner, embeddings, prompt.lengths[:, None, None] + order, after, prompt)[0]
+        )
+
+    def one(embeddings):
+        return states(*encode_and_extend(other, tokens, mask, embeddings, order, after))
+
+    for theirs, ours in zip(
+        *(jax.jit(function, compiler_options=QUICK)(embeddings) for function in (two, one)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("platform", "dtype", "head_dim", "sentence"),
     [
-        ("cpu", "bfloat16", 64, r"needs an NVIDIA GPU, and these devices are cpu: take 'plain'"),
+        ("cpu", "bfloat16", 64, r"needs an NVIDIA GPU, and these devices are cpu: take 'auto'"),
         ("gpu", "float32", 64, r"compute_dtype is 'float32': set it to 'bfloat16'"),
         ("gpu", "bfloat16", 20, r"a multiple of 8, and these have 20"),
     ],
@@ -177,3 +220,15 @@ def test_what_the_kernel_cannot_do_is_refused(platform, dtype, head_dim, sentenc
         check_attention("cudnn", platform, dtype, head_dim)
     check_attention("xla", platform, dtype, head_dim)
     check_attention("cudnn", "gpu", "bfloat16", 128)
+    device = SimpleNamespace(platform=platform, compute_capability="9.0")
+    assert chosen_attention("auto", device, dtype, head_dim) == "plain"
+
+
+def test_the_kernel_is_the_default_where_it_runs():
+    def chosen(capability, head_dim=128):
+        device = SimpleNamespace(platform="gpu", compute_capability=capability)
+        return chosen_attention("auto", device, "bfloat16", head_dim)
+
+    assert chosen("8.0") == chosen("10.3") == chosen("9.0", 64) == "cudnn"
+    assert chosen("7.5") == chosen("gfx942") == chosen("9.0", 256) == "plain"
+    assert chosen_attention("auto", jax.devices()[0], "bfloat16", 128) == "plain"

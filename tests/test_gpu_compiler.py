@@ -81,7 +81,7 @@ PLAN = """
 from tiny_run import tiny
 from longshot_jax.planning.plan import as_json, make_plan
 from longshot_jax.planning.report import report
-run = tiny(phases=("ppo",), mesh__fsdp=2, model__compute_dtype="bfloat16", ppo__minibatches=1)
+run = tiny(phases=("ppo",), mesh__fsdp=2, model__compute_dtype="bfloat16", model__attention="plain", ppo__minibatches=1)
 plan = make_plan(run, 2, "h100-80g", compiler="cuda", search=False)
 print(report(plan), file=sys.stderr)
 print(json.dumps(as_json(plan) | {"report": report(plan), "counted": [

@@ -1,6 +1,10 @@
 """What one PPO update asks of the compiler, read from its StableHLO: this decides its speed on an accelerator."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +56,36 @@ def test_no_table_and_no_key_is_widened(text):
     assert not [shape for shape in shapes if shape[-2:] == (VOCABULARY, WIDTH)]
     # Keys by heads, [O, K, P, C]; rotary angles are applied in float32 to [B, Q, K, C].
     assert not [shape for shape in shapes if shape[-2:] == (PROMPT, HEAD)]
+
+
+SHARDED = """
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+from tiny_run import tiny
+from longshot_jax.model.llama import LlamaConfig
+from longshot_jax.model.sharding import make_mesh
+from longshot_jax.planning.hlo import operations
+from longshot_jax.planning.phases import make_phase
+run = tiny(
+    phases=("ppo",), mesh__fsdp=8, model__remat=True, ppo__trainable="all", ppo__questions=16, ppo__kl_coefficient=0.0
+)
+program = make_phase(run, "ppo", LlamaConfig(16, 64, 1536, 3, 2, 1, 32), make_mesh(run.mesh)).programs[1]
+layers = sum(leaf.size * 4 for leaf in jax.tree.leaves(program.state.trainable["backbone"]["layers"]))
+made = program.function.lower(*program.arguments).compile({"xla_backend_optimization_level": "0"})
+moved = [o for o in operations(made.as_text()) if o.payload]
+for o in moved:
+    print(o.opcode, o.loops, int(o.payload), o.source)
+print(sum(o.payload * o.times(1) for o in moved) / layers / run.ppo.minibatches / run.ppo.epochs)
+"""
+
+
+def test_weights_are_gathered_once_forward_and_once_backward():
+    """On eight simulated devices, in a minibatch: two copies gathered, and one of gradients summed."""
+    folder = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{folder.parent}:{folder}"}
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 2 < float(done.stdout.splitlines()[-1]) <= 3.1, done.stdout
 
 
 def test_micro_batches_share_one_program(text):

@@ -120,7 +120,7 @@ def _trained(
 ) -> Pretrained:
     """A reasoner that a run trained; `run` has the dtypes with which it is loaded."""
     tokenizer.check_fits(backbone.vocab_size)
-    run = replace(run, model=replace(run.model, attention="plain"))  # the only kind that every device supports
+    run = replace(run, model=replace(run.model, attention="auto"))  # the device may be of another kind
     phase, ppo, rule = sidecar.phase, run.ppo, rule_after(run, sidecar.phase)
     model = Pretrained(
         graphdef=nnx.split(nnx.eval_shape(lambda: make_reasoner(run, backbone)))[0],

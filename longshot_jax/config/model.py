@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from longshot_jax.config.bounds import COUNT, NON_NEGATIVE, POSITIVE
 
-Attention = Literal["plain", "xla", "cudnn"]
+Implementation = Literal["plain", "xla", "cudnn"]
+Attention = Literal["auto", Implementation]
 LoraTarget = Literal["query", "key", "value", "output", "gate", "up", "down"]
 
 
@@ -55,8 +56,9 @@ class ModelConfig:
     """Recompute layers in the backward pass: less memory, a third more arithmetic."""
     remat_keeps: Literal["nothing", "products"] = "nothing"
     """With `remat`: what is stored nevertheless; `products` are products of activations and weights."""
-    attention: Attention = "plain"
-    """`plain`: this package's. `cudnn`: NVIDIA's fused kernel, in bfloat16. `xla`: the same call without the kernel."""
+    attention: Attention = "auto"
+    """`plain`: this package's. `cudnn`: NVIDIA's fused kernel, in bfloat16. `xla`: the same call without the kernel.
+    `auto`: `cudnn` where it runs, else `plain`."""
     lora: LoraConfig = field(default_factory=LoraConfig)
 
 

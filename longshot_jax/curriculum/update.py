@@ -15,9 +15,9 @@ from longshot_jax.config.curriculum import GuidanceConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.guidance import guidance_counts, guidance_weights
 from longshot_jax.curriculum.loss import TokenSums, curriculum_sums
-from longshot_jax.model.sharding import check_divides, on_mesh, replicated, shardings, with_sharding
+from longshot_jax.model.sharding import check_divides, shardings, with_sharding
 from longshot_jax.thoughts.reasoner import AbstractReasoner, is_trainable
-from longshot_jax.training.optimizer import cut_rows, make_optimizer, step_if_finite, summed_gradients
+from longshot_jax.training.optimizer import cut_rows, jit_update, make_optimizer, step_if_finite, summed_gradients
 from longshot_jax.training.state import TrainState, count_skipped, start_state
 
 Update = Callable[[TrainState, CurriculumBatch], tuple[TrainState, dict[str, Array]]]
@@ -120,5 +120,5 @@ class CurriculumPrograms:
             latent_token=latent_token,
             dropout=config.dropout,
         )
-        self.update = jax.jit(on_mesh(mesh, update), donate_argnums=0, out_shardings=(self.placement, replicated(mesh)))
+        self.update = jit_update(update, mesh, self.placement)
         self.fresh_optimizer = jax.jit(optimizer.init, out_shardings=self.placement.optimizer)

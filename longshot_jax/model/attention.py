@@ -7,18 +7,21 @@ by the largest logit and the sums of all (as in Dao et al. 2022, arXiv:2205.1413
 is read at every thought and every token.
 
 cuDNN's fused kernel prefers lengths to masks, so a pass without context (the prompt, where most positions are) moves
-each row's real positions to the front, in order, which makes it causal with a length. A pass with context (thoughts and
+each row's real positions to the front, in order and once for all layers, which makes it causal with a length. A pass with context (thoughts and
 answers) takes a dense mask over the concatenated segments. A single position gains nothing from the kernel and uses the
 plain attention.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from longshot_jax.config.model import Attention
+from longshot_jax.config.model import Attention, Implementation
 from longshot_jax.errors import UserError
 from longshot_jax.model.parameters import wide_product
 
@@ -83,11 +86,21 @@ def attend(queries: Float[Array, "B Q H C"], segments: tuple[Segment, ...]) -> F
     return (mixed / total).astype(queries.dtype).reshape(queries.shape)
 
 
+def chosen_attention(attention: Attention, device: Any, compute_dtype: str, head_dim: int) -> Implementation:
+    """The attention of a setting on a `jax.Device`: `auto` is `cudnn` where its kernel runs, else `plain`."""
+    if attention != "auto":
+        return attention
+    # The kernel needs an NVIDIA GPU of compute capability 8.0; AMD's have names such as gfx942.
+    major = str(getattr(device, "compute_capability", "0")).partition(".")[0]
+    runs = device.platform in ("gpu", "cuda") and major.isdecimal() and int(major) >= 8
+    return "cudnn" if runs and compute_dtype == "bfloat16" and not head_dim % 8 and head_dim <= 128 else "plain"
+
+
 def check_attention(attention: Attention, platform: str, compute_dtype: str, head_dim: int) -> None:
-    """UserError where cuDNN's kernel cannot run. `platform` is `jax.Device.platform`; `gpu` is NVIDIA or AMD."""
+    """UserError where cuDNN's kernel is asked for and cannot run. `platform` is `jax.Device.platform`."""
     if attention != "cudnn":
         return
-    ways = "take 'plain', or 'xla'."
+    ways = "take 'auto', 'plain' or 'xla'."
     if platform not in ("gpu", "cuda"):
         raise UserError(f"config.model.attention 'cudnn' needs an NVIDIA GPU, and these devices are {platform}: {ways}")
     if compute_dtype != "bfloat16":
@@ -103,12 +116,94 @@ def check_attention(attention: Attention, platform: str, compute_dtype: str, hea
         )
 
 
+class Branches(NamedTuple):
+    """Queries of prompts, then of everything that continues each prompt, as one row [S + N Q] a prompt.
+
+    Attributes:
+      prompts: Bool [B, S, S], who sees whom in a prompt; its last position sees all that is real.
+      rows: Bool [B N, Q, Q], who sees whom in each continuation; all of it sees its prompt.
+    """
+
+    prompts: Bool[Array, "B S S"]
+    rows: Bool[Array, "R Q Q"]
+
+    def attend(
+        self,
+        attention: Callable[[Array, tuple[Segment, ...]], Array],
+        queries: Float[Array, "B P H C"],
+        keys: Float[Array, "B K P C"],
+        values: Float[Array, "B K P C"],
+    ) -> Float[Array, "B P H C"]:
+        """`attention` of the prompts, and of their continuations over prompt and themselves."""
+        batch, length = self.prompts.shape[:2]
+        rows, after = self.rows.shape[:2]
+
+        def apart(x: Float[Array, "B K P C"]) -> Float[Array, "R K Q C"]:
+            """Keys or values of the continuations, each a row."""
+            cut = x[:, :, length:].reshape(batch, x.shape[1], -1, after, x.shape[3])
+            return cut.swapaxes(1, 2).reshape(rows, x.shape[1], after, x.shape[3])
+
+        own = keys[:, :, :length], values[:, :, :length]
+        first = attention(queries[:, :length], (Segment(*own, self.prompts),))
+        later = attention(
+            queries[:, length:].reshape(rows, after, *queries.shape[2:]),
+            (Segment(*own, self.prompts[:, -1:]), Segment(apart(keys), apart(values), self.rows)),
+        )
+        return jnp.concatenate([first, later.reshape(batch, -1, *queries.shape[2:])], axis=1)
+
+
+class PaddingLast(NamedTuple):
+    """Moves each row's real positions to the front, in order.
+
+    Attributes:
+      order, inverse: Int [B, P], where each position comes from, and the way back.
+    """
+
+    order: Int[Array, "B P"]
+    inverse: Int[Array, "B P"]
+
+    @classmethod
+    def of(cls, mask: Bool[Array, "B P"]) -> "PaddingLast":
+        """The order of a mask that is True at real positions."""
+        order = jnp.argsort(~mask, axis=1, stable=True)
+        return cls(order, jnp.argsort(order, axis=1))
+
+    def apply(self, x: Array, batch: int = 0, axis: int = 1) -> Array:
+        """x with its positions, which lie along `axis`, in this order."""
+        shape = [x.shape[place] if place in (batch, axis) else 1 for place in range(x.ndim)]
+        return _reordered(x, self.order.reshape(shape), self.inverse.reshape(shape), axis)
+
+    def undo(self, x: Array, batch: int = 0, axis: int = 1) -> Array:
+        """The inverse of `apply`."""
+        return PaddingLast(self.inverse, self.order).apply(x, batch, axis)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _reordered(x, order, inverse, axis):
+    return jnp.take_along_axis(x, order, axis=axis)
+
+
+def _reorder(x, order, inverse, axis):
+    return _reordered(x, order, inverse, axis), (order, inverse)
+
+
+def _reorder_back(axis, orders, cotangent):
+    """Takes the inverse order, where the gradient of `take_along_axis` would add rows one by one."""
+    order, inverse = orders
+    nothing = np.zeros(order.shape, jax.dtypes.float0)
+    return _reordered(cotangent, inverse, order, axis), nothing, nothing
+
+
+_reordered.defvjp(_reorder, _reorder_back)
+
+
 def fused_attend(
     queries: Float[Array, "B Q H C"], segments: tuple[Segment, ...], implementation: Literal["xla", "cudnn"]
 ) -> Float[Array, "B Q H C"]:
     """`attend` by a fused kernel; the last segment must be the queries' own, causal except for padding.
 
-    Outputs of padding queries are arbitrary, as in `attend`.
+    Where it is the only one, padding must follow what is real (`PaddingLast`). Outputs of padding queries are
+    arbitrary, as in `attend`.
     """
     if queries.shape[1] == 1:
         return attend(queries, segments)
@@ -118,23 +213,16 @@ def fused_attend(
 
 
 def _causal(queries, own: Segment, implementation):
-    real = own.visible[:, -1]  # the last position sees every real one
-    order = jnp.argsort(~real, axis=1, stable=True)
-    lengths = jnp.sum(real, axis=1, dtype=jnp.int32)
-
-    def sorted_rows(x):
-        return jnp.take_along_axis(x, order[..., None, None], axis=1)
-
-    mixed = jax.nn.dot_product_attention(
-        sorted_rows(queries),
-        sorted_rows(own.keys.swapaxes(1, 2)),
-        sorted_rows(own.values.swapaxes(1, 2)),
+    lengths = jnp.sum(own.visible[:, -1], axis=1, dtype=jnp.int32)  # the last position sees every real one
+    return jax.nn.dot_product_attention(
+        queries,
+        own.keys.swapaxes(1, 2),
+        own.values.swapaxes(1, 2),
         is_causal=True,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
         implementation=implementation,
     )
-    return jnp.take_along_axis(mixed, jnp.argsort(order, axis=1)[..., None, None], axis=1)
 
 
 def _masked(queries, segments: tuple[Segment, ...], implementation):

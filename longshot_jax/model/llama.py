@@ -6,8 +6,9 @@ arrays a scan carries.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import jax
@@ -16,8 +17,8 @@ from flax import nnx
 from jax.nn.initializers import constant, normal
 from jaxtyping import Array, Bool, Float, Int
 
-from longshot_jax.config.model import Attention, LoraConfig
-from longshot_jax.model.attention import Segment, attend, fused_attend
+from longshot_jax.config.model import Implementation, LoraConfig
+from longshot_jax.model.attention import Branches, PaddingLast, Segment, attend, fused_attend
 from longshot_jax.model.key_values import Context, KeyValues
 from longshot_jax.model.lora import Adapters, Matrix
 from longshot_jax.model.parameters import apply_matrix, weight, wide_product
@@ -101,11 +102,11 @@ class Layers(nnx.Module):
         config: LlamaConfig,
         rngs: nnx.Rngs,
         dtype: jax.typing.DTypeLike,
-        attention: Attention = "plain",
+        attention: Implementation = "plain",
         lora: LoraConfig | None = None,
     ):
         self.config = config
-        self.attention: Attention = attention
+        self.attention: Implementation = attention
         depth, matrices = config.num_hidden_layers, config.matrices
 
         def norm() -> nnx.Param:
@@ -144,8 +145,8 @@ class Layers(nnx.Module):
         x: Float[Array, "B Q D"],
         cosine: Float[Array, "B Q half"],
         sine: Float[Array, "B Q half"],
-        visible: Bool[Array, "B Q Q"],
-        context: tuple[Segment, ...],
+        visible: Bool[Array, "B Q Q"] | Branches,
+        context: tuple[Segment, ...] = (),
     ) -> tuple[Float[Array, "B Q D"], tuple[Float[Array, "B K Q C"], Float[Array, "B K Q C"]]]:
         """One layer: attention over the context and the own positions, then the feed-forward layer."""
         epsilon = self.config.rms_norm_eps
@@ -156,11 +157,11 @@ class Layers(nnx.Module):
             values = self.project("value", normed)
             queries = constrain(queries, "batch", None, "heads", None)
             keys, values = (constrain(new.swapaxes(1, 2), "batch", "kv_heads", None, None) for new in (keys, values))
-            segments = (*context, Segment(keys, values, visible))
-            if self.attention == "plain":
-                mixed = attend(queries, segments)
+            attention = partial(fused_attend, implementation=self.attention) if self.attention != "plain" else attend
+            if isinstance(visible, Branches):
+                mixed = visible.attend(attention, queries, keys, values)
             else:
-                mixed = fused_attend(queries, segments, self.attention)
+                mixed = attention(queries, (*context, Segment(keys, values, visible)))
             x = constrain(x + self.project("output", mixed), "batch", None, None)
         with jax.named_scope("feed_forward"):
             normed = rms_norm(x, self.mlp_norm[...], epsilon)
@@ -195,12 +196,12 @@ class Llama(nnx.Module):
         weight_dtype: jax.typing.DTypeLike = jnp.float32,
         remat: bool = False,
         remat_keeps: Literal["nothing", "products"] = "nothing",
-        attention: Attention = "plain",
+        attention: Implementation = "plain",
         lora: LoraConfig | None = None,
     ):
         self.config = config
         self.compute_dtype = jnp.dtype(compute_dtype)
-        self.remat, self.remat_keeps = remat, remat_keeps
+        self.remat, self.remat_keeps, self.attention = remat, remat_keeps, attention
         table = (config.vocab_size, config.hidden_size)
         spread = normal(config.hidden_size**-0.5)
         beside = dtype_beside(weight_dtype)
@@ -246,9 +247,13 @@ class Llama(nnx.Module):
           of the new positions.
         """
         config = self.config
+        length = embeddings.shape[1]
+        order = None
+        if self.attention != "plain" and length > 1 and not context:
+            order = PaddingLast.of(mask)
+            embeddings, positions, mask = (order.apply(x) for x in (embeddings, positions, mask))
         frequencies = rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         cosine, sine = rotary_angles(positions, frequencies)
-        length = embeddings.shape[1]
         visible = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
 
         def apply(layer: Layers, x, caches):
@@ -267,10 +272,7 @@ class Llama(nnx.Module):
                 weights, caches = sliced
                 return apply(nnx.merge(graphdef, weights), x, caches)
 
-            policies = jax.checkpoint_policies
-            kept = policies.dots_with_no_batch_dims_saveable if self.remat_keeps == "products" else None
-            # In a scan nothing can be merged with the forward pass anyway; barriers would only stop fusion.
-            body = jax.checkpoint(layer, policy=kept, prevent_cse=False) if self.remat else layer
+            body = self._rematerialised(layer)
             x, added = jax.lax.scan(body, start, (stacked, caches), unroll=self.unrolled and length == 1)
         else:
             x, new = start, []
@@ -278,7 +280,56 @@ class Llama(nnx.Module):
                 x, keys_and_values = apply(one, x, jax.tree.map(lambda cache, at=number: cache[at], caches))
                 new.append(keys_and_values)
             added = jax.tree.map(lambda *layers: jnp.stack(layers), *new)
-        return rms_norm(x, self.final_norm[...], config.rms_norm_eps), KeyValues(*added)
+        hidden = rms_norm(x, self.final_norm[...], config.rms_norm_eps)
+        if order is not None:
+            hidden, added = order.undo(hidden), jax.tree.map(lambda new: order.undo(new, 1, 3), added)
+        return hidden, KeyValues(*added)
+
+    def with_branches(
+        self,
+        embeddings: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"],
+        positions: Int[Array, "B S"],
+        after: Float[Array, "R Q D"],
+        after_mask: Bool[Array, "R Q"],
+        after_positions: Int[Array, "R Q"],
+    ) -> tuple[Float[Array, "B S D"], Float[Array, "R Q D"]]:
+        """Last hidden states of prompts and of R / B continuations of each, where all inputs are known.
+
+        What two calls give, the second with the first one's keys and values as context, in one pass over the layers:
+        each weight is gathered and read once, and multiplies all positions.
+        """
+        config, batch, length = self.config, *mask.shape
+        order = PaddingLast.of(mask) if self.attention != "plain" else None
+        if order is not None:
+            embeddings, positions, mask = (order.apply(x) for x in (embeddings, positions, mask))
+
+        def joined(prompt: Array, continued: Array) -> Array:
+            return jnp.concatenate([prompt, continued.reshape(batch, -1, *continued.shape[2:])], axis=1)
+
+        def seen(mask: Array) -> Array:
+            return jnp.tril(jnp.ones((mask.shape[1],) * 2, bool))[None] & mask[:, None, :]
+
+        frequencies = rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        cosine, sine = rotary_angles(joined(positions, after_positions), frequencies)
+        visible = Branches(seen(mask), seen(after_mask))
+        graphdef, stacked = nnx.split(self.layers)
+
+        def layer(x, weights):
+            return nnx.merge(graphdef, weights)(x, cosine, sine, visible)[0], None
+
+        start = constrain(joined(embeddings, after).astype(self.compute_dtype), "batch", None, None)
+        x, _ = jax.lax.scan(self._rematerialised(layer), start, stacked)
+        hidden = rms_norm(x, self.final_norm[...], config.rms_norm_eps)
+        first = hidden[:, :length] if order is None else order.undo(hidden[:, :length])
+        return first, hidden[:, length:].reshape(after.shape)
+
+    def _rematerialised(self, layer: Callable[..., Any]) -> Callable[..., Any]:
+        """The body of a scan over layers, computed again in the backward pass if `remat` says so."""
+        policies = jax.checkpoint_policies
+        kept = policies.dots_with_no_batch_dims_saveable if self.remat_keeps == "products" else None
+        # In a scan nothing can be merged with the forward pass anyway; barriers would only stop fusion.
+        return jax.checkpoint(layer, policy=kept, prevent_cse=False) if self.remat else layer
 
     def separate_layers(self, layers: Sequence[nnx.State]) -> None:
         """Replaces the stack of layers by the layers themselves, for programs that differentiate nothing."""

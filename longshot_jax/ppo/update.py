@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from longshot_jax.config import RunConfig
 from longshot_jax.config.ppo import PPOConfig
 from longshot_jax.model.decoding import decoding_jit
-from longshot_jax.model.sharding import batch_sharding, check_divides, on_mesh, replicated, shardings, with_sharding
+from longshot_jax.model.sharding import batch_sharding, check_divides, replicated, shardings, with_sharding
 from longshot_jax.ppo.loss import (
     Experience,
     PolicySums,
@@ -42,7 +42,7 @@ from longshot_jax.thoughts.rollout import (
     sample_rollout,
 )
 from longshot_jax.thoughts.stopping import Lengths
-from longshot_jax.training.optimizer import cut_rows, make_optimizer, step_if_finite, summed_gradients
+from longshot_jax.training.optimizer import cut_rows, jit_update, make_optimizer, step_if_finite, summed_gradients
 from longshot_jax.training.state import TrainState, count_skipped, start_state
 
 Update = Callable[[TrainState, Rollout, Scores, Array, Array], tuple[TrainState, dict[str, Array]]]
@@ -252,11 +252,7 @@ class PPOPrograms:
         self.template = with_sharding(shapes, self.placement)
         self.start = jax.jit(start, donate_argnums=0, out_shardings=self.placement)
         self.rollout = decoding_jit(self._rollout, mesh, self.decoding)
-        self.update = jax.jit(
-            on_mesh(mesh, policy_update(abstract.graphdef, optimizer, config, opening)),
-            donate_argnums=0,
-            out_shardings=(self.placement, replicated(mesh)),
-        )
+        self.update = jit_update(policy_update(abstract.graphdef, optimizer, config, opening), mesh, self.placement)
 
     def _rollout(
         self,

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from longshot_jax.config import RunConfig
 from longshot_jax.config.model import DecodingConfig
 from longshot_jax.config.thoughts import NavigatorConfig
-from longshot_jax.model.attention import check_attention
+from longshot_jax.model.attention import check_attention, chosen_attention
 from longshot_jax.model.decoding import DEFAULT, decoding_weights, is_copied
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.lora import check_rank, is_adapter
@@ -37,9 +37,13 @@ class Reasoner(nnx.Module):
         return config.reasoning_dim if config.in_reasoning_space else self.backbone.config.hidden_size
 
 
-def make_reasoner(run: RunConfig, backbone: LlamaConfig) -> Reasoner:
-    """The reasoner of a run with random parameters, around a backbone of the given shape."""
+def make_reasoner(run: RunConfig, backbone: LlamaConfig, device: Any = None) -> Reasoner:
+    """The reasoner of a run with random parameters, around a backbone of the given shape.
+
+    `device`, by default JAX's first, is of the kind on which it will run.
+    """
     rngs, model = nnx.Rngs(run.seed), run.model
+    device = device or jax.devices()[0]
     llama = Llama(
         backbone,
         rngs,
@@ -47,7 +51,7 @@ def make_reasoner(run: RunConfig, backbone: LlamaConfig) -> Reasoner:
         weight_dtype=jnp.dtype(model.weight_dtype),
         remat=model.remat,
         remat_keeps=model.remat_keeps,
-        attention=model.attention,
+        attention=chosen_attention(model.attention, device, model.compute_dtype, backbone.head_dim),
         lora=run.lora,
     )
     return Reasoner(llama, run.thoughts, rngs)
@@ -91,11 +95,11 @@ class AbstractReasoner:
           UserError: the mesh does not divide a parameter, its devices cannot run the configured attention, or an
             adapter's rank exceeds the largest rank of its matrix.
         """
-        platform = mesh.devices.flat[0].platform
-        check_attention(run.model.attention, platform, run.model.compute_dtype, backbone.head_dim)
+        device = mesh.devices.flat[0]
+        check_attention(run.model.attention, device.platform, run.model.compute_dtype, backbone.head_dim)
         if run.lora is not None:
             check_rank(run.lora, backbone.matrices)
-        graphdef, params = nnx.split(nnx.eval_shape(lambda: make_reasoner(run, backbone)))
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: make_reasoner(run, backbone, device)))
         return cls(backbone, graphdef, params, shardings(params, mesh))
 
     def random_params(self, run: RunConfig) -> nnx.State:

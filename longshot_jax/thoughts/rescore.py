@@ -1,7 +1,7 @@
 """Rescore: recompute the log-probs of a rollout under new parameters, by one of two exact methods.
 
-- Parallel: the recorded actions are decoded to input embeddings under the new parameters, and thoughts and answer are
-  scored in one teacher-forced pass, without a loop over thoughts.
+- Parallel: the recorded actions are decoded to input embeddings under the new parameters, and question, thoughts and
+  answer run through the layers together, teacher-forced, without a loop over thoughts.
 - Sequential: `think` runs again, from the recorded actions (for the `score` gradient) or from the recorded noise
   (`pathwise`: the gradient flows through the thoughts).
 
@@ -20,7 +20,7 @@ from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.rollout import Rollout, Scores, score_thoughts
 from longshot_jax.thoughts.stopping import StopRule
-from longshot_jax.thoughts.think import Replay, encode, extend, mean_of_trajectories, think
+from longshot_jax.thoughts.think import Replay, encode, encode_and_extend, mean_of_trajectories, think
 from longshot_jax.thoughts.trajectory_count import score_count
 
 RescoreMethod = Literal["parallel", "actions", "noise"]
@@ -58,16 +58,17 @@ def rescore(
       constant_thoughts: with `parallel`, stop the gradient at the thoughts' embeddings (the `none` control).
       action_gradient: with `actions`, see `think.Replay`.
     """
-    prompt = encode(reasoner, rollout.prompt, rollout.prompt_mask)
     inputs = answer_inputs(opening, rollout.tokens)
     opened = jnp.ones((*rollout.num_thoughts.shape, len(opening)), bool)
     input_mask = jnp.concatenate([opened, rollout.token_mask[..., :-1]], axis=-1)
 
     if method == "parallel":
-        hidden, means, token_hidden = _parallel(
-            reasoner, rollout, prompt, memory, inputs, input_mask, ensemble, constant_thoughts
+        question, hidden, means, token_hidden = _parallel(
+            reasoner, rollout, memory, inputs, input_mask, ensemble, constant_thoughts
         )
     else:
+        prompt = encode(reasoner, rollout.prompt, rollout.prompt_mask)
+        question = prompt.hidden
         active = True if rollout.active is None else rollout.active
         rule = StopRule(rollout.num_thoughts, rollout.num_thoughts, rollout.stop_temperature, active=active)
         actions = jax.lax.stop_gradient(rollout.actions) if method == "actions" else None
@@ -81,7 +82,7 @@ def rescore(
     token_hidden = token_hidden[:, :, len(opening) :]
     count = None
     if rollout.num_trajectories is not None and rollout.count_is_action is not None:
-        count = score_count(reasoner.navigator, prompt.hidden, rollout.num_trajectories, rollout.count_is_action)
+        count = score_count(reasoner.navigator, question, rollout.num_trajectories, rollout.count_is_action)
     return Scores(
         score_thoughts(reasoner, rollout, hidden, means, scaling),
         score_tokens(reasoner, token_hidden, rollout.tokens, rollout.token_mask, rollout.token_temperature),
@@ -89,8 +90,11 @@ def rescore(
     )
 
 
-def _parallel(reasoner, rollout, prompt, memory, inputs, input_mask, ensemble, constant_thoughts):
-    """Hidden states [B, N, T + 1, D], thought means [B, N, T, X], token hidden states [B, N, I + 1, D], in one pass."""
+def _parallel(reasoner, rollout, memory, inputs, input_mask, ensemble, constant_thoughts):
+    """States of questions [B, D] and thoughts [B, N, T + 1, D], means [B, N, T, X], states of tokens [B, N, I + 1, D].
+
+    In one pass over the layers.
+    """
     navigator = reasoner.navigator
     batch, trajectories, slots = rollout.thought_mask.shape
     # A residual thought adds the hidden state that made it, which a parallel pass does not have; the recorded embedding
@@ -108,14 +112,15 @@ def _parallel(reasoner, rollout, prompt, memory, inputs, input_mask, ensemble, c
 
     mask = jnp.concatenate([rollout.thought_mask, input_mask], axis=-1)
     order = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-    hidden, _ = extend(
+    question, hidden = encode_and_extend(
         reasoner,
+        rollout.prompt,
+        rollout.prompt_mask,
         jnp.concatenate([embeddings, reasoner.backbone.embed(inputs)], axis=2),
-        prompt.lengths[:, None, None] + order,
+        order,
         mask,
-        prompt,
     )
-    first = jnp.broadcast_to(prompt.hidden[:, None, None], (batch, trajectories, 1, hidden.shape[-1]))
+    first = jnp.broadcast_to(question[:, None, None], (batch, trajectories, 1, hidden.shape[-1]))
     thought_hidden = jnp.concatenate([first, hidden[:, :, :slots]], axis=2)
     last = jnp.take_along_axis(thought_hidden, rollout.num_thoughts[..., None, None], axis=2)
     # All steps are read at once; each reads the recorded actions of the steps before it.
@@ -123,4 +128,4 @@ def _parallel(reasoner, rollout, prompt, memory, inputs, input_mask, ensemble, c
     if rollout.node_values is not None:
         history = History(jax.lax.stop_gradient(rollout.actions), rollout.node_values, rollout.thought_mask)
     means = navigator.action_mean(thought_hidden[:, :, :-1], memory, history, jnp.arange(slots), rollout.bank_slots)
-    return thought_hidden, means, jnp.concatenate([last, hidden[:, :, slots:]], axis=2)
+    return question, thought_hidden, means, jnp.concatenate([last, hidden[:, :, slots:]], axis=2)

@@ -145,6 +145,26 @@ def extend(
     return apart(hidden), jax.tree.map(lambda x: apart(x, 1), new)
 
 
+def encode_and_extend(
+    reasoner: Reasoner,
+    prompt: Int[Array, "B S"],
+    prompt_mask: Bool[Array, "B S"],
+    embeddings: Float[Array, "B N Q D"],
+    order: Int[Array, "B N Q"],
+    mask: Bool[Array, "B N Q"],
+) -> tuple[Float[Array, "B D"], Float[Array, "B N Q D"]]:
+    """`encode`, then `extend` by positions counted from the prompt's end, in one pass over the layers.
+
+    Returns h_0 and the last hidden states of the new positions.
+    """
+    backbone = reasoner.backbone
+    positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
+    after = jnp.sum(prompt_mask, axis=1)[:, None, None] + order
+    rows = (x.reshape(-1, *x.shape[2:]) for x in (embeddings, mask, after))
+    hidden, new = backbone.with_branches(backbone.embed(prompt), prompt_mask, positions, *rows)
+    return hidden[:, -1], new.reshape(embeddings.shape)
+
+
 def feed_back(
     reasoner: Reasoner,
     thought: Float[Array, "B N D"],
