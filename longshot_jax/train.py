@@ -17,7 +17,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
-from longshot_jax.checkpoints.initialize import abstract_reasoner, build_reasoner, model_folder
+from longshot_jax.checkpoints.frozen_source import KEY, FrozenSource, model_folder
+from longshot_jax.checkpoints.initialize import abstract_reasoner, build_reasoner, frozen_source
 from longshot_jax.checkpoints.run_folder import check_same_config, prepare_workdir, write_config
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.curriculum.loop import CurriculumLoop
@@ -75,8 +76,7 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         if lock is not None:
             stack.enter_context(lock)
         metadata = _newest_metadata(workdir)
-        if metadata is not None:
-            _check_config(run, workdir, metadata)
+        source = None if metadata is None else _check_config(run, workdir, metadata)
         tokenizer = build_tokenizer(run, workdir, problems.train, folder, resumed=metadata is not None)
         layout = build_layout(run, tokenizer)
         problems = check_problems(run, layout, problems)
@@ -88,7 +88,7 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         checkpoints = stack.enter_context(Checkpoints(workdir, run.checkpoint.keep_last, run.checkpoint.keep_best))
         writer = stack.enter_context(RunWriter(workdir / "tensorboard", metadata["step"] if metadata else None))
         writer.hyperparameters(asdict(run), [*map(_final_accuracy, run.phases), _BEST])
-        context = RunContext(run, abstract, layout, problems, mesh, checkpoints, writer, stream)
+        context = RunContext(run, abstract, layout, problems, mesh, checkpoints, writer, stream, source)
         stack.enter_context(context.preemption)
         first = 0
         if metadata is not None:
@@ -97,7 +97,10 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
             first = run.phases.index(metadata["phase"])
         # Create all loops first, since they check the settings of their phases.
         loops = [_LOOPS[phase](context) for phase in run.phases[first:]]
-        params = build_reasoner(run, abstract, folder) if metadata is None else None
+        params = None
+        if metadata is None:
+            params = build_reasoner(run, abstract, folder)
+            context.frozen_source = frozen_source(run, folder, params)
         step = 0
         while loops:
             params, step = loops.pop(0).run(params, metadata, step)
@@ -127,14 +130,20 @@ def _newest_metadata(workdir: Path) -> dict[str, Any] | None:
     return metadata
 
 
-def _check_config(run: RunConfig, workdir: Path, metadata: dict[str, Any]) -> None:
-    """Raises a UserError unless the checkpoint has the same settings; newer settings have their defaults there."""
+def _check_config(run: RunConfig, workdir: Path, metadata: dict[str, Any]) -> FrozenSource | None:
+    """The folder of the frozen weights that the checkpoint does not hold, at its present place.
+
+    Raises a UserError unless the checkpoint has the same settings; newer settings have their defaults there.
+    """
     if "config" not in metadata:
         raise UserError(
             f"{workdir} holds converted weights, not a run: name it as config.initialize_from, and choose another "
             "--workdir."
         )
-    check_same_config(workdir, asdict(parse_config(metadata["config"])), asdict(run), _MAY_CHANGE)
+    stored = parse_config(metadata["config"])
+    moved = (metadata[KEY]["setting"],) if KEY in metadata else ()
+    check_same_config(workdir, asdict(stored), asdict(run), (*_MAY_CHANGE, *moved))
+    return FrozenSource.find(metadata, stored, run, workdir)
 
 
 def _final_accuracy(phase: str) -> str:

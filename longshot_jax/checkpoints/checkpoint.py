@@ -202,6 +202,15 @@ class Checkpoints:
         """The metadata alone, for example to build a template from its config."""
         return self._read_metadata(self._resolve(which))[0]
 
+    def arrays(self, prefix: str, which: Which = "latest") -> dict[str, dict[str, Any]]:
+        """Shape, dtype and fingerprint of the stored arrays below a path, by their names from there on."""
+        stored = self._read_metadata(self._resolve(which))[1]
+        return {
+            name.removeprefix(f"{prefix}."): {key: value for key, value in entry.items() if key != "name"}
+            for name, entry in stored.items()
+            if name.startswith(f"{prefix}.")
+        }
+
     @property
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending; waits for a save in progress."""

@@ -77,6 +77,11 @@ def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32") ->
     dtype = float_dtype(dtype)
     saved = SavedReasoner.find(checkpoint)
     refuse_foreign(folder)
+    source = saved.frozen_source
+    if source is not None and source.folder.resolve() == folder:
+        raise UserError(
+            f"{folder} holds the frozen weights that the checkpoints in {checkpoint} need; choose another folder"
+        )
     params = saved.params()
     backbone = plain_weights(params["backbone"], saved.run.lora, jnp.dtype(dtype))
     sidecar = None if saved.is_backbone_alone else saved.sidecar(params)

@@ -7,54 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from longshot_jax.checkpoints.frozen_source import FrozenSource, described, load_backbone
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.checkpoints.sidecar import read_sidecar, same_kind
 from longshot_jax.config import RunConfig
-from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.tokenizer import LATENT_TOKENS, Tokenizer
-from longshot_jax.errors import UserError, first_line, shown
-from longshot_jax.files import local_path
-from longshot_jax.model.huggingface import load_weights, read_config
+from longshot_jax.errors import UserError
+from longshot_jax.model.huggingface import read_config
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.lora import is_adapter
+from longshot_jax.model.sharding import with_sharding
 from longshot_jax.model.storage import cast_like, merge_states, plain_weights
 from longshot_jax.thoughts.reasoner import AbstractReasoner, make_reasoner, match_feedback_scale
 
 _SMALLER = "lower the sizes in config.model and config.thoughts"
-
-
-def model_folder(run: RunConfig) -> Path | None:
-    """The Hugging Face directory of `model.source`, downloaded if that is a hub name; None if the run does not use it.
-
-    Raises a UserError if the source is neither a directory nor a hub name, or if its download fails.
-    """
-    source = run.model.source
-    if source == "scratch" or run.initialize_from:
-        return None
-    folder = local_path(source, "config.model.source")
-    if folder.is_dir():
-        return folder
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise UserError(
-            f"config.model.source {shown(source)} is not a directory: give a Hugging Face folder, a hub name or 'scratch'."
-        )
-    import huggingface_hub  # takes a second to import
-
-    offline = not hub_reachable()
-    try:
-        fetched = huggingface_hub.snapshot_download(
-            source, allow_patterns=["*.json", "*.safetensors", "*.jinja"], local_files_only=offline
-        )
-    except Exception as error:  # of many types
-        reason = "the hub is out of reach and it was not downloaded before" if offline else first_line(error)
-        raise UserError(
-            f"config.model.source {shown(source)} is not a directory, and {reason}: give a local Hugging Face directory."
-        ) from None
-    return Path(fetched)
 
 
 def abstract_reasoner(run: RunConfig, tokenizer: Tokenizer, mesh: Mesh, folder: Path | None) -> AbstractReasoner:
@@ -166,13 +135,7 @@ def build_reasoner(run: RunConfig, abstract: AbstractReasoner, folder: Path | No
 def _params_of_folder(folder: Path, run: RunConfig, abstract: AbstractReasoner) -> nnx.State:
     """The backbone in a Hugging Face directory, and the navigator of an exported run if it is of the same kind."""
     sidecar = read_sidecar(folder, abstract.backbone.hidden_size)
-    backbone = load_weights(
-        folder,
-        replace(abstract.backbone, vocab_size=read_config(folder).vocab_size),
-        jnp.dtype(run.model.weight_dtype),
-        embedding_rows=abstract.backbone.vocab_size,
-        sharding=nnx.split_state(abstract.placement["backbone"], is_adapter, ...)[1],
-    )
+    backbone = load_backbone(folder, abstract.backbone, run.model.weight_dtype, _without_adapters(abstract))
     if sidecar is None or not same_kind(sidecar.run.thoughts, run.thoughts):
         return merge_states(backbone=backbone)
     navigator = jax.device_put(sidecar.navigator, abstract.placement["navigator"])
@@ -185,9 +148,12 @@ def _params_of_other_run(run: RunConfig, abstract: AbstractReasoner) -> nnx.Stat
     Adapters are kept if this run has the same LoRA settings, and merged into the backbone's matrices otherwise.
     """
     other = SavedReasoner.find(run.initialize_from)
+    if other.is_backbone_alone:
+        dtype = run.model.weight_dtype
+        return merge_states(backbone=load_backbone(other.folder, abstract.backbone, dtype, _without_adapters(abstract)))
     params = other.params(jax.tree.leaves(abstract.placement)[0].mesh)
     backbone, same_adapters = params["backbone"], other.run.lora == run.lora
-    if not same_adapters or other.run.model.weight_dtype != run.model.weight_dtype:
+    if not _same_backbone(run, other.run):
         places, merged = abstract.placement["backbone"], None
         if not same_adapters:
             places, merged = nnx.split_state(places, is_adapter, ...)[1], other.run.lora
@@ -199,6 +165,38 @@ def _params_of_other_run(run: RunConfig, abstract: AbstractReasoner) -> nnx.Stat
 
         backbone = jax.jit(convert, out_shardings=places)(backbone)
     given = {"backbone": backbone}
-    if not other.is_backbone_alone and same_kind(other.run.thoughts, run.thoughts):
+    if same_kind(other.run.thoughts, run.thoughts):
         given["navigator"] = params["navigator"]
     return merge_states(**given)
+
+
+def _same_backbone(run: RunConfig, other: RunConfig) -> bool:
+    """Whether a run that starts from another has the weights of its backbone, bit for bit, besides adapters."""
+    return other.lora in (None, run.lora) and other.model.weight_dtype == run.model.weight_dtype
+
+
+def _without_adapters(abstract: AbstractReasoner) -> nnx.State:
+    """The backbone's parameters besides adapters, as shapes with shardings."""
+    placed = with_sharding(abstract.params["backbone"], abstract.placement["backbone"])
+    return nnx.split_state(placed, is_adapter, ...)[1]
+
+
+def frozen_source(run: RunConfig, folder: Path | None, params: nnx.State) -> FrozenSource | None:
+    """What the checkpoints of a new run name instead of holding frozen weights; None if nothing else holds them.
+
+    Args:
+      folder: that of `model_folder`. params: result of `build_reasoner`.
+    """
+    if run.trainable(run.phases[0]) == "all":
+        return None
+    if folder is not None:
+        backbone = nnx.split_state(params["backbone"], is_adapter, ...)[1]
+        return FrozenSource(folder.absolute(), "model.source", described(folder, backbone))
+    if not run.initialize_from:
+        return None
+    other = SavedReasoner.find(run.initialize_from)
+    if other.is_backbone_alone:
+        return FrozenSource(other.folder.absolute(), "initialize_from", described(other.folder))
+    # The other run goes on, and removes checkpoints: only what its own checkpoints name stays.
+    source = other.frozen_source if _same_backbone(run, other.run) else None
+    return source and replace(source, setting="model.source")

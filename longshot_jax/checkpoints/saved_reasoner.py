@@ -10,6 +10,8 @@ from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints, Which
+from longshot_jax.checkpoints.frozen_source import FrozenSource, split_frozen
+from longshot_jax.checkpoints.run_folder import read_settings
 from longshot_jax.checkpoints.sidecar import Sidecar, empty_memory
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.errors import UserError
@@ -54,6 +56,15 @@ class SavedReasoner:
         """Whether the checkpoint has no navigator."""
         return "config" not in self.metadata
 
+    @property
+    def frozen_source(self) -> FrozenSource | None:
+        """The folder of the frozen weights that the checkpoint does not hold; None if it holds all.
+
+        config.json of the run folder may name a new place. Raises a UserError if the folder is not there.
+        """
+        named = read_settings(self.folder) if (self.folder / "config.json").exists() else self.run
+        return FrozenSource.find(self.metadata, self.run, named, self.folder)
+
     def sidecar(self, params: nnx.State) -> Sidecar:
         """Everything of the reasoner except its backbone; `params` are the result of `self.params`."""
         run, phase = self.run, self.metadata["phase"]
@@ -69,21 +80,31 @@ class SavedReasoner:
     def params(self, mesh: Mesh | None = None) -> nnx.State:
         """The reasoner's parameters, or `backbone` alone, as stored, on the devices of `mesh` or on the host.
 
-        Raises a UserError if the checkpoint is damaged or does not fit its own settings.
+        Raises a UserError if the checkpoint is damaged or does not fit its own settings, or if the frozen weights that
+        it belongs to are not there or are others.
         """
+        source, outside = self.frozen_source, None
         abstract = nnx.split(nnx.eval_shape(lambda: make_reasoner(self.run, self.backbone)))[1]
         if self.is_backbone_alone:
             parts = {self.metadata["backbone_path"]: abstract["backbone"]}
         else:
             chosen = is_trainable(self.run.trainable(self.metadata["phase"]))
             parts = dict(zip(("trainable", "frozen"), nnx.split_state(abstract, chosen, ...), strict=True))
+        if source is not None:
+            parts["frozen"], outside = split_frozen(parts["frozen"])
+
+        def placed(part: nnx.State) -> nnx.State:
+            places = jax.tree.map(lambda _: _host(), part) if mesh is None else shardings(part, mesh)
+            return with_sharding(part, places)
+
         restored = []
         with Checkpoints.reader(self.folder) as checkpoints:
             for path, part in parts.items():
                 if jax.tree.leaves(part):
-                    places = jax.tree.map(lambda _: _host(), part) if mesh is None else shardings(part, mesh)
-                    part = with_sharding(part, places)
-                    restored.append(checkpoints.restore_partial(part, path, self.which)[0])
+                    restored.append(checkpoints.restore_partial(placed(part), path, self.which)[0])
+        if source is not None and outside is not None:
+            weights = source.load(self.backbone, self.run.model.weight_dtype, placed(outside), self.folder)
+            restored.append(merge_states(backbone=weights))
         return merge_states(backbone=restored[0]) if self.is_backbone_alone else nnx.merge_state(*restored)
 
 

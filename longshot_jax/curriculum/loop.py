@@ -95,7 +95,7 @@ class CurriculumLoop:
             state = self.programs.start(params)
         else:
             position = Position(**metadata["progress"])
-            state, _ = self.context.checkpoints.restore(self.programs.template, metadata["step"])
+            state = self.context.restore(self.programs.template, metadata["step"])
         step = first_step if metadata is None else metadata["step"]
         before = self.context.seconds - position.seconds
         while not position.finished:

@@ -90,7 +90,7 @@ class PPOLoop:
         else:
             progress = metadata["progress"]
             done, seconds, offset = progress["iteration"], progress["seconds"], progress["offset"]
-            state, _ = context.checkpoints.restore(self.programs.template, metadata["step"])
+            state = context.restore(self.programs.template, metadata["step"])
         before = context.seconds - seconds
         questions = self.problems.map_with_index(self.make_questions)
         with (

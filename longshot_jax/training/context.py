@@ -3,13 +3,14 @@
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
 import jax
 from jax.sharding import Mesh
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
+from longshot_jax.checkpoints.frozen_source import KEY, FrozenSource, join_frozen, split_frozen
 from longshot_jax.config import RunConfig
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
@@ -17,8 +18,10 @@ from longshot_jax.data.sources import Problems
 from longshot_jax.distributed import Preemption
 from longshot_jax.errors import Preempted, UserError
 from longshot_jax.evaluation.validation import Validation
+from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.thoughts.reasoner import AbstractReasoner
 from longshot_jax.training.progress import Progress
+from longshot_jax.training.state import TrainState
 from longshot_jax.training.tensorboard import RunWriter, samples_table
 
 
@@ -31,6 +34,8 @@ class RunContext:
       layout, problems: layout of prompts and answers; training and validation problems.
       checkpoints, writer: checkpoints and event file of the run folder.
       stream: output stream of the progress; None is standard error.
+      frozen_source: folder of the backbone's weights as they were before all phases, or None; checkpoints do not hold them
+        while no phase has trained them.
       seconds_before: time spent by earlier starts of the run, up to the checkpoint.
       best: highest metric of all checkpoints, and its step.
       finished: updates, sequences, seconds and accuracy of each finished phase.
@@ -44,6 +49,7 @@ class RunContext:
     checkpoints: Checkpoints
     writer: RunWriter
     stream: Any = None
+    frozen_source: FrozenSource | None = None
     seconds_before: float = 0.0
     best: tuple[float, int] | None = None
     finished: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -55,7 +61,9 @@ class RunContext:
         """Time spent on the run, over all starts."""
         return self.seconds_before + time.monotonic() - self.started
 
-    def save(self, step: int, state: Any, phase: str, progress: Mapping[str, Any], metric: float | None = None) -> None:
+    def save(
+        self, step: int, state: TrainState, phase: str, progress: Mapping[str, Any], metric: float | None = None
+    ) -> None:
         """Saves a checkpoint of the whole run; `progress` is the metadata of the phase."""
         if metric is not None and self.improves(metric):
             self.best = (metric, step)
@@ -71,7 +79,24 @@ class RunContext:
             "best": self.best,
             "finished": self.finished,
         }
+        phases = self.run.phases[: self.run.phases.index(phase) + 1]
+        if self.frozen_source is not None and all(self.run.trainable(done) != "all" for done in phases):
+            metadata[KEY] = self.frozen_source.to_json()
+            state = replace(state, frozen=split_frozen(state.frozen)[0])
         self.checkpoints.save(step, state, metadata, metric)
+
+    def restore(self, template: TrainState, step: int) -> TrainState:
+        """The whole state of a checkpoint; `template` has its shapes, dtypes and shardings.
+
+        Raises a UserError if the checkpoint is damaged, or the frozen weights that it belongs to are others.
+        """
+        if self.frozen_source is None:
+            return self.checkpoints.restore(template, step)[0]
+        held, outside = split_frozen(template.frozen)
+        state, metadata = self.checkpoints.restore(replace(template, frozen=held), step)
+        shape, workdir = LlamaConfig.from_json(metadata["backbone"]), self.checkpoints.folder.parent
+        backbone = self.frozen_source.load(shape, self.run.model.weight_dtype, outside, workdir)
+        return replace(state, frozen=join_frozen(state.frozen, backbone))
 
     def exit_when_saved(self, step: int) -> NoReturn:
         """Raises Preempted once the checkpoint of this step is complete on disk."""

@@ -1,0 +1,209 @@
+"""Weights outside of a run: the folder that a backbone came from, and frozen weights that a checkpoint names.
+
+A checkpoint of a run whose backbone was frozen from its start holds no weights that lie in a folder of their own: a
+Hugging Face directory, or weights that `convert.py from-hf` wrote. It names the folder, and the fingerprint of every
+array in it. Adapters and navigator are of use over these weights alone, so others are refused, wherever they lie.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from longshot_jax.checkpoints.checkpoint import Checkpoints
+from longshot_jax.checkpoints.named_arrays import describe, named_arrays
+from longshot_jax.config import RunConfig
+from longshot_jax.data.hub import hub_reachable
+from longshot_jax.errors import UserError, first_line, shown
+from longshot_jax.files import local_path
+from longshot_jax.model.huggingface import load_weights, read_config
+from longshot_jax.model.llama import LlamaConfig
+from longshot_jax.model.lora import is_adapter
+from longshot_jax.model.storage import cast_like, merge_states
+
+KEY = "frozen_source"  # in a checkpoint's metadata
+
+
+def model_folder(run: RunConfig) -> Path | None:
+    """The Hugging Face directory of `model.source`, downloaded if that is a hub name; None if the run does not use it.
+
+    Raises a UserError if the source is neither a directory nor a hub name, or if its download fails.
+    """
+    return None if run.model.source == "scratch" or run.initialize_from else _source_folder(run.model.source)
+
+
+def _source_folder(source: str) -> Path:
+    """The directory that `model.source` names, downloaded if it is a hub name."""
+    folder = local_path(source, "config.model.source")
+    if folder.is_dir():
+        return folder
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise UserError(
+            f"config.model.source {shown(source)} is not a directory: give a Hugging Face folder (if it was moved, its new "
+            "place, also to continue a run), a hub name or 'scratch'."
+        )
+    import huggingface_hub  # takes a second to import
+
+    offline = not hub_reachable()
+    try:
+        fetched = huggingface_hub.snapshot_download(
+            source, allow_patterns=["*.json", "*.safetensors", "*.jinja"], local_files_only=offline
+        )
+    except Exception as error:  # of many types
+        reason = "the hub is out of reach and it was not downloaded before" if offline else first_line(error)
+        raise UserError(
+            f"config.model.source {shown(source)} is not a directory, and {reason}: give a local Hugging Face directory."
+        ) from None
+    return Path(fetched)
+
+
+@dataclass(frozen=True)
+class FrozenSource:
+    """The folder of a run's frozen weights.
+
+    Attributes:
+      folder: absolute path.
+      setting: the setting that names the folder, `model.source` or `initialize_from`.
+      arrays: shape, dtype and fingerprint of each array, by name: of a Hugging Face directory as it is read, quantised if
+        the run's backbone is; of converted weights as they are stored.
+    """
+
+    folder: Path
+    setting: str
+    arrays: Mapping[str, Any]
+
+    @classmethod
+    def find(cls, metadata: Mapping[str, Any], stored: RunConfig, named: RunConfig, run: Path) -> "FrozenSource | None":
+        """The folder that a checkpoint names, at its present place; None if the checkpoint holds all of its weights.
+
+        Args:
+          metadata: of the checkpoint. stored: settings in it.
+          named: present settings. A setting that differs there names the folder's new place.
+          run: the run folder, for errors.
+
+        Raises a UserError if the folder is not there.
+        """
+        if KEY not in metadata:
+            return None
+        source = cls(**metadata[KEY] | {"folder": Path(metadata[KEY]["folder"])})
+        before, now = (_value(settings, source.setting) for settings in (stored, named))
+        if now == before and source.folder.is_dir():
+            return source
+        try:  # a hub name is downloaded again
+            named_here = source.setting == "model.source"
+            place = _source_folder(now) if named_here else local_path(now, f"config.{source.setting}")
+        except UserError:
+            if now != before:
+                raise
+            place = source.folder
+        if not place.is_dir():
+            raise UserError(
+                f"{run} does not hold the frozen weights that its checkpoints belong to, and there is no folder {place}: "
+                f"{source._advice(run)}."
+            )
+        return replace(source, folder=place.absolute())
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry `KEY` of a checkpoint's metadata."""
+        return asdict(self) | {"folder": str(self.folder)}
+
+    def load(self, backbone: LlamaConfig, dtype: str, abstract: nnx.State, run: Path) -> nnx.State:
+        """Reads the weights and compares them with what the checkpoint says.
+
+        Args:
+          backbone: shape in the checkpoint. dtype, abstract: see `load_backbone`.
+          run: the run folder, for errors.
+
+        Raises a UserError if the folder cannot be read, or holds another model or other weights.
+        """
+        theirs = _shape_in(self.folder)
+        if not _is_converted(self.folder) and theirs.vocab_size < backbone.vocab_size:
+            theirs = replace(theirs, vocab_size=backbone.vocab_size)  # rows for latent tokens are added
+        ours, found = asdict(backbone), asdict(theirs)
+        changed = [f"{name} is {found[name]} and was {ours[name]}" for name in ours if found[name] != ours[name]]
+        if not changed:
+            state = load_backbone(self.folder, backbone, dtype, abstract)
+            now = described(self.folder, state)
+            changed = [f"{name} has other values" for name in self.arrays if now.get(name) != self.arrays[name]]
+        if changed:
+            raise UserError(
+                f"The weights in {self.folder} are not the frozen weights that the checkpoints in {run} belong to "
+                f"({changed[0]}): {self._advice(run)}."
+            )
+        return state
+
+    def _advice(self, run: Path) -> str:
+        return (
+            f"bring them back, or name the folder that holds them as config.{self.setting}, on the command line of a "
+            f"training and in {run / 'config.json'} for all other commands"
+        )
+
+
+def split_frozen(frozen: nnx.State) -> tuple[nnx.State, nnx.State]:
+    """Of a reasoner's frozen parameters, those that a checkpoint holds (adapters), and the backbone's weights."""
+    held, outside = nnx.split_state(frozen, is_adapter, ...)
+    return held, outside["backbone"]
+
+
+def join_frozen(held: nnx.State, backbone: nnx.State) -> nnx.State:
+    """The inverse of `split_frozen`."""
+    return nnx.merge_state(held, merge_states(backbone=backbone))
+
+
+def load_backbone(folder: Path, backbone: LlamaConfig, dtype: str, abstract: nnx.State) -> nnx.State:
+    """The backbone in a Hugging Face directory or in a folder of converted weights; a UserError if it cannot be read.
+
+    Args:
+      backbone: its shape, with all embedding rows.
+      dtype: `model.weight_dtype`.
+      abstract: parameters of the result, without adapters, with their shardings; without, the default device.
+    """
+    placed = jax.tree.leaves(abstract)[0].sharding is not None
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract) if placed else None
+    if not _is_converted(folder):
+        stored = replace(backbone, vocab_size=read_config(folder).vocab_size)
+        return load_weights(folder, stored, jnp.dtype(dtype), embedding_rows=backbone.vocab_size, sharding=places)
+
+    def wide(variable: nnx.Variable) -> nnx.Variable:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), variable)
+
+    plain = {path: wide(leaf) for path, leaf in nnx.to_flat_state(abstract) if not str(path[-1]).endswith("_scale")}
+    with Checkpoints.reader(folder) as checkpoints:
+        path = checkpoints.metadata()["backbone_path"]
+        state, _ = checkpoints.restore_partial(nnx.from_flat_state(plain), path, "latest")
+    if dtype == "float32":
+        return state
+    return jax.jit(lambda state: cast_like(state, abstract), out_shardings=places)(state)
+
+
+def described(folder: Path, loaded: nnx.State | None = None) -> dict[str, Any]:
+    """Shape, dtype and fingerprint of the arrays in a folder; `loaded` is what was read from a Hugging Face directory."""
+    if _is_converted(folder):
+        with Checkpoints.reader(folder) as checkpoints:
+            found = checkpoints.arrays(checkpoints.metadata()["backbone_path"])
+    else:
+        found = {name: describe(leaf, fingerprint=True) for name, leaf in named_arrays(loaded).items()}
+    return {name.removesuffix(".value"): entry for name, entry in found.items()}
+
+
+def _is_converted(folder: Path) -> bool:
+    return (folder / "checkpoints").is_dir()
+
+
+def _shape_in(folder: Path) -> LlamaConfig:
+    """The shape of the backbone in a folder; a UserError if it holds none, or a run in place of converted weights."""
+    if not _is_converted(folder):
+        return read_config(folder)
+    with Checkpoints.reader(folder) as checkpoints:
+        metadata = checkpoints.metadata()
+    if "config" in metadata or "backbone" not in metadata:
+        raise UserError(f"{folder} holds a run: give the folder of converted weights or a Hugging Face directory.")
+    return LlamaConfig.from_json(metadata["backbone"])
+
+
+def _value(run: RunConfig, setting: str) -> str:
+    return run.model.source if setting == "model.source" else run.initialize_from
