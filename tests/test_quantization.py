@@ -16,6 +16,7 @@ from tiny_run import tiny
 from longshot_jax import LongShot
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.convert import to_hf
+from longshot_jax.checkpoints.frozen_source import KEY
 from longshot_jax.errors import UserError
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.llama import Llama
@@ -97,8 +98,10 @@ def test_training_around_it(tmp_path, trainable):
                thoughts__feedback="navigator", ppo__optimizer__learning_rate=0.1)  # fmt: skip
     train(run, tmp_path / "run", io.StringIO())
     with Checkpoints.reader(tmp_path / "run") as checkpoints:
-        stored = checkpoints._read_metadata(checkpoints.latest_step)[1]
-    assert stored["frozen.backbone.layers.query.value"]["dtype"] == "int8"
+        metadata, stored = checkpoints._read_metadata(checkpoints.steps[-1])
+    assert metadata[KEY]["arrays"]["layers.query"]["dtype"] == "int8" and not any(
+        name.startswith("frozen") for name in stored
+    )
     moments = [name for name in stored if name.startswith("optimizer")]
     assert moments and not any("scale" in name for name in moments)
     to_hf(tmp_path / "run", tmp_path / "out")
