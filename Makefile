@@ -4,6 +4,7 @@
 #   make test       environment, then the fast tests
 #   make test-slow  also PyTorch, as the oracle of the parity tests, then the slow tests
 #   make test-versions  model, tokenizer and checkpoint tests with the oldest and the newest versions that are allowed
+#   make bench-gpu  on a GPU: the laws checked on the card, then the cost of a run at the shape of Llama-3-8B
 #   make plan-gpu   XLA's GPU compiler for scripts/plan.py, into .venv-gpu (2.8 GB; needs no GPU)
 #   make campaign   thousands of damaged inputs, each refused or read right (docs/reliability.md); SEED=0, INPUTS=10000
 #   make campaign-kills  runs that are killed at random moments and go on, bit for bit; SEED=0, KILLS=100
@@ -41,7 +42,7 @@ SEED := 0
 INPUTS := 10000
 KILLS := 100
 
-.PHONY: venv test test-slow test-versions campaign campaign-kills lint demo plan-gpu clean
+.PHONY: venv test test-slow test-versions campaign campaign-kills lint demo plan-gpu bench-gpu clean
 
 venv: $(RUN)
 
@@ -68,6 +69,21 @@ lint: $(LINT)
 	$(PY) -m pyright
 
 plan-gpu: .venv-gpu/.installed
+
+# The memory of the card as a plan allows it; JAX does not start where the old name of the setting is set too.
+ON_CARD := env -u XLA_PYTHON_CLIENT_MEM_FRACTION XLA_CLIENT_MEM_FRACTION=0.9 JAX_PLATFORMS=cuda $(PY)
+
+ifeq ($(ACCELERATOR),cpu)
+bench-gpu:
+	@echo "error: no NVIDIA driver is here, so there is no GPU to measure: run 'make bench-gpu' on a machine with one." >&2; exit 2
+else
+bench-gpu: $(TEST)
+	@$(ON_CARD) -c 'import jax; jax.devices()' 2>/dev/null || { \
+	  echo "error: JAX cannot use the GPU, though a driver is here: \"JAX_PLATFORMS=cuda $(PY) -c 'import jax; jax.devices()'\" says why." >&2; exit 2; }
+	$(ON_CARD) -m pytest -m card tests/test_law_rescore.py tests/test_coconut_parity.py
+	$(ON_CARD) scripts/bench.py --config configs/single.py \
+	  --only rollout,update,bandwidth --profile runs/bench-gpu --output runs/bench-gpu/bench.json
+endif
 
 demo: $(RUN)
 	$(PY) scripts/demo.py

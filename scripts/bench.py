@@ -1,12 +1,15 @@
 """Benchmark: the cost of every part of a run on this machine, compared with its peaks and, on a CPU, with PyTorch.
 
     python scripts/bench.py --config configs/bench.py [--config.key=value ...] [--output bench.json]
-        [--figure bench.svg] [--only curriculum_step,generation] [--repetitions 7] [--clock processor]
+        [--figure bench.svg] [--profile FOLDER] [--only curriculum_step,generation] [--repetitions 7] [--clock processor]
 
 Parameters are random, of the config's shape, and nothing is downloaded; the shapes of meta-llama's Llama 3 are known by
-name. On a GPU the same command measures fractions of the matrix peak and of the bandwidth:
+name. On a GPU `make bench-gpu` checks the laws on the card and measures shares of its matrix peak and its bandwidth:
 
     python scripts/bench.py --config configs/single.py --only rollout,update,bandwidth --output bench.json
+
+--profile writes a profiler trace of one rollout and of one epoch of an update, for Perfetto or TensorBoard, and prints
+their time by the scopes that the code names.
 
 Sections: curriculum_step, generation, rollout, update, bandwidth, conversion, curves, compile. Compared functions take
 turns; figures are medians. On a busy machine, `taskset -c 0` with `--clock processor` compares CPU time on one core,
@@ -27,14 +30,19 @@ def main() -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--output", type=path_option("--output"))
     parser.add_argument("--figure", type=path_option("--figure"))
+    parser.add_argument("--profile", type=path_option("--profile"))
     parser.add_argument("--only")
     parser.add_argument("--repetitions", type=whole_number(1), default=7)
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     run, _, options = parse_command(parser)
     keep_freed_memory()
-    from longshot_jax.benchmarks.measurements import Bench
+    import jax
+
+    from longshot_jax.benchmarks import trace
+    from longshot_jax.benchmarks.machine import Bench
     from longshot_jax.benchmarks.report import SECTIONS, figure, measure, table
     from longshot_jax.planning.shapes import planned_backbone
+    from longshot_jax.tables import markdown_table
 
     sections = options.only.split(",") if options.only else SECTIONS
     for section in sections:
@@ -46,13 +54,18 @@ def main() -> None:
         check_writable(options.output, json_with("peaks"))
     if options.figure:
         check_writable(options.figure, lambda text: text.startswith("<svg"), "--figure")
-    bench = Bench(run, planned_backbone(run), options.repetitions, clock=options.clock)
+    if options.profile:
+        trace.check_folder(options.profile)
+    seconds = 60.0 if jax.default_backend() == "cpu" else 20.0
+    bench = Bench(run, planned_backbone(run), options.repetitions, seconds, options.clock)
     results = measure(bench, sections, note=lambda text: print(text, file=sys.stderr, flush=True))
     print(table(results))
     if options.output:
         write_results(options.output, results)
     if options.figure:
         write_text(options.figure, figure(results), advice="choose another --figure")
+    if options.profile:
+        print("\n" + markdown_table(trace.rows(trace.profile(bench, options.profile))))
 
 
 if __name__ == "__main__":

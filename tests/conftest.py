@@ -12,8 +12,9 @@ install_import_hook("longshot_jax", "shape_checks.check_functions")
 import jax  # noqa: E402  (after the platform is chosen)
 
 jax.config.update("jax_default_matmul_precision", "highest")
-# The tests compile many small programs and run each a few times: compiling is what they spend their time on.
-jax.config.update("jax_disable_most_optimizations", True)
+# The tests compile many small programs and run each a few times: compiling is what they spend their time on. On a GPU
+# (`make bench-gpu`) the programs are those of a run.
+jax.config.update("jax_disable_most_optimizations", os.environ["JAX_PLATFORMS"] == "cpu")
 # For the same reason compiled programs are kept, in this run and for the next one. Each worker has a folder of its own,
 # because the cache does not write its files atomically.
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")

@@ -1,20 +1,26 @@
 """The benchmark in small: every key it promises, plausible figures, its figure, and its mistakes."""
 
+import gc
 import json
 import math
+import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from commands import ROOT, start
 
 import longshot_jax.benchmarks.report
 import longshot_jax.cli
-from longshot_jax.benchmarks import measurements
-from longshot_jax.benchmarks.measurements import Bench
+from longshot_jax.benchmarks import machine, measurements, trace
+from longshot_jax.benchmarks.machine import Bench, driver_version, processor_name
+from longshot_jax.benchmarks.measurements import measure_bandwidth, measure_rollout, measure_update
 from longshot_jax.benchmarks.report import SECTIONS, figure, measure, table
-from longshot_jax.benchmarks.timing import fitted_exponent, interleaved
+from longshot_jax.benchmarks.timing import LEAST_SECONDS, copy, fitted_exponent, interleaved, lasting
+from longshot_jax.benchmarks.workload import Policy
 from longshot_jax.config import RunConfig
 from longshot_jax.model.llama import LlamaConfig
 
@@ -43,6 +49,7 @@ def small_bench() -> Bench:
         long_prompt=8,
         growth=(1, 2),
         depths=(1, 2),
+        copied=8,
     )
 
 
@@ -54,6 +61,108 @@ def test_turns_are_interleaved_and_a_budget_ends_them():
     interleaved({"a": lambda: order.append("a")}, 5, budget=0.0)
     assert order == ["a", "a"]
     assert fitted_exponent([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2)
+
+
+def test_a_peak_is_measured_for_long_enough():
+    slept: list[int] = []
+
+    def make(repeats):
+        def call():
+            slept.append(repeats)
+            time.sleep(repeats * 5e-4)
+
+        return call
+
+    call, repeats = lasting(make)
+    assert 1 < repeats and slept[:2] == [1, 1] and len(slept) <= 8
+    assert interleaved({"slept": call}, 1)["slept"] >= LEAST_SECONDS
+    call, moved = copy(1)
+    before = float(call()[0])
+    assert float(call()[0]) - before == moved / 2**21  # each turn adds one, and moves every byte twice
+
+
+def test_one_state_is_alive_at_a_time(monkeypatch):
+    """A large model's state fits a GPU only once."""
+    bench = small_bench()
+    large = replace(bench, backbone=replace(bench.backbone, vocab_size=4096, hidden_size=32))
+    most: list[int] = []
+
+    def alive(function):
+        def call():
+            result = function()
+            most.append(sum(array.nbytes for array in jax.live_arrays()) - before)
+            return result
+
+        return call
+
+    def watched(functions, *rest):
+        return interleaved({name: alive(function) for name, function in functions.items()}, *rest)
+
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    state = Policy(large.run, large.backbone)
+    one = sum(array.nbytes for array in jax.live_arrays()) - before
+    del state
+    monkeypatch.setattr(machine, "interleaved", watched)
+    monkeypatch.setattr(measurements, "WIDE", 16)  # no second, wider model
+    for section in (
+        lambda: measure_rollout(large, 1.0),
+        lambda: measure_update(large, 1.0, 1.0),
+        lambda: measure_bandwidth(large, 1.0),
+    ):
+        section()
+    assert one > 3 * large.backbone.vocab_size * large.backbone.hidden_size * 4
+    assert len(most) >= 2 * (6 + 3 + 6) and one <= max(most) < 1.5 * one
+
+
+def test_beside_a_ratio_stands_the_processor():
+    results = {
+        "machine": {"device": "NVIDIA H100 80GB HBM3", "driver": "550.54.15", "jax": "0.10.1"},
+        "update": {"t6_over_t0": 1.02, "epoch_seconds": 2.5, "thoughts": 6, "ratio_to_torch": None},
+    }
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(results).splitlines()]
+    assert ["`update`", "`t6_over_t0`", "1.02", "NVIDIA H100 80GB HBM3"] in lines
+    assert ["`update`", "`epoch_seconds`", "2.500 s", ""] in lines and ["`update`", "`thoughts`", "6", ""] in lines
+    assert ["`machine`", "`driver`", "550.54.15", ""] in lines
+
+
+def test_names_of_processor_and_driver(monkeypatch, tmp_path):
+    if Path("/proc/cpuinfo").exists() and "model name" in Path("/proc/cpuinfo").read_text():
+        assert f": {processor_name()}\n" in Path("/proc/cpuinfo").read_text()
+    assert processor_name()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert driver_version() == "unknown"
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 550.54.15\necho 550.54.15\n")
+    command.chmod(0o755)
+    assert driver_version() == "550.54.15"
+
+
+def test_a_trace_is_grouped_by_the_scopes_of_the_code(tmp_path):
+    seconds = trace.profile(small_bench(), tmp_path)
+    assert all(list((tmp_path / name).rglob("*.xplane.pb")) for name in ("rollout", "update"))
+    scopes = {name: " ".join(found) for name, found in seconds.items()}
+    for scope in ("encode / attention", "think / thought / attention", "answer / attention", "answer / token_scores"):
+        assert scope in scopes["rollout"], scopes
+    for scope in ("rescore / attention", "rescore / attention, backward", "optimizer"):
+        assert scope in scopes["update"], scopes
+    for found in seconds.values():
+        assert found.get("other", 0.0) < 0.5 * sum(found.values()), found
+    assert "rollout: encode" in str(trace.rows(seconds))
+
+
+def test_loops_are_counted_once_and_kernels_found_by_their_own_name():
+    kernels = [("while.1", "while.1", 9.0), ("dot.1", "dot.1", 3.0), ("", "loop_fusion_2", 2.0), ("copy", "copy", 1.0)]
+    text = """
+  %while.1 = (s32[], f32[2]) while(%x), condition=%c, body=%b, metadata={op_name="jit(f)/think/while"}
+  dot.1 = f32[2] dot(%x, %y), metadata={op_name="jit(f)/think/while/body/attention/dot_general"}
+  ROOT %loop_fusion.2 = f32[2] fusion(%x), metadata={op_name="jit(f)/transpose(jvp(rescore))/attention/mul"}
+"""
+    assert trace.seconds_by_scope(kernels, text) == {
+        "think / attention": 3.0,
+        "rescore / attention, backward": 2.0,
+        "other": 1.0,
+    }
 
 
 @pytest.fixture
@@ -95,6 +204,7 @@ def test_mistakes_of_the_command_line(measured, tmp_path, capsys):
         (["--repetitions", "0"], "--repetitions: '0' is not a whole number from 1"),
         (["--repetitions", "many"], "--repetitions: 'many' is not a whole number from 1"),
         (["--clock", "sun"], "--clock: invalid choice: 'sun'"),
+        (["--profile", __file__], "is a file: give the name of a folder"),
         (["--output", tmp_path], "is a folder: give the name of a file"),
         (["--figures", drawn], "--figures is not an option: did you mean --figure?"),
     ):
@@ -119,7 +229,7 @@ def test_every_promised_figure_is_there(monkeypatch):
     for section, names in {
         "curriculum_step": ("examples_per_second", "ratio_to_torch", "fraction_of_peak", "compile_seconds"),
         "generation": ("seconds_per_question", "ratio_to_torch", "ratio_to_transformers_batch"),
-        "update": ("t6_over_t0", "sequential_t6_over_t0", "fraction_of_peak"),
+        "update": ("t6_over_t0", "sequential_t6_over_t0", "fraction_of_peak", "wide_fraction_of_peak"),
         "rollout": ("thought_over_token", "n5_over_n1", "thoughts_per_second"),
         "exponents": ("B", "N", "T", "prompt", "depth"),
         "bandwidth": ("thought_at_batch_1", "token_at_batch_8"),

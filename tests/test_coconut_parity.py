@@ -43,6 +43,7 @@ def batch(golden) -> CurriculumBatch:
     return jax.tree.map(jnp.asarray, rows)
 
 
+@pytest.mark.card
 @pytest.mark.law
 def test_loss_and_gradient_norms_are_coconuts(golden, batch):
     assert sorted(batch.num_thoughts.tolist()) == [2, 3, 4]

@@ -156,6 +156,7 @@ def with_scalings(cases):
     return [(*case, SCALINGS[index % 3], "nothing", (None, ADAPTERS)[index % 2]) for index, case in enumerate(cases)]
 
 
+@pytest.mark.card
 @pytest.mark.parametrize("case", with_scalings(FAST), ids=str)
 def test_ratio_is_one_before_the_update(case):
     check_ratio_one(*case)
@@ -182,6 +183,7 @@ def test_ratio_is_one_in_every_combination(case):
     check_ratio_one(*case)
 
 
+@pytest.mark.card
 @pytest.mark.slow
 def test_ratio_is_one_within_bounds_in_bfloat16():
     """Activations of 8 bits: the cached and the parallel pass round differently, and one log-ratio stays below 0.3."""
@@ -266,6 +268,7 @@ def check_cached_is_uncached(feedback, normalised, memory_top, ensemble, opening
     holds()
 
 
+@pytest.mark.card
 @pytest.mark.parametrize("case", FAST[1:3], ids=str)
 def test_cached_equals_uncached(case):
     check_cached_is_uncached(*case, examples=3)

@@ -1,11 +1,8 @@
 """The measurements of `scripts/bench.py`. Each takes the run's shape and returns named figures."""
 
-import os
-import platform
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -14,81 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from longshot_jax.benchmarks import torch_coconut
-from longshot_jax.benchmarks.timing import copy, fitted_exponent, interleaved, matrix_product
-from longshot_jax.benchmarks.workload import Measured, curriculum_step, generation, policy, random_questions, with_shape
+from longshot_jax.benchmarks.machine import WIDE, Bench, Figures
+from longshot_jax.benchmarks.timing import fitted_exponent
+from longshot_jax.benchmarks.workload import Measured, Policy, curriculum_step, generation, random_questions, with_shape
 from longshot_jax.config import RunConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.loss import curriculum_sums
 from longshot_jax.model.huggingface.weights import load_weights, save_weights
-from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import make_mesh
 from longshot_jax.thoughts.reasoner import AbstractReasoner
 
-Figures = dict[str, Any]
 _FEW, _MORE = 2, 8  # thoughts or tokens of a short rollout, and the further ones of a long one
-WIDE = 1024  # width at which an update is compared with the peak; smaller products reach it on no machine
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The shape and options that all measurements share; parameters are random.
-
-    Attributes:
-      run, backbone: the shape.
-      repetitions, seconds, clock: turns, time budget and clock of a timing, see `timing.interleaved`.
-      generated: questions per batch of greedy answers. long_prompt: prompt length for comparing N = 5 with N = 1.
-      growth: factors of a size along a curve. depths: two numbers of layers whose compilation times are compared.
-    """
-
-    run: RunConfig
-    backbone: LlamaConfig
-    repetitions: int = 7
-    seconds: float = 60.0
-    clock: str = "wall"
-    generated: int = 64
-    long_prompt: int = 256
-    growth: tuple[int, ...] = (1, 2, 4, 8)
-    depths: tuple[int, int] = (4, 32)
-
-    def times(self, functions: dict[str, Callable[[], Any]]) -> dict[str, float]:
-        """Median seconds by name, interleaved."""
-        return interleaved(functions, self.repetitions, self.seconds, self.clock)
-
-    def baseline(self, thoughts: int, answer: int) -> torch_coconut.TorchCoconut | None:
-        """The published scheme at this shape; None unless on a CPU with PyTorch installed."""
-        if jax.default_backend() != "cpu" or not torch_coconut.installed():
-            return None
-        return torch_coconut.TorchCoconut(self.backbone, self.run.data.prompt_length, thoughts, answer)
-
-
-def machine(bench: Bench) -> Figures:
-    """Device, versions and options of the measurement."""
-    device = jax.devices()[0]
-    return {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "jax": jax.__version__,
-        "repetitions": bench.repetitions,
-        "clock": bench.clock,
-        "compute_dtype": bench.run.model.compute_dtype,
-    }
-
-
-def peaks(bench: Bench) -> Figures:
-    """Peaks of this machine: matrix products at the model's width and at 1,024, and a copy."""
-    dtype = jnp.dtype(bench.run.model.compute_dtype)
-    own, own_flops = matrix_product(bench.backbone.hidden_size, dtype)
-    wide, wide_flops = matrix_product(WIDE, dtype)
-    copying, moved = copy(64)
-    seconds = bench.times({"own": own, "wide": wide, "copy": copying})
-    return {
-        "matrix_flops_per_second": own_flops / seconds["own"],
-        "wide_matrix_flops_per_second": wide_flops / seconds["wide"],
-        "copy_bytes_per_second": moved / seconds["copy"],
-    }
 
 
 def _costs(measured: Measured, seconds: float, peak: float) -> Figures:
@@ -164,7 +97,8 @@ def measure_rollout(bench: Bench, peak: float) -> Figures:
         "n1": with_shape(run, prompt=bench.long_prompt, trajectories=1),
         "n5": with_shape(run, prompt=bench.long_prompt, trajectories=5),
     }
-    rollouts = {name: policy(shape, backbone) for name, shape in shapes.items()}
+    policy = Policy(run, backbone)
+    rollouts = {name: policy.rollout(shape) for name, shape in shapes.items()}
     seconds = bench.times({name: rollout.call for name, rollout in rollouts.items()})
     thought, token = _marginal_seconds(seconds)
     rows = run.ppo.questions * run.ppo.num_trajectories
@@ -180,9 +114,17 @@ def measure_rollout(bench: Bench, peak: float) -> Figures:
     }
 
 
-def measure_update(bench: Bench, wide_peak: float) -> Figures:
-    """PPO's update with and without thoughts at equal length, with both rescore methods, and at width 1,024."""
-    run, backbone = bench.run, bench.backbone
+def one_epoch(run: RunConfig) -> RunConfig:
+    """The run with one epoch an update, which no early stop cuts short: what an epoch costs does not depend on them."""
+    return replace(run, ppo=replace(run.ppo, epochs=1, early_stop_kl=0.0))
+
+
+def measure_update(bench: Bench, peak: float, wide_peak: float) -> Figures:
+    """One epoch of PPO's update: with and without thoughts at equal length, and with both rescore methods.
+
+    A model narrower than 1,024 is also measured at that width, against the peak there.
+    """
+    run, backbone = one_epoch(bench.run), bench.backbone
     thoughts, answer = run.ppo.max_thoughts, run.sampled_length
     score = replace(run, ppo=replace(run.ppo, gradient="score"))
     shapes = {
@@ -190,9 +132,28 @@ def measure_update(bench: Bench, wide_peak: float) -> Figures:
         "without": with_shape(score, thoughts=0, answer=answer + thoughts),
         "sequential": replace(run, ppo=replace(run.ppo, gradient="pathwise")),
     }
+    policy = Policy(score, backbone)
+    updates = {name: policy.update(shape) for name, shape in shapes.items()}
+    seconds = bench.times({name: update.call for name, update in updates.items()})
+    figures = {
+        "t6_over_t0": seconds["parallel"] / seconds["without"],
+        "sequential_t6_over_t0": seconds["sequential"] / seconds["without"],
+        "thoughts": thoughts,
+        **_costs(updates["parallel"], seconds["parallel"], peak),
+    }
+    figures["epoch_seconds"] = figures.pop("seconds")
+    del policy, updates  # before the next state
+    if backbone.hidden_size < WIDE:
+        wide = _wide_update(bench, score, wide_peak)
+        figures |= {f"wide_{name}": value for name, value in wide.items()}
+    return figures
+
+
+def _wide_update(bench: Bench, run: RunConfig, peak: float) -> Figures:
+    """Costs of an update of two layers at width 1,024."""
     heads = WIDE // 64
     wide = replace(
-        backbone,
+        bench.backbone,
         hidden_size=WIDE,
         intermediate_size=43 * WIDE // 16,
         num_hidden_layers=2,
@@ -200,21 +161,9 @@ def measure_update(bench: Bench, wide_peak: float) -> Figures:
         num_key_value_heads=max(heads // 2, 1),
         head_dim=64,
     )
-    updates = {name: policy(shape, backbone, update=True) for name, shape in shapes.items()}
-    updates["wide"] = policy(with_shape(score, questions=8, trajectories=2), wide, update=True)
-    seconds = bench.times({name: update.call for name, update in updates.items()})
-    return {
-        "t6_over_t0": seconds["parallel"] / seconds["without"],
-        "sequential_t6_over_t0": seconds["sequential"] / seconds["without"],
-        "seconds": seconds["parallel"],
-        "thoughts": thoughts,
-        "wide_seconds": seconds["wide"],
-        **{
-            name: value
-            for name, value in _costs(updates["wide"], seconds["wide"], wide_peak).items()
-            if name != "seconds"
-        },
-    }
+    run = with_shape(run, questions=8, trajectories=2)
+    update = Policy(run, wide).update(run)
+    return _costs(update, bench.times({"wide": update.call})["wide"], peak)
 
 
 def measure_bandwidth(bench: Bench, copy_peak: float) -> Figures:
@@ -224,9 +173,11 @@ def measure_bandwidth(bench: Bench, copy_peak: float) -> Figures:
     itemsize = jnp.dtype(bench.run.model.weight_dtype).itemsize
     table = backbone.vocab_size * backbone.hidden_size
     layers = backbone.num_hidden_layers * sum(prod(x.inputs + x.outputs) for x in backbone.matrices.values())
+    single = with_shape(bench.run, questions=1, trajectories=1)
+    policy = Policy(single, backbone)
     for questions in (1, 8):
-        shapes = _probes(with_shape(bench.run, questions=questions, trajectories=1))
-        calls = {name: policy(shape, backbone).call for name, shape in shapes.items()}
+        shapes = _probes(with_shape(single, questions=questions))
+        calls = {name: policy.rollout(shape).call for name, shape in shapes.items()}
         thought, token = _marginal_seconds(bench.times(calls))
         figures[f"thought_at_batch_{questions}"] = layers * itemsize / copy_peak / thought
         figures[f"token_at_batch_{questions}"] = (layers + table) * itemsize / copy_peak / token
@@ -243,6 +194,7 @@ def measure_conversion(bench: Bench) -> Figures:
         start = time.perf_counter()
         save_weights(params, bench.backbone, folder, dtype=dtype)
         saved = time.perf_counter()
+        del params  # before they are read
         jax.block_until_ready(load_weights(folder, bench.backbone, jnp.dtype(dtype)))
         loaded = time.perf_counter()
     return {
@@ -257,20 +209,28 @@ def measure_curves(bench: Bench) -> Figures:
     """Seconds of a rollout against one size at a time, with fitted exponents."""
     run, backbone = bench.run, bench.backbone
     sizes = {
-        "B": (run.ppo.questions, lambda n: (with_shape(run, questions=n), backbone)),
-        "N": (1, lambda n: (with_shape(run, trajectories=n), backbone)),
-        "T": (max(run.ppo.max_thoughts // 2, 1), lambda n: (with_shape(run, thoughts=n), backbone)),
-        "prompt": (run.data.prompt_length, lambda n: (with_shape(run, prompt=n), backbone)),
-        "depth": (backbone.num_hidden_layers, lambda n: (run, replace(backbone, num_hidden_layers=n))),
+        "B": (run.ppo.questions, lambda n: with_shape(run, questions=n)),
+        "N": (1, lambda n: with_shape(run, trajectories=n)),
+        "T": (max(run.ppo.max_thoughts // 2, 1), lambda n: with_shape(run, thoughts=n)),
+        "prompt": (run.data.prompt_length, lambda n: with_shape(run, prompt=n)),
     }
+    policy = Policy(run, backbone)
     curves: dict[str, Any] = {}
     for name, (start, shape) in sizes.items():
         grown = [start * factor for factor in bench.growth]
-        rollouts = {str(n): policy(*shape(n)).call for n in grown}
-        seconds = bench.times(rollouts)
+        seconds = bench.times({str(n): policy.rollout(shape(n)).call for n in grown})
         curves[name] = {"sizes": grown, "seconds": [seconds[str(n)] for n in grown]}
+    del policy
+    # Each depth has a state of its own, so these do not take turns.
+    grown = [backbone.num_hidden_layers * factor for factor in bench.growth]
+    curves["depth"] = {"sizes": grown, "seconds": [_rollout_seconds(bench, depth) for depth in grown]}
     exponents = {name: fitted_exponent(curve["sizes"], curve["seconds"]) for name, curve in curves.items()}
     return {"exponents": exponents, "curves": curves}
+
+
+def _rollout_seconds(bench: Bench, depth: int) -> float:
+    deep = replace(bench.backbone, num_hidden_layers=depth)
+    return bench.times({"rollout": Policy(bench.run, deep).rollout(bench.run).call})["rollout"]
 
 
 def measure_compilation(bench: Bench) -> Figures:

@@ -1,12 +1,13 @@
 """All measurements of a run's shape as a dictionary, a text table, and a figure of cost against size."""
 
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import jax
+
+from longshot_jax.benchmarks.machine import Bench, Figures, machine, peaks
 from longshot_jax.benchmarks.measurements import (
-    Bench,
-    Figures,
-    machine,
     measure_bandwidth,
     measure_compilation,
     measure_conversion,
@@ -15,15 +16,17 @@ from longshot_jax.benchmarks.measurements import (
     measure_generation,
     measure_rollout,
     measure_update,
-    peaks,
 )
+from longshot_jax.tables import markdown_table
 
 # The measurement of each section, from the bench and the peaks of the machine.
 _MEASUREMENTS: Mapping[str, Callable[[Bench, Figures], Figures]] = {
     "curriculum_step": lambda bench, peak: measure_curriculum(bench, peak["matrix_flops_per_second"]),
     "generation": lambda bench, peak: measure_generation(bench, peak["matrix_flops_per_second"]),
     "rollout": lambda bench, peak: measure_rollout(bench, peak["matrix_flops_per_second"]),
-    "update": lambda bench, peak: measure_update(bench, peak["wide_matrix_flops_per_second"]),
+    "update": lambda bench, peak: measure_update(
+        bench, peak["matrix_flops_per_second"], peak["wide_matrix_flops_per_second"]
+    ),
     "bandwidth": lambda bench, peak: measure_bandwidth(bench, peak["copy_bytes_per_second"]),
     "conversion": lambda bench, _: measure_conversion(bench),
     "curves": lambda bench, _: measure_curves(bench),
@@ -34,23 +37,45 @@ SECTIONS = tuple(_MEASUREMENTS)
 
 def measure(bench: Bench, only: Collection[str] = SECTIONS, note: Callable[[str], None] = print) -> Figures:
     """Runs the sections in `only`; `note` receives progress messages."""
+    start = time.perf_counter()
     note("peaks of this machine")
     results: Figures = {"machine": machine(bench), "peaks": peaks(bench)}
     for name in SECTIONS:
         if name in only:
             note(name)
             results[name] = _MEASUREMENTS[name](bench, results["peaks"])
+    results["machine"]["benchmark_seconds"] = time.perf_counter() - start
+    if memory := jax.devices()[0].memory_stats():
+        results["machine"]["most_memory_bytes"] = memory["peak_bytes_in_use"]
     curves = results.pop("curves", {})  # holds two sections
     return results | curves
 
 
 def table(results: Figures) -> str:
-    """One line per figure."""
-    lines = []
+    """One line per figure, in Markdown; beside every ratio stands the processor that it was measured on."""
+    device = results.get("machine", {}).get("device", "")
+    rows = [["section", "figure", "value", "ratio on"]]
     for section, figures in results.items():
         if section != "curves":
-            lines += [section, *(f"  {name:<32} {_shown(name, value)}" for name, value in figures.items())]
-    return "\n".join(lines)
+            for name, value in figures.items():
+                is_ratio = isinstance(value, float) and _unit(name) is None
+                rows.append([f"`{section}`", f"`{name}`", _shown(name, value), device if is_ratio else ""])
+    return markdown_table(rows)
+
+
+_UNITS = (
+    ("flops_per_second", "GFLOP/s", 1e9),
+    ("bytes_per_second", "GB/s", 1e9),
+    ("bytes", "MB", 1e6),
+    ("seconds_per_question", "ms", 1e-3),
+    ("seconds", "s", 1.0),
+    ("per_second", "/s", 1.0),
+)
+
+
+def _unit(name: str) -> tuple[str, float] | None:
+    """Unit and scale of a figure; None for a ratio, or a plain number."""
+    return next(((unit, scale) for ending, unit, scale in _UNITS if name.endswith(ending)), None)
 
 
 def _shown(name: str, value: Any) -> str:
@@ -58,16 +83,11 @@ def _shown(name: str, value: Any) -> str:
         return "none: needs PyTorch on a CPU"
     if not isinstance(value, float | int):
         return str(value)
-    for ending, unit, scale in (
-        ("flops_per_second", "GFLOP/s", 1e9),
-        ("bytes_per_second", "GB/s", 1e9),
-        ("bytes", "MB", 1e6),
-        ("seconds_per_question", "ms", 1e-3),
-    ):
-        if name.endswith(ending):
-            return f"{value / scale:,.1f} {unit}"
-    if name.endswith("seconds"):
-        return f"{value:.3f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
+    if found := _unit(name):
+        unit, scale = found
+        if unit == "s" and value < 1:
+            return f"{value * 1e3:.1f} ms"
+        return f"{value:.3f} s" if unit == "s" else f"{value / scale:,.1f} {unit}"
     return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 

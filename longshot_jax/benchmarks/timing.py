@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+LEAST_SECONDS = 0.02  # of one measurement of a peak
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
@@ -44,21 +45,56 @@ def fitted_exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
+def lasting(make: Callable[[int], Callable[[], Any]], least: float = LEAST_SECONDS) -> tuple[Callable[[], Any], int]:
+    """A function that takes at least `least` seconds of wall clock, and the number of repeats that this takes.
+
+    `make(repeats)` gives the function. Starting a kernel takes a GPU microseconds, and its clock needs milliseconds to
+    settle: a shorter call measures these.
+    """
+    repeats = 1
+    while True:
+        call = make(repeats)
+        jax.block_until_ready(call())
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds = time.perf_counter() - start
+        if seconds >= least:
+            return call, repeats
+        # Half as much again as a proportional guess, and at most 64 times as many, because a first call is not exact.
+        repeats = max(repeats + 1, min(int(1.5 * repeats * least / max(seconds, 1e-9)), 64 * repeats))
+
+
 def matrix_product(width: int, dtype: jax.typing.DTypeLike) -> tuple[Callable[[], Any], float]:
-    """A function without arguments that multiplies square matrices, and its FLOPs."""
+    """A function without arguments that multiplies square matrices for `LEAST_SECONDS`, and its FLOPs."""
     left = jax.random.normal(jax.random.key(0), (width, width), dtype)
-    right = jax.random.normal(jax.random.key(1), (width, width), dtype)
-    # Several products per call, so that the overhead of the call does not count.
-    repeats = max(1, round(4 * (1024 / width) ** 3))
+    # Products keep the size of their factors: a GPU multiplies zeros, infinities and NaN faster than random numbers.
+    right = (jax.random.normal(jax.random.key(1), (width, width)) * width**-0.5).astype(dtype)
 
-    @jax.jit
-    def products(left, right):
-        return jax.lax.fori_loop(0, repeats, lambda _, x: x @ right, left)
+    def make(repeats: int) -> Callable[[], Any]:
+        # In one program, so that the overhead of calls does not count.
+        products = jax.jit(lambda left, right: jax.lax.fori_loop(0, repeats, lambda _, x: x @ right, left))
+        return lambda: products(left, right)
 
-    return lambda: products(left, right), repeats * 2.0 * width**3
+    call, repeats = lasting(make)
+    return call, repeats * 2.0 * width**3
 
 
 def copy(megabytes: int) -> tuple[Callable[[], Any], float]:
-    """A function without arguments that reads and writes `megabytes` each, and the bytes that it moves."""
-    source, add_one = jnp.zeros((megabytes * 2**20 // 4,), jnp.float32), jax.jit(lambda x: x + 1)
-    return lambda: add_one(source), 2.0 * source.nbytes
+    """A function without arguments that reads and writes an array for `LEAST_SECONDS`, and the bytes that it moves.
+
+    The array must be far larger than any cache. It is overwritten in place, so that nothing is allocated. The calls are
+    separate ones, which wait in the device's queue: a compiler could join the turns of a loop.
+    """
+    held, add_one = [jnp.zeros((megabytes * 2**20 // 4,), jnp.float32)], jax.jit(lambda x: x + 1, donate_argnums=0)
+
+    def make(repeats: int) -> Callable[[], Any]:
+        def call() -> Any:
+            for _ in range(repeats):
+                held[0] = add_one(held[0])
+            return held[0]
+
+        return call
+
+    size = held[0].nbytes
+    call, repeats = lasting(make)
+    return call, repeats * 2.0 * size

@@ -35,12 +35,14 @@ class Measured:
       flops: FLOPs of its matrix products per call, counted by the planner.
       compile_seconds: seconds of compilation.
       temporary_bytes: memory besides inputs and outputs as the compiler reports it, 0 if it does not.
+      text: the compiled program, as XLA writes it.
     """
 
     call: Callable[[], Any]
     flops: float
     compile_seconds: float
     temporary_bytes: int
+    text: Callable[[], str]
 
 
 def with_shape(
@@ -74,13 +76,13 @@ def _compiled(jitted: Any, arguments: tuple[Any, ...], loop_trips: int = 1) -> t
     lowered, start = jitted.lower(*arguments), time.perf_counter()
     compiled = lowered.compile()
     seconds, memory = time.perf_counter() - start, compiled.memory_analysis()
-    return compiled, Measured(lambda: compiled(*arguments), flops, seconds, memory.temp_size_in_bytes if memory else 0)
+    temporary = memory.temp_size_in_bytes if memory else 0
+    return compiled, Measured(lambda: compiled(*arguments), flops, seconds, temporary, compiled.as_text)
 
 
-def _with_state(jitted: Any, state: Any, arguments: tuple[Any, ...]) -> Measured:
-    """An update whose state is donated to each call and replaced by its result."""
-    compiled, measured = _compiled(jitted, (state, *arguments))
-    held = [state]
+def _with_state(jitted: Any, held: list[Any], arguments: tuple[Any, ...]) -> Measured:
+    """An update of the state `held[0]`, which is donated to each call and replaced by its result."""
+    compiled, measured = _compiled(jitted, (held[0], *arguments))
 
     def call() -> Any:
         held[0], metrics = compiled(held[0], *arguments)
@@ -108,31 +110,54 @@ def curriculum_step(run: RunConfig, backbone: LlamaConfig) -> Measured:
     counts = np.full(rows, thoughts, np.int32)
     batch = CurriculumBatch(prompt, mask, counts, answers.astype(np.int32), real, real)  # pyright: ignore[reportArgumentType]
     state = programs.start(abstract.random_params(run))
-    return _with_state(programs.update, state, (place_batch(batch, mesh),))
+    return _with_state(programs.update, [state], (place_batch(batch, mesh),))
 
 
-def policy(run: RunConfig, backbone: LlamaConfig, update: bool = False) -> Measured:
-    """A PPO rollout with all thoughts and full-length answers, or the update on it."""
-    mesh, config = make_mesh(run.mesh), run.ppo
-    abstract = AbstractReasoner.of(run, backbone, mesh)
-    programs = PPOPrograms(run, abstract, mesh, OPENING, (NO_TOKEN,))
-    shape = (config.questions, config.num_trajectories)
-    most = np.full(shape, config.max_thoughts, np.int32)
-    inputs = place_batch(
-        (*random_questions(run, backbone, config.questions), Lengths(most, most)),  # pyright: ignore[reportArgumentType]
-        mesh,
-    )
-    warm = Temperatures(*(np.float32(value) for value in (0.2, 1.0, 1.0)))  # pyright: ignore[reportArgumentType]
-    state = programs.start(abstract.random_params(run))
-    arguments = (state, *inputs, warm, np.int32(0))
-    compiled, rollout = _compiled(programs.rollout, arguments, run.sampled_length)
-    if not update:
-        return rollout
-    sampled, recorded, _ = compiled(*arguments)
-    rewards = np.random.default_rng(2).normal(size=shape).astype(np.float32)
-    costs = np.zeros((*shape, config.max_thoughts + 1), np.float32)
-    experience = (sampled, recorded, *place_batch((rewards, costs), mesh))
-    return _with_state(programs.update, state, experience)
+class Policy:
+    """PPO's rollouts and updates of several shapes, which share one state: a large model's fits a device only once.
+
+    Args:
+      run, backbone: make the state. The run of a shape may differ in sizes (`with_shape`) and in `ppo.gradient`.
+    """
+
+    def __init__(self, run: RunConfig, backbone: LlamaConfig):
+        self._backbone, self._mesh = backbone, make_mesh(run.mesh)
+        self._abstract = AbstractReasoner.of(run, backbone, self._mesh)
+        self._held = [self._programs(run).start(self._abstract.random_params(run))]
+        self._rollouts: dict[tuple[int, ...], tuple[Any, tuple[Any, ...], Measured]] = {}
+
+    def _programs(self, run: RunConfig) -> PPOPrograms:
+        return PPOPrograms(run, self._abstract, self._mesh, OPENING, (NO_TOKEN,))
+
+    def _rollout(self, run: RunConfig) -> tuple[Any, tuple[Any, ...], Measured]:
+        """The compiled rollout, its arguments after the state, and the measured function; each shape compiles once."""
+        config = run.ppo
+        shape = (config.questions, config.num_trajectories)
+        sizes = (*shape, config.max_thoughts, run.data.prompt_length, run.sampled_length)
+        if sizes not in self._rollouts:
+            most = np.full(shape, config.max_thoughts, np.int32)
+            questions = random_questions(run, self._backbone, config.questions)
+            inputs = place_batch((*questions, Lengths(most, most)), self._mesh)  # pyright: ignore[reportArgumentType]
+            warm = Temperatures(*(np.float32(value) for value in (0.2, 1.0, 1.0)))  # pyright: ignore[reportArgumentType]
+            arguments, held = (*inputs, warm, np.int32(0)), self._held
+            compiled, measured = _compiled(self._programs(run).rollout, (held[0], *arguments), run.sampled_length)
+            measured.call = lambda: compiled(held[0], *arguments)
+            self._rollouts[sizes] = compiled, arguments, measured
+        return self._rollouts[sizes]
+
+    def rollout(self, run: RunConfig) -> Measured:
+        """A rollout with all thoughts and full-length answers."""
+        return self._rollout(run)[2]
+
+    def update(self, run: RunConfig) -> Measured:
+        """The update on such a rollout, with random rewards."""
+        compiled, arguments, _ = self._rollout(run)
+        sampled, recorded, _ = compiled(self._held[0], *arguments)
+        shape = (run.ppo.questions, run.ppo.num_trajectories)
+        rewards = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+        costs = np.zeros((*shape, run.ppo.max_thoughts + 1), np.float32)
+        experience = (sampled, recorded, *place_batch((rewards, costs), self._mesh))
+        return _with_state(self._programs(run).update, self._held, experience)
 
 
 def generation(run: RunConfig, backbone: LlamaConfig, questions: int) -> Measured:

@@ -46,6 +46,7 @@ class Answers:
     scores: TokenScores
 
 
+@jax.named_scope("token_scores")
 def score_tokens(
     reasoner: Reasoner,
     hidden: Float[Array, "*batch D"],
@@ -83,6 +84,7 @@ def _scores(reasoner, hidden, tokens, mask, log_probs, entropies, best) -> Token
     )
 
 
+@jax.named_scope("answer")
 def decode_answers(
     reasoner: Reasoner,
     prompt: EncodedPrompt,

@@ -35,6 +35,7 @@ def rescore_method(config: PPOConfig, feedback: str) -> RescoreMethod:
     return "parallel"
 
 
+@jax.named_scope("rescore")
 def rescore(
     reasoner: Reasoner,
     rollout: Rollout,

@@ -110,6 +110,7 @@ class Thoughts:
         return jnp.take_along_axis(self.hidden, self.num_thoughts[..., None, None], axis=2)[:, :, 0]
 
 
+@jax.named_scope("encode")
 def encode(reasoner: Reasoner, prompt: Int[Array, "B S"], prompt_mask: Bool[Array, "B S"]) -> EncodedPrompt:
     """One pass over left-padded questions, shared by all their trajectories."""
     positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
@@ -188,6 +189,7 @@ def feed_back(
     return hidden[:, :, 0], Context(grown, put(cache.mask, goes_on[..., None], 2))
 
 
+@jax.named_scope("think")
 def think(
     reasoner: Reasoner,
     prompt: EncodedPrompt,

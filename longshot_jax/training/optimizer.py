@@ -145,6 +145,7 @@ def summed_gradients(
     return jax.lax.scan(add, nothing, micro_batches)[0]
 
 
+@jax.named_scope("optimizer")
 def step_if_finite(
     optimizer: optax.GradientTransformation, loss: Float[Array, ""], gradients: Any, optimizer_state: Any, params: Any
 ) -> tuple[Any, Any, Float[Array, ""], Array]:
