@@ -63,6 +63,7 @@ def score_tokens(
     return _scores(reasoner, hidden, tokens, mask, *(x.reshape(tokens.shape) for x in found))
 
 
+@jax.named_scope("token_scores")
 def score_logits(
     reasoner: Reasoner,
     logits: Float[Array, "*batch V"],
