@@ -132,6 +132,7 @@ def test_report_and_verdict(plan, monkeypatch):
         (lambda batch: 99 if batch < 400 else 101, 384, 10),  # steps, as buffers of a compiler may
         (lambda batch: 101, 0, 10),
         (lambda batch: 90 + 2 * batch, 4, 4),  # below the first try
+        (lambda batch: 10 + batch / 1000, 90_000, 7),  # far above it
     ],
 )
 def test_the_largest_batch_was_tried(peak, largest, most):
@@ -266,24 +267,16 @@ def planned(tmp_path, *arguments):
     return done.returncode, json.loads(output.read_text()), done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_plan_that_does_not_fit_ends_with_code_1(tmp_path):
     code, written, shown = planned(
         tmp_path, "--config", str(ROOT / "configs" / "tiny.py"), "--accelerator", "a100-40g",
-        "--config.phases=('ppo',)", "--config.ppo.questions=100000000",
+        "--config.phases=('curriculum',)", "--config.curriculum.batch_size=100000000",
     )  # fmt: skip
     assert code == 1 and not written["fits"]
-    assert f"config.ppo.questions {written['phases']['ppo']['largest_batch']} instead of 100000000" in shown
-
-
-@pytest.mark.slow
-def test_single_fits_an_a100_of_40_gb(tmp_path):
-    code, written, _ = planned(
-        tmp_path, "--config", str(ROOT / "configs" / "single.py"), "--devices", "1", "--accelerator", "a100-40g"
-    )  # fmt: skip
-    assert code == 0 and written["fits"] and written["peak"] < 36e9
-    assert written["phases"]["ppo"]["largest_batch"] >= 64
-    assert written["phases"]["ppo"]["programs"]["rollout"]["memory"]["weights"] == pytest.approx(16.25e9, rel=0.01)
+    assert (
+        f"config.curriculum.batch_size {written['phases']['curriculum']['largest_batch']} instead of 100000000" in shown
+    )
 
 
 # Compiles without searching for the largest batch: half the time.
@@ -301,6 +294,23 @@ print(json.dumps(as_json(make_plan(run, options.devices, options.accelerator, se
 """
 
 
+def compiled(config, devices, accelerator, *overrides):
+    """The content of plan.json for a config."""
+    command = [sys.executable, "-c", COMPILED, "--config", str(ROOT / "configs" / config),
+               f"--devices={devices}", f"--accelerator={accelerator}", *overrides]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_single_fits_an_a100_of_40_gb():
+    written = compiled("single.py", 1, "a100-40g")
+    assert written["fits"] and written["peak"] < 36e9
+    assert written["phases"]["ppo"]["programs"]["rollout"]["memory"]["weights"] == pytest.approx(16.25e9, rel=0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "overrides", "parameters"),
@@ -312,12 +322,7 @@ print(json.dumps(as_json(make_plan(run, options.devices, options.accelerator, se
     ids=["multi", "70B"],
 )  # fmt: skip
 def test_multi_fits_h100s(devices, overrides, parameters):
-    command = [sys.executable, "-c", COMPILED, "--config", str(ROOT / "configs" / "multi.py"),
-               f"--devices={devices}", "--accelerator=h100-80g", *overrides]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr[-2000:]
-    written = json.loads(done.stdout.splitlines()[-1])
+    written = compiled("multi.py", devices, "h100-80g", *overrides)
     assert written["fits"] and written["parameters"] == pytest.approx(parameters, rel=0.01)
     update = written["phases"]["ppo"]["programs"]["update"]
     memory = update["memory"]

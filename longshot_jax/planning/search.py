@@ -3,15 +3,16 @@
 from collections.abc import Callable
 
 _TRIES = 10
+_RESOLUTION = 100  # the answer may be a hundredth too small: each try compiles for up to a minute
 
 
 def largest_that_fits(
     peak: Callable[[int], float], budget: float, first: int, step: int, *, tries: int = _TRIES
 ) -> int:
-    """The largest multiple of `step` that was tried and whose `peak` is within `budget`; 0 if none.
+    """The largest multiple of `step` that was tried and whose `peak` is within `budget`, to a hundredth; 0 if none.
 
-    Each guess lies on the straight line through two tries, between the largest batch that fits and the smallest that does
-    not: where memory is nearly linear in the batch, a few compilations find the last multiple of `step` that fits, and
+    Each guess lies on the straight line through two tries: the largest batch that fits and the smallest that does not, or
+    the two smallest while none fits. Where memory is nearly linear in the batch, a few compilations find the last multiple of `step` that fits, and
     where it is not, `tries` bounds them.
 
     Args:
@@ -26,7 +27,7 @@ def largest_that_fits(
             fits = max(fits, guess)
         else:
             too_large = min(guess, too_large or guess)
-        if too_large is not None and too_large - fits <= 1:
+        if too_large is not None and too_large - fits <= max(fits // _RESOLUTION, 1):
             break
         guess = _next(tried, budget, fits, too_large)
     return fits * step
@@ -36,7 +37,7 @@ def _next(tried: dict[int, float], budget: float, fits: int, too_large: int | No
     if too_large is None:
         below, above = sorted(tried)[-2:] if len(tried) > 1 else (fits, fits)
     else:
-        below, above = (fits if fits else min(set(tried) - {too_large}, default=too_large)), too_large
+        below, above = (fits, too_large) if fits else (too_large, min(set(tried) - {too_large}, default=too_large))
     rise = tried[above] - tried[below]
     if rise > 0:
         guess = int(below + (budget - tried[below]) * (above - below) / rise)
