@@ -317,7 +317,7 @@ def test_single_fits_an_a100_of_40_gb():
     [
         (8, [], 8.03e9),
         (64, ["--config.model.source=meta-llama/Meta-Llama-3-70B-Instruct", "--config.mesh.fsdp=16",
-              "--config.mesh.tensor=4"], 70.6e9),
+              "--config.mesh.tensor=4", "--config.mesh.decoding.placement=tensor"], 70.6e9),
     ],
     ids=["multi", "70B"],
 )  # fmt: skip

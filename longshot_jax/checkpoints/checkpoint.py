@@ -374,7 +374,8 @@ def _disk_error(error: BaseException) -> str | None:
             return seen.strerror or first_line(seen)
         if isinstance(seen, OSError) or any(text in str(seen) for text in _DISK_FULL_TEXTS):
             return _DISK_FULL
-        if "Error writing" in str(seen):  # or reading what it has just written, as where the folder was removed
+        # Reading what was just written fails too where the folder was removed.
+        if any(text in str(seen) for text in ("Error writing", "No ArrayMetadata found")):
             return "its files are gone or cannot be written"
         seen = seen.__cause__ or seen.__context__
     return None
