@@ -116,7 +116,7 @@ def longer(rollout, extra):
         return np.pad(np.asarray(array), [(0, 0), (0, 0), (0, by), *[(0, 0)] * (array.ndim - 3)])
 
     stepwise = ("actions", "noise", "embeddings", "thought_mask", "stops", "is_action")
-    stepwise += () if rollout.node_values is None else ("node_values",)
+    stepwise += tuple(name for name in ("node_values", "bank_slots") if getattr(rollout, name) is not None)
     padded = {name: pad(getattr(rollout, name), extra) for name in stepwise}
     return rollout.replace(**padded, **{name: pad(getattr(rollout, name), extra) for name in ("tokens", "token_mask")})
 
