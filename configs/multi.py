@@ -8,8 +8,8 @@ the evaluated answers without thoughts, so that figure is not evidence for laten
 
 Cost: computed, not measured. Parameters, gradients, two moments and the reference policy in float32 are 160 GB, 20.1 GB
 on each of eight devices. A plan needs 27.5 GB per device of the 72 that an H100 80 GB allows (a tenth stays free), so 8
-x A100 40 GB also suffice. By the roofline an iteration takes at least 1.8 s on 8 x H100, without communication; with it
-the programs that XLA compiles for them are estimated at 8.0 s (docs/performance.md):
+x A100 40 GB also suffice. By the roofline an iteration takes at least 1.8 s on 8 x H100, without communication; estimates
+with it, from the programs that XLA compiles for these cards, are in docs/performance.md:
 
     python scripts/plan.py --config configs/multi.py --devices 8 --accelerator h100-80g
 

@@ -19,7 +19,6 @@ from run_folders import PPO, save_run
 from longshot_jax.checkpoints.pretrained import load_pretrained
 from longshot_jax.config.model import DecodingConfig
 from longshot_jax.config.thoughts import NavigatorConfig
-from longshot_jax.model import decoding
 from longshot_jax.model.decoding import decoding_jit
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.storage import as_used, merge_states
@@ -102,7 +101,7 @@ def test_on_a_gpu_no_loop_cuts_weights_out_of_the_stack(monkeypatch, layers):
     expected, arguments = rollout_of(reasoner)
     expected = expected(*arguments)
     monkeypatch.setattr(reasoners, "traced_platform", lambda: "gpu")
-    monkeypatch.setattr(decoding, "platform_of", lambda mesh: "gpu")
+    monkeypatch.setattr("longshot_jax.model.sharding.platform_of", lambda mesh: "gpu")
     rollout, _ = rollout_of(reasoner, DecodingConfig(layers=layers))
     over_layers = [
         (loops, equation.params["unroll"])

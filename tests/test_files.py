@@ -1,4 +1,4 @@
-"""Paths that a user names, and files and folders that are written whole, never over what is not the command's own."""
+"""Paths that a user names, and atomic writes of files and folders, which replace only what the same command wrote."""
 
 import os
 import shutil

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from longshot_jax.config.model import DecodingConfig
-from longshot_jax.model.sharding import AXES, constrain, on_mesh, platform_of, traced_devices
+from longshot_jax.model.sharding import AXES, constrain, gpu_options, on_mesh, traced_devices
 from longshot_jax.model.storage import as_used
 
 # Name of a dimension of a weight or an activation -> mesh axes, by `config.mesh.decoding.placement`.
@@ -32,11 +32,8 @@ def decoding_jit(
     function: Callable[..., Any], mesh: Mesh | None, config: DecodingConfig = DEFAULT, **options: Any
 ) -> Any:
     """`jax.jit` of a function that decodes, for the devices of `mesh`; None is the default device."""
-    # XLA for GPUs joins small products with large ones that share an operand: an adapter's with its matrix, the
-    # prompt's keys with the answer's. At one position a row it would copy the large operand at every token to do so.
-    gpu = platform_of(mesh) == "gpu"
-    compiler = {"xla_gpu_dot_merger_threshold_mb": "0"} if gpu else None
-    return jax.jit(on_mesh(mesh, function, DECODING_RULES[config.placement]), compiler_options=compiler, **options)
+    placed = on_mesh(mesh, function, DECODING_RULES[config.placement])
+    return jax.jit(placed, compiler_options=gpu_options(mesh), **options)
 
 
 def decoding_weights(weights: nnx.State, compute_dtype: DTypeLike | None = None, layer: int | None = None) -> nnx.State:

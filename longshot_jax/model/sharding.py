@@ -188,6 +188,15 @@ def platform_of(mesh: Mesh | AbstractMesh | None) -> str:
     return "gpu" if platform in ("cuda", "rocm") else platform
 
 
+def gpu_options(mesh: Mesh | AbstractMesh | None) -> dict[str, str] | None:
+    """Compiler options of a program with weights, if the devices of its mesh are GPUs.
+
+    XLA for GPUs joins small products with large ones that share an operand (an adapter's with its matrix's, a prompt's
+    keys with an answer's) and copies the large operand to do so: at every token, and in every micro-batch.
+    """
+    return {"xla_gpu_dot_merger_threshold_mb": "0"} if platform_of(mesh) == "gpu" else None
+
+
 def traced_platform() -> str:
     """Platform of the mesh for which a function is being traced, as in `platform_of`."""
     return platform_of(_context.get()[0])

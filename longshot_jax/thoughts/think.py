@@ -46,8 +46,8 @@ class Replay:
         gradients flow through the thoughts.
       node_values: Float [B, N, T], read by later thoughts instead of the critic's current values; None where thoughts
         read no history.
-      bank_slots: Int [B, N, T, K], slots of the memory bank that are read instead of those nearest to the current
-        states; None searches, or where thoughts read no bank.
+      bank_slots: Int [B, N, T, K], slots of the memory bank to read; None searches for the nearest to the current
+        states, or thoughts read no bank.
       action_gradient: fraction of the gradient with respect to a given action that flows into its mean, without
         changing values (straight-through: Bengio et al. 2013, arXiv:1308.3432); for the mixture of gradients.
     """

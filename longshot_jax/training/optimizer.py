@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from longshot_jax.config.optimizer import OptimizerConfig
-from longshot_jax.model.sharding import constrain_rows, on_mesh, platform_of, replicated
+from longshot_jax.model.sharding import constrain_rows, gpu_options, on_mesh, replicated
 from longshot_jax.training.adafactor import factored_second_moment
 
 
@@ -92,13 +92,11 @@ def restart_schedule(optimizer_state: Any) -> Any:
 
 def jit_update(update: Callable[..., Any], mesh: Mesh, placement: Any) -> Any:
     """`jax.jit` of `update(state, ...) -> state, metrics` on a mesh, with the state donated and placed as before."""
-    # XLA for GPUs joins an adapter's product with its matrix's, and copies the matrix to do so, in every micro-batch.
-    gpu = platform_of(mesh) == "gpu"
     return jax.jit(
         on_mesh(mesh, update),
         donate_argnums=0,
         out_shardings=(placement, replicated(mesh)),
-        compiler_options={"xla_gpu_dot_merger_threshold_mb": "0"} if gpu else None,
+        compiler_options=gpu_options(mesh),
     )
 
 

@@ -122,7 +122,7 @@ def _meant(setting: Setting, text: str) -> Any:
         return text
     try:
         value = ast.literal_eval(text)
-    except Exception:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # of ast.literal_eval
         return ...
     return _of_kind(setting.kind, value)
 

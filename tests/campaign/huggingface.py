@@ -28,7 +28,7 @@ _DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _INDEX = "model.safetensors.index.json"
-# Keys of a Llama's config.json that change no computation, and Hugging Face's defaults of those that do.
+# Keys of a Llama's config.json that change no computation; then Hugging Face's defaults of the keys that change it.
 _IDLE = {"architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32",
          "use_cache": True, "transformers_version": "5.0.0", "initializer_range": 0.02, "pad_token_id": None}  # fmt: skip
 _DEFAULTS = {

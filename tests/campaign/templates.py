@@ -98,5 +98,5 @@ def _rendered(template: str, content: Any) -> str:
         return environment.from_string(template).render(
             messages=messages, tools=None, documents=None, add_generation_prompt=True, **LLAMA
         )
-    except Exception:
+    except Exception:  # a damaged template is a program, and may raise anything; the package must refuse it
         return ""
