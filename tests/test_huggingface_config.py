@@ -109,6 +109,8 @@ def test_keys_of_public_folders_are_known(tmp_path):
         ({"attention_bias": True}, "attention_bias is True"),
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"hidden_act": ["silu"]}, "hidden_act is ['silu']"),
+        ({"attention_bias": []}, "attention_bias is"),
         ({"hidden_size": ...}, "key hidden_size is missing"),
         ({"hidden_size": "8"}, "hidden_size must be a whole number from 1 to 1000000, not '8'"),
         ({"hidden_size": 8.5}, "hidden_size must be a whole number from 1 to 1000000, not 8.5"),

@@ -114,6 +114,7 @@ def _meant(setting: Setting, text: str) -> Any:
     if setting.kind is bool:
         return {"true": True, "false": False}.get(text.lower(), ...)
     if typing.get_origin(setting.kind) is tuple and not text.startswith(("(", "[")):
+        text = text.strip()
         one = Setting(setting.key, items[0], setting.bound, None, "")
         parts = [part.strip(" '\"") for part in text.rstrip(",").split(",")] if text.rstrip(",") else []
         meant = tuple(_meant(one, part) for part in parts)

@@ -29,7 +29,7 @@ _LEAST = 1e-30
 _READ = {*_COUNTS, "rms_norm_eps", "rope_theta", "model_type", "tie_word_embeddings", "rope_scaling", "rope_parameters"}
 
 # Keys that change the computation, here or in a program that honours them, each with the values that change nothing.
-# Null changes nothing either; a list or an object changes nothing if each of its entries has such a value.
+# Null changes nothing either, nor does an empty list or object where there is no such value.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     **dict.fromkeys(["attention_bias", "mlp_bias", "qkv_bias", "bias", "use_bias"], (False,)),
@@ -45,6 +45,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(["pruned_heads", "auto_map", "quantization_config", "quantization", "compression_config"], ()),
     "layer_types": ("full_attention",),
 }  # fmt: skip
+_PER_LAYER = {"layer_types", "no_rope_layers"}  # may be lists of such values
 
 # Keys that change no logit of these weights.
 _IRRELEVANT = {
@@ -187,7 +188,8 @@ def _check_keys(content: Mapping[str, Any], file: Path) -> None:
         )
     for key, neutral in _NEUTRAL.items():
         value = content.get(key)
-        entries = value if isinstance(value, (list, dict)) else [value]
+        listed = isinstance(value, list) and key in _PER_LAYER
+        entries = value if listed or (not neutral and value in ([], {})) else [value]
         if value is not None and not all(entry in neutral for entry in entries):
             supported = " or ".join(map(repr, neutral)) or "null"
             advice = (
