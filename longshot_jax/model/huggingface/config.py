@@ -188,8 +188,11 @@ def _check_keys(content: Mapping[str, Any], file: Path) -> None:
         )
     for key, neutral in _NEUTRAL.items():
         value = content.get(key)
-        listed = isinstance(value, list) and key in _PER_LAYER
-        entries = value if listed or (not neutral and value in ([], {})) else [value]
+        # A list with a value for each layer is read entry by entry; an empty list or table says nothing.
+        if isinstance(value, list) and key in _PER_LAYER:
+            entries = value
+        else:
+            entries = [] if not neutral and value in ([], {}) else [value]
         if value is not None and not all(entry in neutral for entry in entries):
             supported = " or ".join(map(repr, neutral)) or "null"
             advice = (
