@@ -18,7 +18,7 @@ class DataConfig:
     """Problems, tokenizer and lengths."""
 
     train: str = "chains"
-    """Training problems: a file, a hub name (`name:config:split`), or generated (`chains` or `prosqa`)."""
+    """Training problems: a file, a hub name (`name:config:split`), or generated (`chains`, `prosqa`, `stories`)."""
     validation: str = ""
     """Problems that select the best checkpoint, as in `train`. Empty: other problems if `train` is generated, else a
     tenth of the questions of `train`, at most 500, which are removed from it with all their copies."""
@@ -33,9 +33,9 @@ class DataConfig:
     bpe_vocabulary: Annotated[int, COUNT] = 2048
     """Vocabulary size of `bpe`."""
     operations: Annotated[tuple[int, ...], COUNT] = (1, 2, 3, 4)
-    """Numbers of operations of generated chains, in turn."""
+    """Numbers of operations of generated chains (1 to 9) and stories (1 to 4), in turn."""
     distractors: Annotated[int, NON_NEGATIVE] = 0
-    """Irrelevant statements in each generated chain."""
+    """Irrelevant statements in each generated chain or story."""
     generated_train: Annotated[int, COUNT] = 1_000_000
     """Generated training problems."""
     generated_test: Annotated[int, COUNT] = 1_000

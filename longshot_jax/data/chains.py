@@ -34,7 +34,7 @@ NAMES = "abcdefghijklmn"
 OPERATIONS = ("+1", "+2", "+3", "+4", "+5", "+6", "+7", "+8", "+9", "*3", "*7", "*9")
 MAX_OPERATIONS = 9
 _SHARES = 10  # a hash falls into one of ten: two are test, one is validation
-_SPLITS: tuple[Split, ...] = ("train", "test", "validation")  # numbered in the seeds of the streams
+SPLITS: tuple[Split, ...] = ("train", "test", "validation")  # numbered in the seeds of the streams
 
 
 def chain_words() -> list[str]:
@@ -46,7 +46,12 @@ def split_of(start: int, operations: Sequence[str]) -> Split:
     """The split of a function such as 3, ("+4", "*7"); the same on every machine and in every version."""
     if len(operations) == 1:
         return _single_step_splits().get((start, operations[0]), "train")
-    place = _hash(start, operations) % _SHARES
+    return hashed_split(_name(start, operations))
+
+
+def hashed_split(function: str) -> Split:
+    """The split of a generated problem, from the text that names its function."""
+    place = _hash(function) % _SHARES
     return "test" if place in (0, 5) else "validation" if place == 1 else "train"
 
 
@@ -59,14 +64,17 @@ def _single_step_splits() -> dict[tuple[int, str], Split]:
     chosen: dict[tuple[int, str], Split] = {}
     for answer in range(10):
         same = [(x, name) for x in range(10) for name in OPERATIONS if apply_operation(name, x) == answer]
-        same.sort(key=lambda function: _hash(function[0], function[1:]))
+        same.sort(key=lambda function: _hash(_name(function[0], function[1:])))
         chosen |= {same[0]: "test", same[1]: "test", same[2]: "validation"}
     return chosen
 
 
-def _hash(start: int, operations: Sequence[str]) -> int:
-    function = " ".join([str(start), *operations])
-    return int.from_bytes(hashlib.sha256(f"chains {function}".encode()).digest()[:8], "big")
+def _name(start: int, operations: Sequence[str]) -> str:
+    return " ".join(["chains", str(start), *operations])
+
+
+def _hash(function: str) -> int:
+    return int.from_bytes(hashlib.sha256(function.encode()).digest()[:8], "big")
 
 
 def chain_problem(seed: int, index: int, operations: int, split: Split, distractors: int = 0) -> Problem:
@@ -78,7 +86,7 @@ def chain_problem(seed: int, index: int, operations: int, split: Split, distract
     _check_counts(seed, (operations,), distractors)
     if index < 0:
         raise UserError(f"a problem's index must not be negative, not {index}")
-    rng = np.random.default_rng((seed, index, operations, distractors, _SPLITS.index(split)))
+    rng = np.random.default_rng((seed, index, operations, distractors, SPLITS.index(split)))
     while True:  # until a function of this split is drawn
         start = int(rng.integers(10))
         chain = [OPERATIONS[choice] for choice in rng.integers(len(OPERATIONS), size=operations)]

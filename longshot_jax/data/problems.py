@@ -9,11 +9,11 @@ The suffix of a local file states its form; `name:config:split` is a data set on
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from longshot_jax.data.hub import cache_alone, hub_reachable
 from longshot_jax.errors import UserError, first_line
@@ -21,6 +21,7 @@ from longshot_jax.files import local_path
 
 _EQUATION = re.compile(r"<<[^<>]+>>")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # expressible in JSON, not in UTF-8
+_ATTEMPTS = 1000  # to find a generated problem that passes a filter
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?):(?P<config>[\w.+-]+):(?P<split>[\w.+\[\]%:-]+)", re.ASCII)
 
 
@@ -34,6 +35,38 @@ class Problem:
     question: str
     steps: tuple[str, ...]
     answer: str
+
+
+class GeneratedProblems(Sequence[Problem]):
+    """`count` problems, generated on access: `problem(index)`, or what replaces it, `stride` later in the stream."""
+
+    def __init__(self, count: int, problem: Callable[[int], Problem], stride: int):
+        if count < 1:
+            raise UserError(f"count must be at least 1 problem, not {count}")
+        self.size, self.problem, self.stride = count, problem, stride
+        self._wanted: Callable[[Problem], bool] = lambda _: True
+
+    def filtered(self, wanted: Callable[[Problem], bool]) -> "GeneratedProblems":
+        """The same number of problems; unwanted ones are replaced by later ones of the stream."""
+        chosen = GeneratedProblems(self.size, self.problem, self.stride)
+        chosen._wanted = wanted
+        return chosen
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: SupportsIndex) -> Problem:  # type: ignore[override]  (no slices)
+        position = index.__index__()
+        if not 0 <= position < self.size:
+            raise IndexError(f"problem {position} of {self.size}")
+        for attempt in range(_ATTEMPTS):
+            problem = self.problem(position + attempt * self.stride)
+            if self._wanted(problem):
+                return problem
+        raise UserError(
+            f"none of {_ATTEMPTS} generated problems is short enough: raise config.data.prompt_length and "
+            "config.data.answer_length"
+        )
 
 
 def load_problems(source: str) -> list[Problem]:

@@ -11,13 +11,11 @@ it.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import SupportsIndex
 
 import numpy as np
 
-from longshot_jax.data.problems import Problem
+from longshot_jax.data.problems import GeneratedProblems, Problem
 from longshot_jax.errors import UserError
 
 NAMES = tuple("Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split())
@@ -32,7 +30,6 @@ _NODES_MEAN, _NODES_SPREAD, _NODES_RANGE = 22.6, 1.95, (17, 28)
 _EXTRA_ENTITY = 0.035  # probability of a node without parents: a further, uninvolved entity
 _PARENTS = (0.40, 0.33, 0.18, 0.065, 0.025)  # proportions of nodes with 1, 2, ... 5 incoming statements
 _OWN_SIDE = 0.35  # probability of parents from one root's side only, for each root; otherwise any nodes
-_ATTEMPTS = 1000  # to find a problem that passes the filter
 _ROOT, _OTHER = 0, 1
 _ASKED, _RIVAL = 1, 2  # bits: reached by the asked entity, by the other
 
@@ -55,37 +52,12 @@ def prosqa_problem(seed: int, index: int, hops: tuple[int, ...] = (3, 4, 5, 6)) 
             return _in_words(rng, graph, *pair)
 
 
-class ProsQAProblems(Sequence[Problem]):
+class ProsQAProblems(GeneratedProblems):
     """`count` problems, generated on access; see `prosqa_problem`."""
 
     def __init__(self, seed: int, count: int, hops: tuple[int, ...] = (3, 4, 5, 6)):
         _hop_proportions(seed, hops)
-        if count < 1:
-            raise UserError(f"count must be at least 1 problem, not {count}")
-        self.seed, self.size, self.hops = seed, count, hops
-        self._wanted: Callable[[Problem], bool] | None = None
-
-    def filtered(self, wanted: Callable[[Problem], bool]) -> "ProsQAProblems":
-        """The same number of problems; unwanted ones are replaced by later ones of the stream."""
-        chosen = ProsQAProblems(self.seed, self.size, self.hops)
-        chosen._wanted = wanted
-        return chosen
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: SupportsIndex) -> Problem:  # type: ignore[override]  (no slices)
-        position = index.__index__()
-        if not 0 <= position < self.size:
-            raise IndexError(f"problem {position} of {self.size}")
-        for attempt in range(_ATTEMPTS):
-            problem = prosqa_problem(self.seed, position + attempt * self.size, self.hops)
-            if self._wanted is None or self._wanted(problem):
-                return problem
-        raise UserError(
-            f"none of {_ATTEMPTS} generated problems is short enough: raise config.data.prompt_length and "
-            "config.data.answer_length"
-        )
+        super().__init__(count, lambda index: prosqa_problem(seed, index, hops), stride=count)
 
 
 class _Graph:

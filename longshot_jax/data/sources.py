@@ -9,8 +9,9 @@ from longshot_jax.config.run import DataConfig, RunConfig
 from longshot_jax.data.chains import ChainProblems, Split
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.overlap import question_key, spaced_questions, without
-from longshot_jax.data.problems import Problem, load_problems
+from longshot_jax.data.problems import GeneratedProblems, Problem, load_problems
 from longshot_jax.data.prosqa import ProsQAProblems
+from longshot_jax.data.stories import StoryProblems
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.files import local_path, replacing_folder
@@ -26,6 +27,7 @@ _FIRST_CHECKED = 64  # generated problems that are checked before training
 GENERATORS: Mapping[str, Callable[[DataConfig, int, int, Split], Sequence[Problem]]] = {
     "chains": lambda data, seed, count, split: ChainProblems(seed, count, data.operations, split, data.distractors),
     "prosqa": lambda data, seed, count, split: ProsQAProblems(seed, count),
+    "stories": lambda data, seed, count, split: StoryProblems(seed, count, data.operations, split, data.distractors),
 }
 
 
@@ -185,8 +187,8 @@ def build_layout(run: RunConfig, tokenizer: Tokenizer) -> Layout:
 def check_problems(run: RunConfig, layout: Layout, problems: Problems) -> Problems:
     """Checks problems before training; a UserError for the first that is too long or that the tokenizer cannot spell.
 
-    Of generated problems only the first ones are checked. In the result a later ProsQA problem that does not fit is
-    replaced by the next of its stream that does, so that it cannot end a run.
+    Of generated problems only the first ones are checked. In the result a later one that does not fit (ProsQA,
+    stories) is replaced by the next of its stream that does, so that it cannot end a run.
     """
     data = run.data
     return Problems(
@@ -207,7 +209,7 @@ def _checked(
         except UserError as error:
             place = f"{source}, problem {index + 1}" if counted and not generated else source
             raise UserError(f"{place}: {error}") from None
-    return problems.filtered(check.passes) if isinstance(problems, ProsQAProblems) else problems
+    return problems.filtered(check.passes) if isinstance(problems, GeneratedProblems) else problems
 
 
 class _Check:
