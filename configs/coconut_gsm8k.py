@@ -36,6 +36,8 @@ def get_config():
     config.data.length_bucket = 64
     config.data.answer_length = 192
 
+    config.thoughts.normalised = False  # as published: raw hidden states are fed back
+
     curriculum = config.curriculum
     curriculum.mode = "coconut"
     curriculum.stages = (0, 1, 2, 3, 4, 4, 4, 4)  # 8 x 3 epochs

@@ -32,6 +32,8 @@ def get_config():
     config.data.length_bucket = 128
     config.data.answer_length = 160
 
+    config.thoughts.normalised = False  # as published: raw hidden states are fed back
+
     curriculum = config.curriculum
     curriculum.mode = "coconut"
     curriculum.stages = (0, 1, 2, 3, 4, 5, 6, 7, 7, 7)  # 10 x 5 epochs

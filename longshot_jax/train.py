@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.frozen_source import KEY, FrozenSource, model_folder
-from longshot_jax.checkpoints.initialize import abstract_reasoner, build_reasoner, frozen_source
+from longshot_jax.checkpoints.initialize import abstract_reasoner, build_reasoner, copied_rows, frozen_source
 from longshot_jax.checkpoints.run_folder import check_same_config, prepare_workdir, write_config
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.curriculum.loop import CurriculumLoop
@@ -99,8 +99,9 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         loops = [_LOOPS[phase](context) for phase in run.phases[first:]]
         params = None
         if metadata is None:
-            params = build_reasoner(run, abstract, folder)
-            context.frozen_source = frozen_source(run, folder, params)
+            rows = copied_rows(folder, tokenizer)
+            params = build_reasoner(run, abstract, folder, rows)
+            context.frozen_source = frozen_source(run, folder, params, rows)
         step = 0
         while loops:
             params, step = loops.pop(0).run(params, metadata, step)

@@ -32,6 +32,18 @@ def test_defaults_and_json_come_back_the_same():
     assert parse_config(json.loads(json.dumps(asdict(run)))) == run
 
 
+def test_thoughts_of_loaded_weights_are_normalised_unless_a_setting_or_an_earlier_run_says_otherwise(tmp_path):
+    source = {"model__source": str(tmp_path)}
+    assert (
+        changed(**source).thoughts.normalised and not changed(**source, thoughts__normalised=False).thoughts.normalised
+    )
+    assert not changed().thoughts.normalised and changed(thoughts__normalised=True).thoughts.normalised
+    assert not parse_config({"model": {"source": str(tmp_path)}}).thoughts.normalised, "stored before the default"
+    for stored in (True, False):
+        (tmp_path / "config.json").write_text(json.dumps({"thoughts": {"normalised": stored}}))
+        assert changed(initialize_from=str(tmp_path)).thoughts.normalised is stored
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

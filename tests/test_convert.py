@@ -152,6 +152,7 @@ def test_training_goes_on_from_it(run, exported):
     theirs = load_file(exported / FILE)["navigator.direction"]
     for dim, same in ((4, True), (3, False)):
         settings = tiny(**kind | source | {"thoughts__reasoning_dim": dim})
+        assert not settings.thoughts.normalised, "as the export was trained"
         tokenizer, mesh = Tokenizer.load(str(exported)), make_mesh(settings.mesh)
         abstract = abstract_reasoner(settings, tokenizer, mesh, exported)
         params = build_reasoner(settings, abstract, exported)

@@ -88,6 +88,14 @@ def test_new_rows_are_the_mean_and_start_with_no_more_than_an_average_share(tmp_
     assert shares[:, 11:].max() <= 1 / 16
 
 
+def test_added_and_reserved_rows_start_from_those_that_are_named(tmp_path):
+    old, new = load(write(tmp_path)), load(tmp_path, embedding_rows=13, copied_rows={12: 4, 3: 5})
+    for name in ("embedding", "head"):
+        table, before = leaves(new)[name], leaves(old)[name]
+        assert np.array_equal(table[12], before[4]) and np.array_equal(table[3], before[5])
+        assert not np.array_equal(table[11], before[4]) and np.array_equal(table[4:11], before[4:11])
+
+
 def test_fewer_rows_than_stored_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"has 11 rows, but 10 were asked for"):
         load(write(tmp_path), embedding_rows=10)

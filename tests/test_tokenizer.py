@@ -285,6 +285,30 @@ def test_a_vocabulary_that_loses_or_confuses_characters_is_refused(tmp_path, kin
         Tokenizer.load(str(tmp_path))
 
 
+def test_bytes_that_no_text_has_may_be_missing(tmp_path):
+    """SmolLM2's vocabulary lacks 21 of them."""
+    llama_files(tmp_path, LLAMA_SPECIALS, **LLAMA)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    words = content["model"]["vocab"]
+    for character in "ÀÁñòõ":  # how the library writes the bytes C0, C1, F1, F2, F5
+        words[f"no {character}"] = words.pop(character)
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert Tokenizer.load(str(tmp_path)).decode(Tokenizer.load(str(tmp_path)).encode("À ñ 😀")) == "À ñ 😀"
+
+
+def test_untrained_latent_tokens_have_a_meaning_and_trained_ones_keep_theirs(tmp_path):
+    """Added and reserved tokens start from tokens that mean them in text; those of a tokenizer stored here do not."""
+    for specials in (LLAMA_SPECIALS, LLAMA_SPECIALS[:2]):
+        tokens = Tokenizer.load(
+            llama_files(tmp_path, specials, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>")
+        )
+        said = {tokens.start_latent: "\n", tokens.latent: ".", tokens.end_latent: "#"}
+        assert {id: tokens.spell(origin) for id, origin in tokens.meanings.items()} == said
+    tokens.save(tmp_path / "stored")
+    assert Tokenizer.load(str(tmp_path / "stored")).meanings == {}
+
+
 def test_no_end_token(tmp_path):
     with pytest.raises(UserError, match="has no end token"):
         Tokenizer.load(llama_files(tmp_path, LLAMA_SPECIALS))

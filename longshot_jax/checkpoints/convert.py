@@ -13,7 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
-from longshot_jax.checkpoints.initialize import embedding_rows
+from longshot_jax.checkpoints.initialize import copied_rows, embedding_rows
 from longshot_jax.checkpoints.run_folder import prepare_workdir
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.data.tokenizer import Tokenizer
@@ -45,7 +45,8 @@ def from_hf(folder: str | Path, out: str | Path) -> None:
     tokenizer = Tokenizer.find(folder)
     rows = embedding_rows(config.vocab_size, tokenizer)
     prepare_workdir(out, "choose a new folder").close()
-    params = load_weights(folder, config, embedding_rows=rows)
+    starts = copied_rows(folder, tokenizer)
+    params = load_weights(folder, config, embedding_rows=rows, copied_rows=starts)
     metadata = {"backbone": asdict(replace(config, vocab_size=rows)), "backbone_path": _TRAINED}
     # Before the checkpoint, so that a folder with a checkpoint is complete.
     if tokenizer:

@@ -70,11 +70,13 @@ class FrozenSource:
       setting: the setting that names the folder, `model.source` or `initialize_from`.
       arrays: shape, dtype and fingerprint of each array, by name: of a Hugging Face directory as it is read, quantised if
         the run's backbone is; of converted weights as they are stored.
+      copied_rows: (row, stored row) of the tokens that were added, see `load_weights`.
     """
 
     folder: Path
     setting: str
     arrays: Mapping[str, Any]
+    copied_rows: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def find(cls, metadata: Mapping[str, Any], stored: RunConfig, named: RunConfig, run: Path) -> "FrozenSource | None":
@@ -126,7 +128,7 @@ class FrozenSource:
         ours, found = asdict(backbone), asdict(theirs)
         changed = [f"{name} is {found[name]} and was {ours[name]}" for name in ours if found[name] != ours[name]]
         if not changed:
-            state = load_backbone(self.folder, backbone, dtype, abstract)
+            state = load_backbone(self.folder, backbone, dtype, abstract, dict(self.copied_rows))
             now = described(self.folder, state)
             changed = [f"{name} has other values" for name in self.arrays if now.get(name) != self.arrays[name]]
         if changed:
@@ -154,19 +156,23 @@ def join_frozen(held: nnx.State, backbone: nnx.State) -> nnx.State:
     return nnx.merge_state(held, merge_states(backbone=backbone))
 
 
-def load_backbone(folder: Path, backbone: LlamaConfig, dtype: str, abstract: nnx.State) -> nnx.State:
+def load_backbone(
+    folder: Path, backbone: LlamaConfig, dtype: str, abstract: nnx.State, copied_rows: Mapping[int, int] | None = None
+) -> nnx.State:
     """The backbone in a Hugging Face directory or in a folder of converted weights; a UserError if it cannot be read.
 
     Args:
       backbone: its shape, with all embedding rows.
       dtype: `model.weight_dtype`.
       abstract: parameters of the result, without adapters, with their shardings; without, the default device.
+      copied_rows: see `load_weights`; converted weights were made with them.
     """
     placed = jax.tree.leaves(abstract)[0].sharding is not None
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract) if placed else None
     if not _is_converted(folder):
         stored = replace(backbone, vocab_size=read_config(folder).vocab_size)
-        return load_weights(folder, stored, jnp.dtype(dtype), embedding_rows=backbone.vocab_size, sharding=places)
+        rows = {"embedding_rows": backbone.vocab_size, "copied_rows": copied_rows}
+        return load_weights(folder, stored, jnp.dtype(dtype), **rows, sharding=places)
 
     def wide(variable: nnx.Variable) -> nnx.Variable:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), variable)

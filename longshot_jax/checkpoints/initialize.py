@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 
 from longshot_jax.checkpoints.frozen_source import FrozenSource, described, load_backbone
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
+from longshot_jax.checkpoints.sidecar import FILE as SIDECAR
 from longshot_jax.checkpoints.sidecar import read_sidecar, same_kind
 from longshot_jax.config import RunConfig
 from longshot_jax.data.tokenizer import LATENT_TOKENS, Tokenizer
@@ -72,6 +74,12 @@ def embedding_rows(vocab_size: int, tokenizer: Tokenizer | None) -> int:
     return max(vocab_size, tokenizer.vocabulary_size)
 
 
+def copied_rows(folder: Path | None, tokenizer: Tokenizer | None) -> dict[int, int]:
+    """Rows of the latent tokens that a Hugging Face directory has not trained -> rows from which they start."""
+    exported = folder is None or (folder / SIDECAR).exists()
+    return {} if exported or tokenizer is None else dict(tokenizer.meanings)
+
+
 def shape_of_other_run(run: RunConfig) -> LlamaConfig:
     """Shape of the backbone of the run that `initialize_from` names."""
     return SavedReasoner.find(run.initialize_from).backbone
@@ -104,12 +112,17 @@ def shape_from_scratch(run: RunConfig, vocabulary_size: int) -> LlamaConfig:
     )
 
 
-def build_reasoner(run: RunConfig, abstract: AbstractReasoner, folder: Path | None) -> nnx.State:
-    """Initial parameters of the run's reasoner on their devices; a UserError if they cannot be read or do not fit."""
+def build_reasoner(
+    run: RunConfig, abstract: AbstractReasoner, folder: Path | None, rows: Mapping[int, int] | None = None
+) -> nnx.State:
+    """Initial parameters of the run's reasoner on their devices; a UserError if they cannot be read or do not fit.
+
+    `rows` is the result of `copied_rows`.
+    """
     if run.initialize_from:
         given = _params_of_other_run(run, abstract)
     else:
-        given = nnx.State({}) if folder is None else _params_of_folder(folder, run, abstract)
+        given = nnx.State({}) if folder is None else _params_of_folder(folder, run, abstract, rows)
     known = {path for path, _ in nnx.to_flat_state(given)}
 
     def missing(path: tuple, _: Any) -> bool:
@@ -132,10 +145,12 @@ def build_reasoner(run: RunConfig, abstract: AbstractReasoner, folder: Path | No
     return jax.jit(fit, donate_argnums=0, out_shardings=abstract.placement)(params)
 
 
-def _params_of_folder(folder: Path, run: RunConfig, abstract: AbstractReasoner) -> nnx.State:
+def _params_of_folder(
+    folder: Path, run: RunConfig, abstract: AbstractReasoner, rows: Mapping[int, int] | None
+) -> nnx.State:
     """The backbone in a Hugging Face directory, and the navigator of an exported run if it is of the same kind."""
     sidecar = read_sidecar(folder, abstract.backbone.hidden_size)
-    backbone = load_backbone(folder, abstract.backbone, run.model.weight_dtype, _without_adapters(abstract))
+    backbone = load_backbone(folder, abstract.backbone, run.model.weight_dtype, _without_adapters(abstract), rows)
     if sidecar is None or not same_kind(sidecar.run.thoughts, run.thoughts):
         return merge_states(backbone=backbone)
     navigator = jax.device_put(sidecar.navigator, abstract.placement["navigator"])
@@ -181,17 +196,20 @@ def _without_adapters(abstract: AbstractReasoner) -> nnx.State:
     return nnx.split_state(placed, is_adapter, ...)[1]
 
 
-def frozen_source(run: RunConfig, folder: Path | None, params: nnx.State) -> FrozenSource | None:
+def frozen_source(
+    run: RunConfig, folder: Path | None, params: nnx.State, rows: Mapping[int, int] | None = None
+) -> FrozenSource | None:
     """What the checkpoints of a new run name instead of holding frozen weights; None if nothing else holds them.
 
     Args:
-      folder: that of `model_folder`. params: result of `build_reasoner`.
+      folder: that of `model_folder`. params: result of `build_reasoner`. rows: result of `copied_rows`.
     """
     if run.trainable(run.phases[0]) == "all":
         return None
     if folder is not None:
         backbone = nnx.split_state(params["backbone"], is_adapter, ...)[1]
-        return FrozenSource(folder.absolute(), "model.source", described(folder, backbone))
+        given = tuple((rows or {}).items())
+        return FrozenSource(folder.absolute(), "model.source", described(folder, backbone), given)
     if not run.initialize_from:
         return None
     other = SavedReasoner.find(run.initialize_from)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from longshot_jax.checkpoints.checkpoint import Which
-from longshot_jax.checkpoints.initialize import embedding_rows
+from longshot_jax.checkpoints.initialize import copied_rows, embedding_rows
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.checkpoints.sidecar import Sidecar, exported_run, read_sidecar
 from longshot_jax.config import RunConfig
@@ -97,7 +97,8 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
         tokenizer.check_fits(config.vocab_size)  # an export has the rows of the latent tokens
     rows = embedding_rows(config.vocab_size, tokenizer)
     chosen = dtype or (_default_dtype() if sidecar is None else sidecar.run.model.compute_dtype)
-    params = load_weights(path, config, jnp.dtype(chosen), embedding_rows=rows)
+    starts = copied_rows(path, tokenizer)
+    params = load_weights(path, config, jnp.dtype(chosen), embedding_rows=rows, copied_rows=starts)
     backbone = replace(config, vocab_size=rows)
     if sidecar is None or tokenizer is None:
         return _plain(backbone, params, tokenizer, chosen)

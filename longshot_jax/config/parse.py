@@ -7,10 +7,12 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 from longshot_jax.config.bounds import Bound
 from longshot_jax.config.checks import check_combinations
 from longshot_jax.config.declarations import Setting, declared, flatten
+from longshot_jax.config.inherited import normalised_thoughts
 from longshot_jax.config.run import RunConfig
 from longshot_jax.errors import UserError, shown
 
@@ -43,7 +45,10 @@ ABSENT = {
 
 def default_config() -> ml_collections.ConfigDict:
     """All settings at their defaults, as a `ConfigDict` that a config file edits and returns."""
-    return ml_collections.ConfigDict(dataclasses.asdict(RunConfig()))
+    config = ml_collections.ConfigDict(dataclasses.asdict(RunConfig()))
+    with config.thoughts.ignore_type():
+        config.thoughts.normalised = placeholder(bool)  # until parsed: see _normalised
+    return config
 
 
 def parse_config(config: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConfig:
@@ -53,7 +58,7 @@ def parse_config(config: ml_collections.ConfigDict | Mapping[str, Any]) -> RunCo
       UserError: an unknown key, a wrong type, a value out of bounds or an impossible combination; it names the key.
     """
     if isinstance(config, ml_collections.ConfigDict):
-        values = config.to_dict()
+        values = _normalised(config.to_dict())
     elif isinstance(config, Mapping):
         try:
             values = _with_current_keys(config)
@@ -64,6 +69,15 @@ def parse_config(config: ml_collections.ConfigDict | Mapping[str, Any]) -> RunCo
     run = _build(RunConfig, values, "config")
     check_combinations(run)
     return run
+
+
+def _normalised(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a config file, with the default of `thoughts.normalised` that belongs to its weights."""
+    thoughts, model = values.get("thoughts"), values.get("model")
+    if isinstance(thoughts, dict) and thoughts.get("normalised", False) is None:
+        source = model.get("source") if isinstance(model, dict) else "scratch"
+        thoughts["normalised"] = normalised_thoughts(source, values.get("initialize_from"))
+    return values
 
 
 def unknown_setting(key: str) -> UserError:

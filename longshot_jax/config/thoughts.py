@@ -18,7 +18,8 @@ class NavigatorConfig:
     decoded to an embedding. `navigator_residual`: as `navigator`, plus the hidden state."""
     normalised: bool = False
     """Apply an RMS norm to thoughts, with an initial scale of the rms of the token embeddings; for `hidden`, a learned
-    projection comes first. Off is COCONUT: raw hidden states."""
+    projection comes first. Off is COCONUT: raw hidden states. A config file that does not set it normalises the
+    thoughts of loaded weights, or keeps what a run or export that it starts from was trained with."""
     reasoning_dim: Annotated[int, COUNT] = 256
     """R: dimensions of the reasoning space and of the memory bank."""
     memory_top: Annotated[int, NON_NEGATIVE] = 0

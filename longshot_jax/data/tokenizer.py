@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 START_LATENT, LATENT, END_LATENT = "<|start-latent|>", "<|latent|>", "<|end-latent|>"
 LATENT_TOKENS = (START_LATENT, LATENT, END_LATENT)
+# What each means in text: a new line, a pause, the mark before an answer.
+_MEANINGS = ("\n", "...", "###")
 _PAD, _END = "<|pad|>", "<|end-of-text|>"  # of tokenizers built here
 _RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>")  # Llama 3's spare rows
 _BYTES = 256
@@ -39,6 +41,8 @@ class Tokenizer:
         compare ids with `pad`.
       start_latent, latent, end_latent: COCONUT's tokens: the three lowest-numbered reserved tokens of a Llama 3
         tokenizer, so that the embedding needs no new rows; otherwise added tokens.
+      meanings: id of each latent token that the model has not trained -> id of a token that means it in text, from whose
+        embedding it starts. From a row that means nothing, an answer's marker is not predicted for dozens of updates.
       token_ids: ids for a model's config.json: those of the folder it came from, otherwise those of the tokenizer.
       vocabulary_size: embedding rows, rounded up to a multiple of `multiple`, so that the mesh divides them.
     """
@@ -56,7 +60,7 @@ class Tokenizer:
         self._files = TokenizerFiles.read(configs).ending_with(token_ids, self.ends[0])
         self.token_ids = token_ids | self._files.token_ids
         self.name = name
-        spellings = _latent_spellings(tokenizer, self.ends)
+        spellings, known = _latent_spellings(tokenizer, self.ends), set(tokenizer.get_vocab())
         tokenizer.add_tokens(list(spellings), special_tokens=True)  # known ones keep their ids
         vocabulary = tokenizer.get_vocab()
         check_new(vocabulary, spellings, name)
@@ -66,6 +70,12 @@ class Tokenizer:
             ours: theirs for ours, theirs in zip(LATENT_TOKENS, spellings, strict=True) if ours != theirs
         }
         self.start_latent, self.latent, self.end_latent = (int(vocabulary[word]) for word in spellings)
+        untrained = {word for word in spellings if word not in known or _RESERVED.fullmatch(word)}
+        self.meanings = {
+            int(vocabulary[word]): id
+            for word, text in zip(spellings, _MEANINGS, strict=True)
+            if word in untrained and (id := _last_id(tokenizer, text)) is not None
+        }
         self.end = self.ends[0]
         self.pad = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.vocabulary_size = -(-self._rows // multiple) * multiple
@@ -299,6 +309,15 @@ def _added_before(tokenizer: Any, text: str) -> list[int]:
     ids, alone = tokenizer.encode(text), tokenizer.encode(text, add_special_tokens=False)
     starts = range(len(ids) - len(alone) + 1)
     return ids[: next((at for at in starts if ids[at : at + len(alone)] == alone), 0)]
+
+
+def _last_id(tokenizer: Any, text: str) -> int | None:
+    """The last id of a text; None if the tokenizer cannot spell it."""
+    try:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+    except Exception:  # a word-level vocabulary
+        return None
+    return int(ids[-1]) if ids else None
 
 
 def _latent_spellings(tokenizer: Any, ends: Sequence[int]) -> tuple[str, ...]:

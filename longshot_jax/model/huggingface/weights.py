@@ -56,6 +56,7 @@ def load_weights(
     dtype: jax.typing.DTypeLike = jnp.float32,
     *,
     embedding_rows: int | None = None,
+    copied_rows: Mapping[int, int] | None = None,
     sharding: jax.sharding.Sharding | nnx.State[Any, Any] | None = None,
 ) -> nnx.State[Any, Any]:
     """The weights of a Hugging Face Llama, as the state of `Llama(config, weight_dtype=dtype)`.
@@ -69,6 +70,7 @@ def load_weights(
       config: result of `read_config(folder)`.
       dtype: dtype of the result, or int8 (see `model.quantization`); files may hold bfloat16, float16 or float32.
       embedding_rows: embedding rows (`vocab_size`) of the result, at least `config.vocab_size`, which is the default.
+      copied_rows: row of the embedding table (and of an untied head) -> stored row from which it starts instead.
       sharding: one for all weights, or a state of shardings with the structure of the result; None is the default
         device. Every process reads only the slices of its own devices.
 
@@ -95,7 +97,8 @@ def load_weights(
         checkpoint = StoredTensors(folder, stack)
         _account(checkpoint, config)
         for (path, leaf), target in zip(jax.tree.leaves_with_path(abstract), targets, strict=True):
-            loaded.append(_place(_blocks(checkpoint.tensor, path, leaf, matrices), leaf.shape, target))
+            read = _blocks(checkpoint.tensor, path, leaf, matrices, copied_rows or {})
+            loaded.append(_place(read, leaf.shape, target))
     return jax.tree.unflatten(jax.tree.structure(abstract), loaded)
 
 
@@ -199,12 +202,13 @@ def _blocks(
     path: tuple[Any, ...],
     weight: jax.ShapeDtypeStruct,
     matrices: Mapping[str, Matrix],
+    copied_rows: Mapping[int, int],
 ) -> Callable[[Sequence[slice]], np.ndarray]:
     """A function that reads any block of the weight at a path, and quantises it if the weight is quantised."""
     *above, name = [step.key for step in path if isinstance(step, jax.tree_util.DictKey)]
     of_scale, name = name.endswith("_scale"), name.removesuffix("_scale")
     if not of_scale and not is_quantised(weight.dtype):
-        return _reader(tensor_named, layout_of(path), weight)
+        return _reader(tensor_named, layout_of(path), weight, copied_rows)
     matrix = matrices[name]
     shape = (weight.shape[0], *matrix.inputs, *matrix.outputs)
     wide = jax.ShapeDtypeStruct(shape, np.float32)
@@ -213,7 +217,10 @@ def _blocks(
 
 
 def _reader(
-    tensor_named: Callable[[str], Any], layout: TensorLayout, weight: jax.ShapeDtypeStruct
+    tensor_named: Callable[[str], Any],
+    layout: TensorLayout,
+    weight: jax.ShapeDtypeStruct,
+    copied_rows: Mapping[int, int] | None = None,
 ) -> Callable[[Sequence[slice]], np.ndarray]:
     """A function that reads any block of a weight, in its dtype, from the weight's tensors."""
 
@@ -229,6 +236,9 @@ def _reader(
             into[: len(known)] = layout.from_tensor(tensor, shape, [known, columns])
         if len(known) < len(rows):
             into[len(known) :] = _mean_row(tensor, slice(columns.start, columns.stop))
+        for row, origin in (copied_rows or {}).items():
+            if row in rows:
+                into[row - rows.start] = layout.from_tensor(tensor, shape, [range(origin, origin + 1), columns])[0]
 
     def block(index: Sequence[slice]) -> np.ndarray:
         ranges = [range(*part.indices(size)) for part, size in zip(index, weight.shape, strict=True)]
