@@ -4,12 +4,9 @@ import argparse
 import ast
 import ctypes
 import difflib
-import importlib.util
 import os
-import re
 import sys
 import textwrap
-import traceback
 import typing
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,8 +18,9 @@ import ml_collections
 
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.bounds import MAX_INT
+from longshot_jax.config.config_file import load_config
 from longshot_jax.config.declarations import declared, declared_groups, flatten
-from longshot_jax.config.parse import RENAMED, unknown_setting
+from longshot_jax.config.parse import unknown_setting
 from longshot_jax.errors import UserError, first_line, shown
 from longshot_jax.files import local_path
 
@@ -97,36 +95,6 @@ def settings_help(group: str = "") -> str:
                 lines.append(f"  --config.{key}={setting.default!r}   ({setting.allowed})")
                 lines += textwrap.wrap(setting.meaning, 110, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
-
-
-def load_config(file: Path) -> ml_collections.ConfigDict:
-    """Returns `get_config()` of a config file; a missing or failing file, or another type, is a UserError."""
-    if not os.path.isfile(file):  # also false for a name that is too long
-        raise UserError(f"there is no config file {file}: give one from configs/, or your own.")
-    try:
-        spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except UserError:
-        raise
-    except Exception as error:  # the config file is the user's code
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
-        place = f", line {lines[-1]}" if lines else ""
-        text = f"{type(error).__name__} ({first_line(error)}){_new_name(error)}"
-        raise UserError(f"the config file {file}{place} raises {text}: fix it.") from None
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(f"get_config() of {file} returns a {type(config).__name__}: start from default_config().")
-    return config
-
-
-def _new_name(error: Exception) -> str:
-    """Advice for an error of a config file that reads a renamed key."""
-    names = re.findall(r"""['"](\w+)['"]""", str(error)) if isinstance(error, AttributeError | KeyError) else []
-    new = [key for old, key in RENAMED.items() if key and old.split(".")[-1] in names]
-    return f"; its new name is config.{new[0]}" if new else ""
 
 
 def _config_arguments(arguments: Sequence[str], options: Sequence[str]) -> tuple[Path, list[tuple[str, str]]]:

@@ -121,8 +121,9 @@ class LongShot:
           num_trajectories: 1 decodes greedily; more are sampled and fused. `own`: the model chooses the number, if PPO
             trained it to.
           return_all_trajectories: return a `Generation` instead of the text of the answer.
-          thoughts: number of thoughts. None: the stop head decides after PPO; otherwise the largest number of the
-            curriculum, and none for a model that was not trained here.
+          thoughts: number of thoughts, after which the answer follows at once. None: the stop head decides after PPO;
+            after a curriculum, the largest number of its stage, and then the remaining steps are written; none for a
+            model that was not trained here.
           answer_length: largest number of tokens of an answer; None is that of training.
           seed: seed of the samples.
           fusion: `vote` (ties by value), `weighted` (vote weighted by value), `best` (largest value), `attend` (decodes
@@ -151,9 +152,9 @@ class LongShot:
             raise UserError(f"fusion is {shown(fusion)}: it may be {', '.join(CHOOSING)}, attend or mean.")
         if not questions:
             return []
-        rule = self._rule(thoughts)
+        rule, steps_written = self._rule(thoughts)
         problems = [Problem(text, (), "?") for text in questions]
-        decoder = self._decoder(rule, answer_length)
+        decoder = self._decoder(rule, answer_length, steps_written)
         prompts = decoder.layout.prompts(problems)
         decoded = jax.device_get(
             decoder.decode(
@@ -212,7 +213,8 @@ class LongShot:
         Args:
           num_trajectories: N of the sampled accuracy and of every fusion.
           thoughts: a number, `fixed` (the largest of training), `steps` (`c_thought` per step of the problem), or `own`
-            (the stop head decides); None is as in training.
+            (the stop head decides), after which the answer follows at once. None is as in training: after PPO `own`,
+            after a supervised phase the thoughts of its stage with the remaining steps written, as evaluated there.
           batch_size: questions per batch; does not affect the results.
           seed: seed of the samples.
         """
@@ -221,9 +223,9 @@ class LongShot:
                 f"{len(problems)} problems in batches of {batch_size} with {num_trajectories} trajectories: there must "
                 "be at least one problem, a batch_size of 1 and 0 trajectories."
             )
-        rule, temperatures = self._rule(thoughts, known_steps=True), self.model.temperatures
+        (rule, steps_written), temperatures = self._rule(thoughts, known_steps=True), self.model.temperatures
         results = evaluate(
-            self._decoder(rule, None),
+            self._decoder(rule, None, steps_written),
             self.model.params,
             problems,
             rule,
@@ -242,6 +244,7 @@ class LongShot:
             "stop_temperature": float(temperatures.stop),
             "token_temperature": float(temperatures.token),
             "thoughts": vars(rule),
+            "steps_written": steps_written,
             **self.model.source,
         }
         return results
@@ -295,8 +298,8 @@ class LongShot:
             raise UserError("this model has no tokenizer, so it reads no text: put one into its folder.")
         return self.model.layout
 
-    def _rule(self, thoughts: str | int | None, known_steps: bool = False) -> ThoughtRule:
-        """The requested number of thoughts, or that of training."""
+    def _rule(self, thoughts: str | int | None, known_steps: bool = False) -> tuple[ThoughtRule, bool]:
+        """The requested number of thoughts, or that of training, and whether steps may be written after them."""
         trained = self.model.rule
         if isinstance(thoughts, int):
             if thoughts < 0:
@@ -304,17 +307,20 @@ class LongShot:
             trained_here = self.model.source["mode"] != "plain"
             if thoughts and trained_here and not has_thoughts(self._layout().mode):
                 raise UserError(f"a model of mode {self._layout().mode!r} has no thoughts: leave their number out.")
-            return ThoughtRule("fixed", thoughts)
+            return ThoughtRule("fixed", thoughts), False
         if thoughts in ("own", "steps", "fixed"):
-            return replace(trained, kind=thoughts)
+            return replace(trained, kind=thoughts), False
         if thoughts is not None:
             raise UserError(f"thoughts is {shown(thoughts)}: it must be a number, 'own', 'steps' or 'fixed'.")
+        if self.model.stage_rule is not None:
+            trained = self.model.stage_rule
         # The number of steps of a bare question is unknown.
-        return trained if known_steps or trained.kind != "steps" else replace(trained, kind="fixed")
+        rule = trained if known_steps or trained.kind != "steps" else replace(trained, kind="fixed")
+        return rule, self.model.stage_rule is not None
 
-    def _decoder(self, rule: ThoughtRule, answer_length: int | None) -> Decoder:
+    def _decoder(self, rule: ThoughtRule, answer_length: int | None, steps_written: bool = False) -> Decoder:
         """Caches decoders, to reuse their compiled programs."""
-        layout = self._layout()
+        layout = replace(self._layout(), steps_written=steps_written)
         if rule.max_thoughts and self.model.source["mode"] == "plain":
             layout = replace(layout, mode="coconut")
         slots = max(self.model.max_thoughts, rule.max_thoughts) if rule.max_thoughts else 0

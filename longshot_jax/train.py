@@ -35,7 +35,6 @@ from longshot_jax.training.tensorboard import RunWriter
 # Settings that a continued run may change: they affect neither parameters nor the content of a checkpoint.
 _MAY_CHANGE = ("evaluation", "checkpoint", "mesh")
 _BEST = "final/best_accuracy"
-_LOOPS = {"curriculum": CurriculumLoop, "ppo": PPOLoop}
 
 
 @dataclass(frozen=True)
@@ -96,16 +95,17 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
             context.best = tuple(metadata["best"]) if metadata["best"] else None
             first = run.phases.index(metadata["phase"])
         # Create all loops first, since they check the settings of their phases.
-        loops = [_LOOPS[phase](context) for phase in run.phases[first:]]
+        loops = [PPOLoop(context) if phase == "ppo" else CurriculumLoop(context, phase) for phase in run.phases[first:]]
         params = None
         if metadata is None:
             rows = copied_rows(folder, tokenizer)
             params = build_reasoner(run, abstract, folder, rows)
             context.frozen_source = frozen_source(run, folder, params, rows)
         step = 0
-        while loops:
+        for phase in run.phases[first:]:
             params, step = loops.pop(0).run(params, metadata, step)
-            metadata = None
+            metadata, reached = None, context.finished[phase]
+            _note(f"{phase}: accuracy {reached['accuracy']:.1%} after {reached['updates']:,} updates", stream)
         checkpoints.wait()
         checkpoints.remove_surplus()
         best_accuracy = context.best[0] if context.best else None

@@ -13,9 +13,9 @@ Exit code 0 if the run fits with a tenth of the memory to spare, 1 if it does no
     fits          whether every program leaves a tenth of each device's memory free
     devices       number of devices       accelerator   kind of device        mesh   devices along each axis
     parameters    of the whole model      peak, budget  bytes on one device: peak use, and allowed use
-    phases        for each of `curriculum` and `ppo` in the run:
+    phases        for each of `text`, `curriculum` and `ppo` in the run:
       batch_key, batch, largest_batch     the setting of the batch size, its value, and the largest that fits
-      programs    for each of `rollout`, `update` and `curriculum_update`:
+      programs    for each of `rollout`, `update`, `text_update` and `curriculum_update`:
         memory    bytes on one device: weights (the parameters), optimizer, reference, memory_bank, gradients, caches,
                   batch, activations. peak: their sum
         flops     of matrix products in one call, over all devices

@@ -16,7 +16,6 @@ from longshot_jax.data.grading import same_answer
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
 from longshot_jax.data.tokenizer import Tokenizer
-from longshot_jax.errors import UserError
 from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
 from longshot_jax.evaluation.decoder import Decoder, full_batches
@@ -243,10 +242,10 @@ def test_rules_of_runs():
     assert rule_after(RunConfig(ppo=PPOConfig(min_thoughts=2)), "ppo") == ThoughtRule("own", 6, 2)
 
 
-def test_steps_are_needed_where_they_set_the_number_of_thoughts(decoder):
-    with pytest.raises(UserError, match="has no written steps"):
-        evaluate(decoder, (PARAMS,), [Problem("a=1 a?", (), "1")], STEPS)
-    assert ThoughtRule("steps", 3, per_step=2).bounds([Problem("q", ("1", "2"), "2")])[1].tolist() == [3]
+def test_a_question_without_steps_has_the_most_thoughts_that_its_stage_knows():
+    problems = [Problem("q", ("1", "2"), "2"), Problem("q", (), "2"), Problem("q", ("1",), "2")]
+    assert ThoughtRule("steps", 3, per_step=2).bounds(problems)[1].tolist() == [3, 3, 2]
+    assert ThoughtRule("steps", 3, per_step=1).bounds(problems)[0].tolist() == [2, 3, 1]
 
 
 def test_choosing_takes_equal_numbers_as_one_answer_and_breaks_ties_by_value():

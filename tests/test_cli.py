@@ -191,6 +191,22 @@ def _refused_without_file() -> str:
     return str(error.value)
 
 
+def test_a_config_file_extends_another_beside_it_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "base.py").write_text(HEAD + "    config.seed = 7\n    return config\n")
+    derived = tmp_path / "derived.py"
+    derived.write_text(
+        "from longshot_jax.config import extend\n\n\ndef get_config():\n    config = extend('base.py')\n"
+        "    config.ppo.iterations = 3\n    return config\n"
+    )
+    monkeypatch.chdir("/")
+    config = load_config(derived)
+    assert (config.seed, config.ppo.iterations) == (7, 3)
+    (tmp_path / "base.py").unlink()
+    assert (
+        refusal(config=derived) == f"there is no config file {tmp_path}/base.py: give one from configs/, or your own."
+    )
+
+
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize(
     ("text", "sentence"),

@@ -56,7 +56,7 @@ def test_thoughts_of_loaded_weights_are_normalised_unless_a_setting_or_an_earlie
         ({"ppo": {"thought_std": 0.1}}, r"config\.ppo\.thought_std .*must be a tuple"),
         ({"data": {"operations": ("one",)}}, r"config\.data\.operations is 'one'"),
         ({"markers": "none"}, r"config\.markers is 'none': it must be one of coconut, answer"),
-        ({"phases": ("sft",)}, r"config\.phases is 'sft': it must be one of curriculum, ppo"),
+        ({"phases": ("sft",)}, r"config\.phases is 'sft': it must be one of text, curriculum, ppo"),
         ({"ppo": {"questions": 30, "minibatches": 4}}, r"config\.ppo\.questions 30 is not a multiple"),
         ({"ppo": {"min_thoughts": 7}}, r"config\.ppo\.min_thoughts 7 is more than config\.ppo\.max_thoughts 6"),
         ({"ppo": {"target_iterations": 1}}, r"target_iterations needs the numbers to draw from: set config\.ppo\.target_thoughts"),

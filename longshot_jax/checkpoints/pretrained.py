@@ -27,7 +27,7 @@ from longshot_jax.model.storage import as_used, float_dtype, merge_states
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Params, make_reasoner
 from longshot_jax.thoughts.rollout import Temperatures, make_temperatures
-from longshot_jax.thoughts.stopping import ThoughtRule, rule_after
+from longshot_jax.thoughts.stopping import ThoughtRule, rule_after, rule_of_stage
 
 _PLAIN_ANSWER_LENGTH = 64  # for a Llama that this package did not train
 _PROMPT_BUCKET = 32
@@ -41,7 +41,9 @@ class Pretrained:
       graphdef, params: `nnx.merge(graphdef, *params)` is the `Reasoner`.
       layout: layout of prompts and answers; None without a tokenizer.
       max_thoughts, answer_length: T, and A in tokens.
-      source: for reports: step and phase of the checkpoint, seed, mode and feedback of its run.
+      source: for reports: step, phase and stage of the checkpoint, seed, mode and feedback of its run.
+      stage_rule: number of thoughts at the stage of a supervised phase that the checkpoint was in, after which the
+        remaining steps are written; None after PPO and for a plain Llama, which answer at once by `rule`.
       sigma: standard deviation of sampled thoughts, relative to the rms of thoughts.
       temperatures, coupling: temperatures and noise coupling of sampled trajectories.
       max_trajectories: largest number of trajectories that the count head chooses; 0 without a count head.
@@ -60,6 +62,7 @@ class Pretrained:
     memory: MemoryBank | None = None
     max_trajectories: int = 0
     coupling: Coupling = "independent"
+    stage_rule: ThoughtRule | None = None
 
 
 def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = None) -> Pretrained:
@@ -134,11 +137,13 @@ def _trained(
         source={
             "step": sidecar.step,
             "phase": phase,
+            "stage": sidecar.stage,
             "run_seed": run.seed,
             "mode": run.curriculum.mode,
             "feedback": run.thoughts.feedback,
         },
         memory=sidecar.memory,
+        stage_rule=None if sidecar.stage is None else rule_of_stage(run.supervised(phase), sidecar.stage),
     )
     if phase != "ppo":
         return model

@@ -75,7 +75,10 @@ class SavedReasoner:
                 rms = float(checkpoints.restore_partial(scalar, "thought_rms", self.which)[0])
             if memory is not None:
                 memory, _ = checkpoints.restore_partial(memory, "memory", self.which)
-        return Sidecar(run, phase, self.metadata["step"], rms, memory, params["navigator"])
+        stage = (
+            None if phase == "ppo" else run.supervised(phase).stages[self.metadata.get("progress", {}).get("stage", -1)]
+        )
+        return Sidecar(run, phase, self.metadata["step"], rms, memory, params["navigator"], stage)
 
     def params(self, mesh: Mesh | None = None) -> nnx.State:
         """The reasoner's parameters, or `backbone` alone, as stored, on the devices of `mesh` or on the host.

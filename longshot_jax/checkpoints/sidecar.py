@@ -8,7 +8,7 @@ as `transformers`, ignore the file.
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from longshot_jax.checkpoints.named_arrays import current_name, named_arrays
 from longshot_jax.config import RunConfig, parse_config
+from longshot_jax.config.run import Phase
 from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.errors import UserError, first_line
 from longshot_jax.model.huggingface.weights import METADATA
@@ -33,7 +34,8 @@ _SETTINGS = "trained"
 class Sidecar:
     """How a reasoner was trained, and its parts besides the backbone.
 
-    `thought_rms` is the rms of noise-free thoughts at the start of PPO, and 1 before PPO.
+    `thought_rms` is the rms of noise-free thoughts at the start of PPO, and 1 before PPO. `stage` is that of a supervised
+    phase at the checkpoint; None after PPO.
     """
 
     run: RunConfig
@@ -42,13 +44,14 @@ class Sidecar:
     thought_rms: float
     memory: MemoryBank | None
     navigator: nnx.State
+    stage: int | None = None
 
     def write(self, folder: Path) -> None:
         """Writes the file `FILE` into `folder`."""
         rms = jnp.asarray(self.thought_rms, jnp.float32)
         parts = {"navigator": self.navigator, "memory": self.memory, "thought_rms": rms}
         arrays = {name: np.asarray(leaf) for name, leaf in _named(parts).items()}
-        trained = {"config": asdict(self.run), "phase": self.phase, "step": self.step}
+        trained = {"config": asdict(self.run), "phase": self.phase, "step": self.step, "stage": self.stage}
         save_file(arrays, folder / FILE, METADATA | {_SETTINGS: json.dumps(trained)})
 
 
@@ -70,10 +73,14 @@ def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:
                 trained["step"],
                 parse_config(trained["config"]),
             )
-            if phase not in ("curriculum", "ppo"):
+            if phase not in get_args(Phase):
                 raise ValueError(f"its phase is {str(phase)[:40]!r}")
             if type(step) is not int or step < 0:
                 raise ValueError(f"its step is {str(step)[:40]!r}")
+            # Older exports do not say which stage of the curriculum was the last one trained.
+            stage = None if phase == "ppo" else trained.get("stage", run.supervised(phase).stages[-1])
+            if stage is not None and (type(stage) is not int or stage < 0):
+                raise ValueError(f"its stage is {str(stage)[:40]!r}")
     except KeyError as error:
         raise _damaged(file, f"its metadata lack {error}") from None
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError, UserError) as error:
@@ -93,7 +100,7 @@ def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:
                 "belongs to another model."
             )
     parts = jax.tree.unflatten(jax.tree.structure(template), [jnp.asarray(arrays[name]) for name in wanted])
-    return Sidecar(run, phase, step, float(parts["thought_rms"]), parts["memory"], parts["navigator"])
+    return Sidecar(run, phase, step, float(parts["thought_rms"]), parts["memory"], parts["navigator"], stage)
 
 
 def _form(leaf: Any) -> str:
@@ -107,7 +114,7 @@ def _damaged(file: Path, reason: str) -> UserError:
 def exported_run(run: RunConfig, dtype: str) -> RunConfig:
     """Settings of an exported run: a plain backbone, stored and computed in `dtype`."""
     model = replace(run.model, weight_dtype=dtype, compute_dtype=dtype)
-    whole = {name: replace(getattr(run, name), trainable="all") for name in ("curriculum", "ppo")}
+    whole = {name: replace(getattr(run, name), trainable="all") for name in get_args(Phase)}
     return replace(run, model=model, **whole)
 
 

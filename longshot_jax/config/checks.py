@@ -1,6 +1,7 @@
 """Combinations of settings that cannot work; each is an error before anything is computed."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from longshot_jax.config.bounds import MAX_INT
 from longshot_jax.config.run import RunConfig
@@ -9,16 +10,30 @@ from longshot_jax.errors import UserError, shown
 
 def check_combinations(run: RunConfig) -> None:
     """Raises a UserError for the first combination of settings that cannot work."""
-    for faults in (_phases, _sizes, _data, _curriculum, _ppo, _schedules, _kl, _thoughts, _trajectories, _coupling):
+    for faults in (
+        _phases,
+        _sizes,
+        _data,
+        _text,
+        _curriculum,
+        _ppo,
+        _schedules,
+        _kl,
+        _thoughts,
+        _trajectories,
+        _coupling,
+    ):
         for message in faults(run):
             raise UserError(message)
 
 
 def _phases(run: RunConfig) -> Iterator[str]:
     if not run.phases:
-        yield "config.phases is empty: it must name 'curriculum', 'ppo' or both."
+        yield "config.phases is empty: it must name 'text', 'curriculum', 'ppo' or several of them."
     if len(set(run.phases)) < len(run.phases):
         yield f"config.phases {shown(run.phases)} names a phase twice: each can run once."
+    if "text" in run.phases[1:]:
+        yield f"config.phases {shown(run.phases)} teaches written steps after thoughts: name 'text' first."
     for phase in run.phases:
         if run.model.weight_dtype != "float32" and run.trainable(phase) == "all":
             yield (
@@ -66,6 +81,20 @@ def _data(run: RunConfig) -> Iterator[str]:
         )
 
 
+def _text(run: RunConfig) -> Iterator[str]:
+    if "text" in run.phases and run.text.trainable == "navigator":
+        yield "config.text.trainable 'navigator' has nothing to train, because text has no thoughts: take 'all' or 'lora'."
+    yield from _micro_batches("text", run.text)
+
+
+def _micro_batches(phase: str, config: Any) -> Iterator[str]:
+    if config.micro_batch_size and config.batch_size % config.micro_batch_size:
+        yield (
+            f"config.{phase}.batch_size {config.batch_size} is not a multiple of config.{phase}.micro_batch_size "
+            f"{config.micro_batch_size}."
+        )
+
+
 def _curriculum(run: RunConfig) -> Iterator[str]:
     config, thoughts, guidance = run.curriculum, run.thoughts, run.curriculum.guidance
     runs = "curriculum" in run.phases
@@ -98,15 +127,14 @@ def _curriculum(run: RunConfig) -> Iterator[str]:
             "config.curriculum.dropout applies to thoughts in sequence, and config.curriculum.guidance.jacobi computes "
             "all at once: set one of them to 0."
         )
-    if config.micro_batch_size and config.batch_size % config.micro_batch_size:
-        yield (
-            f"config.curriculum.batch_size {config.batch_size} is not a multiple of config.curriculum.micro_batch_size "
-            f"{config.micro_batch_size}."
-        )
+    yield from _micro_batches("curriculum", config)
 
 
 def _ppo(run: RunConfig) -> Iterator[str]:
     ppo, mode = run.ppo, run.curriculum.mode
+    terms = {name: weight for name, weight in vars(ppo.rewards).items() if "target_thoughts" not in name}
+    if "ppo" in run.phases and not any(terms[name] for name in terms if not name.endswith(("_range", "_above"))):
+        yield "config.ppo.rewards are all 0, and 'ppo' in config.phases learns from rewards alone: set config.ppo.rewards.correct."
     in_text = mode in ("cot", "no_cot") and not ppo.max_thoughts
     if "ppo" in run.phases and mode != "coconut" and not in_text:
         yield (

@@ -1,4 +1,4 @@
-"""Settings of the curriculum phase."""
+"""Settings of the supervised phases: text, and the curriculum of thoughts."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -82,3 +82,41 @@ class CurriculumConfig:
     def max_thoughts(self) -> int:
         """T: thought slots of all stages."""
         return self.c_thought * self.max_latent_stage if has_thoughts(self.mode) else 0
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The phase `text`: all steps and the answer written, as in stage 0 of the curriculum."""
+
+    trainable: Trainable = "all"
+    """Parameters to train: `all`, or adapters (`lora`)."""
+    epochs: Annotated[int, COUNT] = 1
+    """Passes over the data."""
+    max_steps: Annotated[int, NON_NEGATIVE] = 0
+    """Largest number of updates; 0 is unlimited."""
+    final_loss: Annotated[float, NON_NEGATIVE] = 0.0
+    """End the phase once its running loss is below this, in nats per token; 0: never."""
+    batch_size: Annotated[int, COUNT] = 128
+    """Problems per update."""
+    micro_batch_size: Annotated[int, NON_NEGATIVE] = 0
+    """Problems per forward pass; 0: the whole batch."""
+    max_skipped: Annotated[int, COUNT] = 10
+    """Consecutive updates with a non-finite loss or gradient after which the run ends."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    @property
+    def as_curriculum(self) -> CurriculumConfig:
+        """The curriculum that this phase is."""
+        return CurriculumConfig(
+            mode="cot",
+            trainable=self.trainable,
+            stages=(0,),
+            max_latent_stage=0,
+            epochs_per_stage=self.epochs,
+            max_steps_per_stage=self.max_steps,
+            last_stage_loss=self.final_loss,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            max_skipped=self.max_skipped,
+            optimizer=self.optimizer,
+        )

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from longshot_jax.config.bounds import COUNT, NON_NEGATIVE, SEED
-from longshot_jax.config.curriculum import CurriculumConfig, Trainable
+from longshot_jax.config.curriculum import CurriculumConfig, TextConfig, Trainable
 from longshot_jax.config.model import LoraConfig, MeshConfig, ModelConfig
 from longshot_jax.config.ppo import PPOConfig
 from longshot_jax.config.thoughts import NavigatorConfig
 
-Phase = Literal["curriculum", "ppo"]
+Phase = Literal["text", "curriculum", "ppo"]
 Markers = Literal["coconut", "answer"]
 
 
@@ -83,7 +83,7 @@ class RunConfig:
     seed: Annotated[int, SEED] = 0
     """Seed of parameters, data order and sampling."""
     phases: tuple[Phase, ...] = ("curriculum", "ppo")
-    """Phases in order."""
+    """Phases in order: `text` (written steps), `curriculum` (thoughts in their place), `ppo` (rewards)."""
     initialize_from: str = ""
     """Run folder with the initial parameters (its best checkpoint); empty: `model.source`."""
     markers: Markers = "coconut"
@@ -92,6 +92,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     thoughts: NavigatorConfig = field(default_factory=NavigatorConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -100,7 +101,11 @@ class RunConfig:
 
     def trainable(self, phase: str) -> Trainable:
         """What a phase trains: `all`, `navigator` or `lora`."""
-        return self.ppo.trainable if phase == "ppo" else self.curriculum.trainable
+        return self.ppo.trainable if phase == "ppo" else self.supervised(phase).trainable
+
+    def supervised(self, phase: str) -> CurriculumConfig:
+        """Settings of a supervised phase, `text` or `curriculum`."""
+        return self.text.as_curriculum if phase == "text" else self.curriculum
 
     @property
     def lora(self) -> LoraConfig | None:
@@ -110,7 +115,7 @@ class RunConfig:
     @property
     def max_thoughts(self) -> int:
         """T: largest number of thoughts of any phase."""
-        phases = {"curriculum": self.curriculum.max_thoughts, "ppo": self.ppo.max_thoughts}
+        phases = {"text": 0, "curriculum": self.curriculum.max_thoughts, "ppo": self.ppo.max_thoughts}
         return max((phases[phase] for phase in self.phases), default=0)
 
     @property

@@ -1,4 +1,4 @@
-"""The curriculum phase of a run: supervised updates, stage by stage."""
+"""The supervised phases of a run, `text` and `curriculum`: updates, stage by stage."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,20 +58,20 @@ def steps_per_stage(config: CurriculumConfig, steps_per_epoch: int) -> int:
 
 
 class CurriculumLoop:
-    """Runs the curriculum from its start or from a checkpoint."""
+    """Runs a supervised phase, `text` or `curriculum`, from its start or from a checkpoint."""
 
-    def __init__(self, context: RunContext):
-        run, self.context, self.config = context.run, context, context.run.curriculum
-        config = self.config
+    def __init__(self, context: RunContext, phase: str = "curriculum"):
+        run, self.context, self.phase = context.run, context, phase
+        config = self.config = run.supervised(phase)
         train = context.problems.train
         self.problems = problem_batches(train, config.batch_size, run.seed)
         self.limit = steps_per_stage(config, batches_per_epoch(train, config.batch_size))
         self.evaluation = context.validation(
             config.max_thoughts, answer_length=run.data.answer_length, steps_written=True
         )
-        self.ranked = run.phases[-1] == "curriculum"
+        self.ranked = run.phases[-1] == phase
         self.programs = CurriculumPrograms(
-            run, context.abstract, context.mesh, context.layout.tokenizer.latent, self.limit
+            run, context.abstract, context.mesh, context.layout.tokenizer.latent, self.limit, phase
         )
 
     def make_batch(self, stage: int, number: int, problems: list[Problem]) -> CurriculumBatch:
@@ -107,19 +107,21 @@ class CurriculumLoop:
         config, context = self.config, self.context
         stage, is_last = config.stages[at.stage], at.stage == len(config.stages) - 1
         threshold = config.last_stage_loss if is_last else config.stage_loss
-        rule = rule_of_stage(context.run, stage, self.evaluation.problems)
+        rule = rule_of_stage(config, stage)
         every, save_every = context.run.evaluation.every, context.run.checkpoint.every
 
         def save(metric: float | None) -> None:
             at.seconds = context.seconds - before
-            context.save(step, state, "curriculum", vars(at), metric)
+            context.save(step, state, self.phase, vars(at), metric)
 
         with (
             prefetched(
                 self.problems.map_with_index(lambda number, problems: self.make_batch(stage, number, problems)),
                 at.batch,
             ) as batches,
-            context.progress(f"curriculum stage {stage}", self.limit, at.step, "update") as progress,
+            context.progress(
+                "text" if self.phase == "text" else f"curriculum stage {stage}", self.limit, at.step, "update"
+            ) as progress,
         ):
             accuracy = None  # None unless measured after the last update
             while at.step < self.limit and not self._has_learned(at, threshold):
@@ -151,7 +153,7 @@ class CurriculumLoop:
         at.finished = True
         step += 1  # a separate checkpoint, even if one was just written
         at.seconds = context.seconds - before
-        context.finished["curriculum"] = {
+        context.finished[self.phase] = {
             "updates": at.batch,
             "sequences": at.batch * config.batch_size,
             "seconds": at.seconds,
@@ -172,15 +174,15 @@ class CurriculumLoop:
         at.count_loss(metrics["loss"])
         self.context.writer.scalars(
             step,
-            {f"curriculum/{name}": value for name, value in metrics.items()}
-            | {"curriculum/stage": self.config.stages[at.stage]},
+            {f"{self.phase}/{name}": value for name, value in metrics.items()}
+            | {f"{self.phase}/stage": self.config.stages[at.stage]},
         )
         shown = {"loss": metrics["loss"], "token_accuracy": metrics["token_accuracy"]}
         if metrics["skipped"]:
             shown["skipped"] = int(metrics["skipped"])
         at.figures.update(shown)
         self.context.check_skipped(
-            metrics["skipped_in_a_row"], self.config.max_skipped, "config.curriculum.max_skipped"
+            metrics["skipped_in_a_row"], self.config.max_skipped, f"config.{self.phase}.max_skipped"
         )
 
     def _evaluate(self, state: TrainState, rule: Any, at: Position, step: int) -> float:

@@ -93,12 +93,21 @@ class CurriculumPrograms:
       run, abstract, mesh: settings, structure and shapes of the reasoner, device mesh.
       latent_token: fills thought slots in `pause` mode and initializes them for `jacobi`.
       limit: length of the learning rate schedule in updates.
+      phase: `text` or `curriculum`.
     """
 
-    def __init__(self, run: RunConfig, abstract: AbstractReasoner, mesh: Mesh, latent_token: int, limit: int):
-        config = run.curriculum
+    def __init__(
+        self,
+        run: RunConfig,
+        abstract: AbstractReasoner,
+        mesh: Mesh,
+        latent_token: int,
+        limit: int,
+        phase: str = "curriculum",
+    ):
+        config = run.supervised(phase)
         micro = config.micro_batch_size or config.batch_size
-        check_divides(micro, "config.curriculum.batch_size (or micro_batch_size)", mesh)
+        check_divides(micro, f"config.{phase}.batch_size (or micro_batch_size)", mesh)
         optimizer = make_optimizer(config.optimizer, limit)
         key = jax.random.fold_in(jax.random.key(run.seed), 1)
 

@@ -32,6 +32,7 @@ class Layout:
       bucket: each batch of prompts is padded to the next multiple of this, which bounds the number of compiled shapes;
         0 pads to `prompt_length`.
       instruction: a line after every question; may be empty.
+      steps_written: whether the model may write steps between its thoughts and its answer, as in the supervised phases.
     """
 
     tokenizer: Tokenizer
@@ -40,6 +41,7 @@ class Layout:
     prompt_length: int
     bucket: int = 0
     instruction: str = ""
+    steps_written: bool = False
 
     @property
     def closing(self) -> tuple[int, ...]:
@@ -51,8 +53,10 @@ class Layout:
         """Tokens forced between the last thought and a generated answer, so that no text steps are generated.
 
         With COCONUT's markers they end in `###`; otherwise an instruct model, or one that stops before its steps are
-        done, would reason in text.
+        done, would reason in text. Where steps may be written, only what stands before them is forced.
         """
+        if self.steps_written:
+            return self.closing
         if self.markers == "coconut":
             return (*self.closing, *self.tokenizer.encode(_ANSWER_MARK)) if self.closing else ()
         return () if self.mode == "cot" else (self.tokenizer.end_latent,)

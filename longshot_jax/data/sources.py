@@ -1,6 +1,7 @@
 """The problems, tokenizer and layout of a run's settings, and the check that problems fit."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -191,6 +192,13 @@ def check_problems(run: RunConfig, layout: Layout, problems: Problems) -> Proble
     stories) is replaced by the next of its stream that does, so that it cannot end a run.
     """
     data = run.data
+    needy = [phase for phase in run.phases if phase != "ppo" and run.supervised(phase).mode != "no_cot"]
+    some = islice(problems.train, _FIRST_CHECKED if data.train in GENERATORS else None)
+    if needy and not any(problem.steps for problem in some):
+        raise UserError(
+            f"no problem of {data.train} has written steps, from which {needy[0]!r} in config.phases learns: give "
+            "config.data.train with steps, or leave the phase out."
+        )
     return Problems(
         _checked(run, layout, problems.train, data.train, counted=bool(data.validation) and not data.remove_overlap),
         _checked(run, layout, problems.validation, data.validation or data.train, counted=bool(data.validation)),
@@ -233,19 +241,27 @@ class _Check:
         layout.tokenizer.check_spelling(problem.answer)
         if len(problem.question.encode()) + self.overhead > run.data.prompt_length:
             layout.question(problem)
-        if "curriculum" in run.phases:
+        if supervised := [run.supervised(phase) for phase in run.phases if phase != "ppo"]:
             for step in problem.steps:
                 layout.tokenizer.check_spelling(step)
             most = sum(len(step.encode()) + 1 for step in problem.steps) + len(problem.answer.encode()) + 8
             if most > run.data.answer_length:
-                self._check_written(problem)
+                for config in supervised:
+                    self._check_written(problem, config)
         if "ppo" in run.phases and len(problem.answer.encode()) + 8 > self.sampled_length:
             self._check_sampled(problem)
 
-    def _check_written(self, problem: Problem) -> None:
-        """Checks steps and answer at the stage that writes most steps."""
-        config, layout, limit = self.run.curriculum, self.layout, self.run.data.answer_length
+    def _check_written(self, problem: Problem, config: CurriculumConfig) -> None:
+        """Checks steps and answer at the stage that writes most steps, and the steps that guidance reads."""
+        layout, limit = self.layout, self.run.data.answer_length
         steps = () if config.mode == "no_cot" else problem.steps[_always_replaced(config) :]
+        if config.guidance.reads_steps:
+            longest = max((len(layout.step(step)) for step in problem.steps), default=0)
+            if longest > limit:
+                raise UserError(
+                    f"a step has {longest} tokens but config.data.answer_length is {limit}: raise it, or set "
+                    "config.curriculum.guidance to its defaults."
+                )
         tokens = len(layout.closing) + sum(len(layout.step(step)) for step in steps) + len(layout.answer(problem))
         if tokens > limit:
             raise UserError(

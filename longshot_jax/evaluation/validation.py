@@ -1,7 +1,7 @@
 """Greedy accuracy on validation questions during training, decoded from the thoughts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -22,15 +22,6 @@ from longshot_jax.thoughts.reasoner import Params
 from longshot_jax.thoughts.stopping import ThoughtRule
 
 _SHOWN = 8  # questions in the table of the lens
-
-
-@dataclass(frozen=True)
-class _StepsWritten(Layout):
-    """The layout for a model that may write steps between its thoughts and its answer."""
-
-    @property
-    def opening(self) -> tuple[int, ...]:
-        return self.closing
 
 
 class Validation:
@@ -58,8 +49,7 @@ class Validation:
         # Batches are divided among the devices; padding rows are not counted.
         parts = batch_parts(mesh)
         self._batch_size = -(-min(settings.batch_size, count) // parts) * parts
-        if steps_written:
-            layout = _StepsWritten(**vars(layout))
+        layout = replace(layout, steps_written=steps_written)
         self._lens = Lens(graphdef, layout.tokenizer)
         self._decoder = Decoder(graphdef, layout, max_thoughts, answer_length, mesh=mesh, decoding=decoding)
 

@@ -113,6 +113,8 @@ def evaluate_run(
     from longshot_jax import LongShot
 
     model = LongShot.from_pretrained(run)
+    if thoughts is None and model.model.stage_rule is not None:
+        thoughts = "steps"  # a thought per step and no written one, also where the curriculum ended before all stages
     by_operations = {}
     for operations in OPERATIONS:
         problems = load_problems(str(test_file(tests, operations)))

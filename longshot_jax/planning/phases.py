@@ -55,7 +55,7 @@ class Phase:
     """One phase of a run.
 
     Attributes:
-      name: `curriculum` or `ppo`.
+      name: `text`, `curriculum` or `ppo`.
       batch_key: the setting of the number of problems per batch. batch: its value, a multiple of `batch_step`.
       programs: in the order in which they run.
     """
@@ -69,16 +69,16 @@ class Phase:
 
 def make_phase(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) -> Phase:
     """A phase as training compiles it; a UserError if the mesh does not divide the batch or the model."""
-    return (_ppo if name == "ppo" else _curriculum)(run, backbone, mesh)
+    return _ppo(run, backbone, mesh) if name == "ppo" else _supervised(run, name, backbone, mesh)
 
 
 def with_batch(run: RunConfig, name: str, batch: int) -> RunConfig:
     """The run with another number of problems per batch and the same number of micro-batches."""
     if name == "ppo":
         return replace(run, ppo=replace(run.ppo, questions=batch))
-    config = run.curriculum
+    config = getattr(run, name)
     micro = config.micro_batch_size and batch * config.micro_batch_size // config.batch_size
-    return replace(run, curriculum=replace(config, batch_size=batch, micro_batch_size=micro))
+    return replace(run, **{name: replace(config, batch_size=batch, micro_batch_size=micro)})
 
 
 def share_of_one_device(run: RunConfig, phase: Phase, backbone: LlamaConfig, mesh: Mesh) -> Phase:
@@ -144,9 +144,10 @@ def _ppo(run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> Phase:
     )
 
 
-def _curriculum(run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> Phase:
-    config, data, place = run.curriculum, run.data, partial(_placed, mesh)
-    programs = CurriculumPrograms(run, AbstractReasoner.of(run, backbone, mesh), mesh, _SOME_TOKEN, limit=1)
+def _supervised(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) -> Phase:
+    config, data, place = run.supervised(name), run.data, partial(_placed, mesh)
+    abstract = AbstractReasoner.of(run, backbone, mesh)
+    programs = CurriculumPrograms(run, abstract, mesh, _SOME_TOKEN, limit=1, phase=name)
     rows = config.batch_size
     prompt, answer = (rows, data.prompt_length), (rows, data.answer_length)
     batch = CurriculumBatch(
@@ -160,13 +161,13 @@ def _curriculum(run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> Phase:
     micro = config.micro_batch_size or rows
     positions = data.prompt_length + config.max_thoughts + data.answer_length - 1
     return Phase(
-        "curriculum",
-        "config.curriculum.batch_size",
+        name,
+        f"config.{name}.batch_size",
         rows,
         rows // micro * batch_parts(mesh),
         (
             Program(
-                "curriculum update",
+                f"{name} update",
                 programs.update,
                 (programs.template, batch),
                 updates=1,

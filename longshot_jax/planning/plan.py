@@ -137,7 +137,7 @@ def make_plan(
     mesh_size = run.mesh.data * run.mesh.fsdp * run.mesh.tensor
     devices = mesh_size if devices is None else devices
     if not run.phases:
-        raise UserError("config.phases is empty: name 'curriculum', 'ppo' or both.")
+        raise UserError("config.phases is empty: name 'text', 'curriculum', 'ppo' or several of them.")
     if mesh_size < devices:
         shown = " x ".join(f"{axis} {getattr(run.mesh, axis)}" for axis in AXES)
         grown = f" or config.mesh.fsdp {run.mesh.fsdp * devices // mesh_size}" if devices % mesh_size == 0 else ""

@@ -14,9 +14,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from longshot_jax.config import RunConfig
-from longshot_jax.config.curriculum import has_thoughts
+from longshot_jax.config.curriculum import CurriculumConfig, has_thoughts
 from longshot_jax.data.problems import Problem
-from longshot_jax.errors import UserError
 from longshot_jax.thoughts.navigator import Navigator
 
 
@@ -26,7 +25,8 @@ class ThoughtRule:
 
     Attributes:
       kind: `own`: the stop head decides between `min_thoughts` and `max_thoughts`. `steps`: the problem's number of
-        steps times `per_step`, at most `max_thoughts`, as in COCONUT's evaluation. `fixed`: always `max_thoughts`.
+        steps times `per_step`, at most `max_thoughts`, as in COCONUT's evaluation; `max_thoughts` for a problem without
+        written steps, whose number is unknown. `fixed`: always `max_thoughts`.
     """
 
     kind: Literal["own", "steps", "fixed"]
@@ -35,42 +35,30 @@ class ThoughtRule:
     per_step: int = 1
 
     def bounds(self, problems: Sequence[Problem]) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
-        """Fewest and most thoughts of each problem; UserError for kind `steps` and a problem without written steps."""
+        """Fewest and most thoughts of each problem."""
         if self.kind != "steps":
             fewest = self.min_thoughts if self.kind == "own" else self.max_thoughts
             count = len(problems)
             return np.full(count, fewest, np.int32), np.full(count, self.max_thoughts, np.int32)
-        for problem in problems:
-            if not problem.steps:
-                raise UserError(
-                    f"the question {problem.question[:60]!r} has no written steps, so their number cannot set the "
-                    "number of thoughts: give that number, or let the model stop by itself."
-                )
-        thoughts = np.asarray(
-            [min(len(problem.steps) * self.per_step, self.max_thoughts) for problem in problems], np.int32
-        )
+        wanted = [len(problem.steps) * self.per_step or self.max_thoughts for problem in problems]
+        thoughts = np.minimum(np.asarray(wanted, np.int32), self.max_thoughts)
         return thoughts, thoughts
 
 
 def rule_after(run: RunConfig, phase: str) -> ThoughtRule:
-    """Rule for a model that was trained by `phase`, `curriculum` or `ppo`."""
-    curriculum = run.curriculum
+    """Rule for a model that was trained by a phase to its end."""
     if phase == "ppo":
         return ThoughtRule("own", run.ppo.max_thoughts, run.ppo.min_thoughts)
-    if not has_thoughts(curriculum.mode):
-        return ThoughtRule("fixed", 0)
-    kind = "fixed" if curriculum.pad_latent_to_max else "steps"
-    return ThoughtRule(kind, curriculum.max_thoughts, per_step=curriculum.c_thought)
+    config = run.supervised(phase)
+    return rule_of_stage(config, config.max_latent_stage)
 
 
-def rule_of_stage(run: RunConfig, stage: int, problems: Sequence[Problem]) -> ThoughtRule:
-    """Rule at a stage of the curriculum."""
-    curriculum = run.curriculum
-    if not has_thoughts(curriculum.mode):
+def rule_of_stage(config: CurriculumConfig, stage: int) -> ThoughtRule:
+    """Rule at a stage of a supervised phase; the remaining steps are written."""
+    if not has_thoughts(config.mode):
         return ThoughtRule("fixed", 0)
-    most = min(stage, curriculum.max_latent_stage) * curriculum.c_thought
-    by_steps = not curriculum.pad_latent_to_max and all(problem.steps for problem in problems)
-    return ThoughtRule("steps" if by_steps else "fixed", most, per_step=curriculum.c_thought)
+    most = min(stage, config.max_latent_stage) * config.c_thought
+    return ThoughtRule("fixed" if config.pad_latent_to_max else "steps", most, per_step=config.c_thought)
 
 
 @struct.dataclass
