@@ -1,6 +1,5 @@
 """Batches: pure in their number, whole epochs, exact resume, rows for several hosts, made ahead in order."""
 
-import inspect
 from collections import Counter
 from itertools import islice
 
@@ -95,8 +94,9 @@ def test_far_batches_and_lazy_sources():
             asked.append(int(index))
             return super().__getitem__(index)
 
-    # Unwrapped: the checker of annotations looks at an item of every sequence.
-    stream = inspect.unwrap(problem_batches)(Watched(0, 10**9), 4, seed=0)
+    stream = problem_batches(Watched(0, 10**9), 4, seed=0)
+    assert len(asked) < 9  # the checker of annotations looks at items of every sequence
+    asked.clear()
     assert len(stream[10**8]) == 4 and len(asked) == 4  # nothing is made before it is asked for
 
 

@@ -46,6 +46,9 @@ class DataConfig:
     """S: largest number of tokens of a question with its markers; a longer question is an error."""
     length_bucket: Annotated[int, NON_NEGATIVE] = 0
     """Pad batches to a multiple of this, one compilation per shape; 0: to `prompt_length` and `answer_length`."""
+    batch_shapes: Annotated[int, NON_NEGATIVE] = 0
+    """Group the curriculum's problems by length into batches of at most this many shapes (prompt and answer), chosen
+    from the problems' lengths, with one compilation each; 0: batches in random order, padded by `length_bucket`."""
     answer_length: Annotated[int, COUNT] = 8
     """A: largest number of tokens of written steps and answer in the curriculum, and of a decoded answer."""
 

@@ -4,7 +4,7 @@ Shapes: B problems, S prompt length, T thought slots, W tokens of a step, A toke
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig, has_thoughts
+from longshot_jax.data.grouping import Shape, choose_shapes, smallest_shape
 from longshot_jax.data.layout import Layout, pad_right
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
@@ -45,10 +46,11 @@ def step_texts(
     length: int,
     probability: float,
     rng: np.random.Generator,
+    padding: "Padding | None" = None,
 ) -> StepTexts:
     """Texts of the steps that thoughts replace; `replaced` has (steps left out, thoughts put in) of each problem.
 
-    Raises a UserError if a step has more than `length` (W) tokens.
+    W is `length`, or that of `padding` where it suffices. Raises a UserError if a step has more than `length` tokens.
     """
     rows: list[list[int]] = []
     for problem, (left_out, thoughts) in zip(problems, replaced, strict=True):
@@ -61,6 +63,8 @@ def step_texts(
             f"a step has {longest} tokens but config.data.answer_length is {length}: raise it, or set "
             "config.curriculum.guidance to its defaults."
         )
+    if padding is not None and longest <= padding.step_length:
+        length = padding.step_length
     tokens, mask = pad_right(rows, length, layout.tokenizer.pad)
     shape = len(problems), slots, length
     mask = mask.reshape(shape)
@@ -109,6 +113,46 @@ def replaced_steps(stage: int, steps: int, config: CurriculumConfig, rng: np.ran
     return left_out, in_place * config.c_thought if has_thoughts(config.mode) else 0
 
 
+@dataclass(frozen=True)
+class Padding:
+    """What batches are padded to, chosen once for a run, so that at most `len(shapes)` of them are compiled.
+
+    Attributes:
+      shapes: shapes (S, A), smallest first; the last holds every problem.
+      step_length: W, tokens of the longest step; a batch with a longer one has A.
+    """
+
+    shapes: tuple[Shape, ...]
+    step_length: int
+
+
+_SAMPLED = 1_024  # problems from which shapes are chosen
+
+
+def choose_padding(
+    problems: Sequence[Problem], number: int, config: CurriculumConfig, layout: Layout, length: int
+) -> Padding:
+    """At most `number` shapes for the problems of all stages, from the lengths of evenly spaced ones."""
+    count = min(len(problems), _SAMPLED)
+    sample = [problems[place * len(problems) // count] for place in range(count)]
+    rng = np.random.default_rng(0)
+    drawn = [
+        (problem, replaced_steps(stage, len(problem.steps), config, rng))
+        for stage in sorted(set(config.stages))
+        for problem in sample
+    ]
+    lengths = [padded_lengths(problem, replaced, config, layout) for problem, replaced in drawn]
+    longest = max((len(layout.step(step)) for problem in sample for step in problem.steps), default=1)
+    shapes = choose_shapes(lengths, number, (layout.prompt_length, length))
+    return Padding(shapes, min(-(-longest // 8) * 8, length))
+
+
+def padded_lengths(problem: Problem, replaced: tuple[int, int], config: CurriculumConfig, layout: Layout) -> Shape:
+    """Tokens of the prompt, and of what follows the thoughts; of the whole text where thoughts are distilled from it."""
+    left_out = 0 if config.guidance.distillation else replaced[0]
+    return len(layout.question(problem)), len(layout.written(problem, left_out))
+
+
 def curriculum_batch(
     problems: Sequence[Problem],
     stage: int,
@@ -117,18 +161,20 @@ def curriculum_batch(
     length: int,
     rng: np.random.Generator,
     update: int = 0,
+    replaced: Sequence[tuple[int, int]] | None = None,
+    padding: Padding | None = None,
 ) -> CurriculumBatch:
     """Batch of `problems` at a stage; A is `length`, or the longest row rounded up to the layout's bucket.
 
-    `update`, counted over the whole curriculum, sets the forcing probability. An over-long problem is a UserError.
+    `update`, counted over the whole curriculum, sets the forcing probability. `replaced` is what `replaced_steps` drew
+    for each problem, if it was drawn before. With `padding`, (S, A) is one of its shapes. An over-long problem is a
+    UserError.
     """
-    prompt, prompt_mask = layout.prompts(problems)
-    replaced = [replaced_steps(stage, len(problem.steps), config, rng) for problem in problems]
+    if replaced is None:
+        replaced = [replaced_steps(stage, len(problem.steps), config, rng) for problem in problems]
     rows, starts = [], []
     for problem, (left_out, _) in zip(problems, replaced, strict=True):
-        ids = [token for step in problem.steps[left_out:] for token in layout.step(step)]
-        ids += layout.answer(problem)
-        ids = [*layout.closing, *ids]
+        ids = layout.written(problem, left_out)
         if len(ids) > length:
             raise UserError(
                 f"steps and answer have {len(ids)} tokens but config.data.answer_length is {length}: raise it, or "
@@ -136,17 +182,21 @@ def curriculum_batch(
             )
         rows.append(ids)
         starts.append(len(ids) - 1 - len(layout.tokenizer.encode(problem.answer)))
-    guidance, steps, text, most = config.guidance, None, None, length
-    if layout.bucket:
+    guidance, steps, text, most, width = config.guidance, None, None, length, 0
+    if padding is not None:
+        needs = [padded_lengths(*each, config, layout) for each in zip(problems, replaced, strict=True)]
+        width, length = smallest_shape(padding.shapes, (max(need[0] for need in needs), max(need[1] for need in needs)))
+    elif layout.bucket:
         length = min(length, -(-max(map(len, rows)) // layout.bucket) * layout.bucket)
+    prompt, prompt_mask = layout.prompts(problems, width)
     tokens, token_mask = pad_right(rows, length, layout.tokenizer.pad)
     loss_mask = token_mask & (np.arange(length) >= len(layout.closing))
     if guidance.reads_steps:
         slots, probability = config.max_thoughts, forcing_probability(guidance, update)
-        steps = step_texts(problems, replaced, config.c_thought, slots, layout, most, probability, rng)
+        steps = step_texts(problems, replaced, config.c_thought, slots, layout, most, probability, rng, padding)
     if guidance.distillation:
         written = replace(config, uniform_prob=0.0, guidance=GuidanceConfig())
-        text = curriculum_batch(problems, 0, written, layout, most, rng)
+        text = curriculum_batch(problems, 0, written, layout, most, rng, padding=padding)
     num_thoughts = np.asarray([thoughts for _, thoughts in replaced], np.int32)
     arrays = prompt, prompt_mask, num_thoughts, tokens, token_mask, loss_mask, np.asarray(starts, np.int32)
     # NumPy arrays until the batch is placed on the devices.

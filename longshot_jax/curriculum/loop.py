@@ -3,12 +3,20 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import grain
 import numpy as np
 
 from longshot_jax.config.curriculum import CurriculumConfig
-from longshot_jax.curriculum.batch import CurriculumBatch, curriculum_batch
+from longshot_jax.curriculum.batch import (
+    CurriculumBatch,
+    choose_padding,
+    curriculum_batch,
+    padded_lengths,
+    replaced_steps,
+)
 from longshot_jax.curriculum.update import CurriculumPrograms
-from longshot_jax.data.loader import batches_per_epoch, prefetched, problem_batches
+from longshot_jax.data.grouping import grouped_batches
+from longshot_jax.data.loader import batches_per_epoch, prefetched, problem_batches, problem_stream
 from longshot_jax.data.problems import Problem
 from longshot_jax.model.sharding import fetch, place_batch
 from longshot_jax.thoughts.stopping import rule_of_stage
@@ -64,7 +72,10 @@ class CurriculumLoop:
         run, self.context, self.phase = context.run, context, phase
         config = self.config = run.supervised(phase)
         train = context.problems.train
-        self.problems = problem_batches(train, config.batch_size, run.seed)
+        self.padding = None
+        if run.data.batch_shapes:
+            settings = config, context.layout, run.data.answer_length
+            self.padding = choose_padding(train, run.data.batch_shapes, *settings)
         self.limit = steps_per_stage(config, batches_per_epoch(train, config.batch_size))
         self.evaluation = context.validation(
             config.max_thoughts, answer_length=run.data.answer_length, steps_written=True
@@ -74,13 +85,36 @@ class CurriculumLoop:
             run, context.abstract, context.mesh, context.layout.tokenizer.latent, self.limit, phase
         )
 
-    def make_batch(self, stage: int, number: int, problems: list[Problem]) -> CurriculumBatch:
+    def make_batch(self, stage: int, number: int, problems: list[Problem], replaced: Any = None) -> CurriculumBatch:
         """Batch `number` at a stage; a pure function of seed, stage and number."""
         rng = np.random.default_rng((self.context.run.seed, stage, number))
         length = self.context.run.data.answer_length
         layout = self.context.layout
-        batch = curriculum_batch(problems, stage, self.config, layout, length, rng, number)
+        batch = curriculum_batch(problems, stage, self.config, layout, length, rng, number, replaced, self.padding)
         return place_batch(batch, self.context.mesh)
+
+    def batches(self, stage: int) -> grain.MapDataset[CurriculumBatch]:
+        """The batches of a stage, in random order or grouped by the lengths that problems have at this stage."""
+        run, config, layout, train = self.context.run, self.config, self.context.layout, self.context.problems.train
+        if self.padding is None:
+            batches = problem_batches(train, config.batch_size, run.seed)
+            return batches.map_with_index(lambda number, problems: self.make_batch(stage, number, problems))
+
+        def drawn(place: int, problem: Problem) -> tuple[Problem, tuple[int, int]]:
+            rng = np.random.default_rng((run.seed, stage, place))
+            return problem, replaced_steps(stage, len(problem.steps), config, rng)
+
+        groups = grouped_batches(
+            problem_stream(train, run.seed).map_with_index(drawn),
+            config.batch_size,
+            len(train),
+            lambda item: padded_lengths(*item, config, layout),
+            self.padding.shapes,
+            run.seed,
+        )
+        return groups.map_with_index(
+            lambda number, items: self.make_batch(stage, number, *map(list, zip(*items, strict=True)))
+        )
 
     def run(self, params: Any, metadata: dict[str, Any] | None, first_step: int) -> tuple[Any, int]:
         """Trains to the end of the last stage; returns all parameters and the step of the last checkpoint.
@@ -115,10 +149,7 @@ class CurriculumLoop:
             context.save(step, state, self.phase, vars(at), metric)
 
         with (
-            prefetched(
-                self.problems.map_with_index(lambda number, problems: self.make_batch(stage, number, problems)),
-                at.batch,
-            ) as batches,
+            prefetched(self.batches(stage), at.batch) as batches,
             context.progress(
                 "text" if self.phase == "text" else f"curriculum stage {stage}", self.limit, at.step, "update"
             ) as progress,

@@ -94,12 +94,19 @@ class Layout:
             ids = ids[len(ids) - ids[::-1].index(self.tokenizer.end_latent) :]
         return self.tokenizer.decode_literally(ids)
 
-    def prompts(self, problems: Sequence[Problem]) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
-        """Left-padded prompts and their mask; the longest prompt determines S."""
+    def written(self, problem: Problem, left_out: int) -> list[int]:
+        """Ids after the thoughts that replace the first `left_out` steps: marker, remaining steps, answer."""
+        steps = [token for step in problem.steps[left_out:] for token in self.step(step)]
+        return [*self.closing, *steps, *self.answer(problem)]
+
+    def prompts(
+        self, problems: Sequence[Problem], length: int = 0
+    ) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
+        """Left-padded prompts and their mask; S is `length`, or 0 for what the longest prompt determines."""
         rows = [self.question(problem) for problem in problems]
-        length = self.prompt_length
-        if self.bucket:
+        if not length and self.bucket:
             length = -(-max(len(row) for row in rows) // self.bucket) * self.bucket
+        length = length or self.prompt_length
         return pad_left(rows, length, self.tokenizer.pad)
 
 

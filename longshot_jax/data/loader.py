@@ -16,19 +16,23 @@ from longshot_jax.errors import UserError
 T = TypeVar("T")
 
 
+def problem_stream(problems: Sequence[Problem], seed: int) -> grain.MapDataset[Problem]:
+    """The endless stream of shuffled epochs. Raises UserError for no problems or a seed outside 0 to 2**32 - 1."""
+    if not len(problems):
+        raise UserError("there are no problems to read: give data with at least one")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"the data's seed must be from 0 to 2**32 - 1, not {seed}")
+    return grain.MapDataset.source(cast(Any, problems)).shuffle(seed).repeat()
+
+
 def problem_batches(problems: Sequence[Problem], batch_size: int, seed: int) -> grain.MapDataset[list[Problem]]:
     """An endless stream: `batches[i]` is batch i. Each epoch has every problem once, in an order of its own.
 
     Raises UserError if there are no problems, the batch size is below 1, or the seed is outside 0 to 2**32 - 1.
     """
-    if not len(problems):
-        raise UserError("there are no problems to read: give data with at least one")
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"the data's seed must be from 0 to 2**32 - 1, not {seed}")
-    source = grain.MapDataset.source(cast(Any, problems))
-    return source.shuffle(seed).repeat().batch(batch_size, batch_fn=list)
+    return problem_stream(problems, seed).batch(batch_size, batch_fn=list)
 
 
 def batches_per_epoch(problems: Sequence[Problem], batch_size: int) -> int:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ _MEANINGS = ("\n", "...", "###")
 _PAD, _END = "<|pad|>", "<|end-of-text|>"  # of tokenizers built here
 _RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>")  # Llama 3's spare rows
 _BYTES = 256
+_CACHED = 2**16  # texts whose ids are kept: grouping and batching read each twice, and files come again every epoch
 
 
 class Tokenizer:
@@ -82,6 +84,7 @@ class Tokenizer:
         self._alphabet = _alphabet(tokenizer)
         self._before = _added_before(tokenizer, "x" if self._alphabet is None else next(iter(self._alphabet), ""))
         added = tokenizer.added_tokens_decoder.items()
+        self._ids, self._prompt_ids = lru_cache(_CACHED)(self._encode), lru_cache(_CACHED)(self._encode_question)
         self._special = {*tokenizer.all_special_ids, *(id for id, token in added if token.special)}
 
     @classmethod
@@ -206,11 +209,14 @@ class Tokenizer:
 
         Raises UserError for a lone surrogate, and for a character that the chains' tokenizer does not have.
         """
+        return list(self._ids(text))
+
+    def _encode(self, text: str) -> tuple[int, ...]:
         for ours, theirs in self._respelled.items():
             text = text.replace(ours, theirs)
         try:
             text.encode()
-            return self._tokenizer.encode(text, add_special_tokens=False)
+            return tuple(self._tokenizer.encode(text, add_special_tokens=False))
         except UnicodeEncodeError:
             raise UserError(f"{text[:60]!r} holds half a character (a lone surrogate): remove it") from None
         except Exception as error:
@@ -252,9 +258,12 @@ class Tokenizer:
         token; without a template it comes first if the tokenizer itself puts it before a text. Raises UserError if the
         template fails on the question, or takes seconds or hundreds of megabytes for it.
         """
+        return list(self._prompt_ids(question))
+
+    def _encode_question(self, question: str) -> tuple[int, ...]:
         if self._chat_template:
-            return self.encode(self._chat_template.render(question))
-        return [*self._before, *self.encode(question + "\n")]
+            return self._encode(self._chat_template.render(question))
+        return (*self._before, *self._encode(question + "\n"))
 
     def check_fits(self, vocabulary_rows: int) -> None:
         """Raises UserError unless an embedding of `vocabulary_rows` rows covers every token."""

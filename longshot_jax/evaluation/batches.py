@@ -1,4 +1,4 @@
-"""Decodes all problems of an evaluation in batches of one shape, and grades the answers."""
+"""Decodes all problems of an evaluation in batches of few shapes, and grades the answers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from longshot_jax.data.grading import extract_answer, same_answer
+from longshot_jax.data.grouping import choose_shapes, smallest_shape
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.decoder import Decoder, Trajectories, full_batches
@@ -17,11 +18,16 @@ from longshot_jax.thoughts.reasoner import Params
 from longshot_jax.thoughts.rollout import Temperatures
 from longshot_jax.thoughts.stopping import ThoughtRule
 
+Prompts = tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]
+_SHAPES = 4  # lengths of prompts, each compiled once
 UNFINISHED = " <|unfinished|>"
 
 
 class Batches:
-    """Decodes all problems in batches of one shape; results are NumPy arrays without padding rows."""
+    """Decodes all problems in batches; results are NumPy arrays in their order, without padding rows.
+
+    Prompts that are padded by a bucket are grouped by length, in at most `_SHAPES` shapes.
+    """
 
     def __init__(
         self,
@@ -36,24 +42,34 @@ class Batches:
         self.decoder, self.params, self.problems, self.memory = decoder, params, problems, memory
         self.key = jax.random.key(seed)
         self.prompt, self.mask = decoder.layout.prompts(problems)
+        # Grouped by length where prompts are padded by a bucket; otherwise all have one.
+        lengths = self.mask.sum(axis=1) if decoder.layout.bucket else np.full(len(problems), self.mask.shape[1])
+        self.order = np.argsort(lengths, kind="stable").astype(np.int32)
+        longest = [(int(lengths[self.order[rows]].max()), 0) for rows, _ in full_batches(len(problems), batch_size)]
+        largest = self.mask.shape[1], 0
+        shapes = choose_shapes(longest, _SHAPES, largest, decoder.layout.bucket or 1)
+        self.lengths = [smallest_shape(shapes, length)[0] for length in longest]
         self.least, self.most = rule.bounds(problems)
         self.batch_size = batch_size
 
-    def _over(self, decode: Callable[[Int[np.ndarray, " B"]], Trajectories]) -> Any:
+    def _over(self, decode: Callable[[Int[np.ndarray, " B"], Prompts], Trajectories]) -> Any:
+        """What `decode` gives for the rows of each batch and their prompts, in the order of the problems."""
         parts = []
-        for rows, real in full_batches(len(self.problems), self.batch_size):
-            part = fetch(decode(rows))
+        for (rows, real), length in zip(full_batches(len(self.problems), self.batch_size), self.lengths, strict=True):
+            rows = self.order[rows]
+            part = fetch(decode(rows, (self.prompt[rows, -length:], self.mask[rows, -length:])))
             parts.append(jax.tree.map(lambda x, real=real: np.asarray(x[:real]), part))
-        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+        places = np.argsort(self.order)
+        return jax.tree.map(lambda *xs: np.concatenate(xs)[places], *parts)
 
     def run(
         self, temperatures: Temperatures, num_trajectories: int = 0, ensemble: bool = False, adaptive: bool = False
     ) -> Any:
         """`Trajectories` of all problems: N samples of each, or for N = 0 the greedy trajectory."""
         return self._over(
-            lambda rows: self.decoder.decode(
+            lambda rows, prompts: self.decoder.decode(
                 self.params,
-                (self.prompt[rows], self.mask[rows]),
+                prompts,
                 (self.least[rows], self.most[rows]),
                 temperatures,
                 indices=rows,
@@ -68,9 +84,7 @@ class Batches:
     def accuracy_from(self, thoughts: np.ndarray, num_thoughts: Int[np.ndarray, "Q N"]) -> float:
         """Accuracy of greedy answers that attend to all given thoughts [Q, N, T, D] of their question."""
         decoded = self._over(
-            lambda rows: self.decoder.decode_given(
-                self.params, (self.prompt[rows], self.mask[rows]), thoughts[rows], num_thoughts[rows]
-            )
+            lambda rows, prompts: self.decoder.decode_given(self.params, prompts, thoughts[rows], num_thoughts[rows])
         )
         return self.accuracy([texts[0] for texts in answer_texts(decoded.tokens, self.decoder.layout)])
 
