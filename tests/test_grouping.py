@@ -3,7 +3,7 @@
 import io
 from collections import Counter
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import grain
 import numpy as np
@@ -77,9 +77,9 @@ def test_each_window_holds_its_part_of_the_stream_in_batches_of_one_shape(count,
     assert [again[number] for number in (window + 1, 0, 2 * window)] == [
         groups[number] for number in (window + 1, 0, 2 * window)
     ]
-    if count > 7:  # the order of batches tells nothing of their lengths
-        sizes = [max(sum(length) for _, length in groups[number]) for number in range(window)]
-        assert abs(np.corrcoef(sizes, np.arange(window))[0, 1]) < 0.2
+    if count > 7:  # shuffled: what follows a batch is seldom of its shape
+        own = [smallest_shape(shapes, groups[number][0][1]) for number in range(window)]
+        assert np.mean([one == other for one, other in pairwise(own)]) < 0.5
 
 
 @pytest.mark.parametrize("guidance", [GuidanceConfig(), GuidanceConfig(explanation=1.0, distillation=1.0)])
