@@ -1,5 +1,6 @@
 """What guides the curriculum's thoughts: each part against its definition, and all together cut into micro-batches."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,6 +14,7 @@ from flax import nnx
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
 from longshot_jax.curriculum.batch import StepTexts, curriculum_batch, forcing_probability
 from longshot_jax.curriculum.guidance import distillation_distance, explanation_loss, step_embeddings, target_distance
+from longshot_jax.curriculum.loss import _hidden_of_tokens
 from longshot_jax.curriculum.update import curriculum_update
 from longshot_jax.data.chains import ChainProblems
 from longshot_jax.data.layout import Layout
@@ -40,6 +42,38 @@ def thought(reasoner, forced):
     rule, noise = StopRule(num_thoughts, num_thoughts), jnp.zeros((B, 1, T, 8))
     thoughts = think(reasoner, encoded, None, rule, noise, jnp.zeros(()), teaching=teaching)
     return thoughts, target_distance(reasoner, thoughts, STEPS), explanation_loss(reasoner, thoughts, STEPS)
+
+
+@pytest.mark.parametrize("markers", ["answer", "coconut"])
+def test_a_hidden_question_changes_nothing_but_through_the_thoughts(markers):
+    """With the thoughts of one question and the keys and values of another, a hidden row's loss is the same."""
+    reasoner = small_reasoner("hidden", True, vocab_size=LAYOUT.tokenizer.vocabulary_size)
+    layout = replace(LAYOUT, markers=markers)
+    problems, config = ChainProblems(0, 4, (2,), "train"), CurriculumConfig(max_latent_stage=1, question_hidden=1.0)
+    whole = curriculum_batch([problems[index] for index in range(2)], 1, config, layout, 9, np.random.default_rng(0))
+    assert whole.hidden is not None and whole.hidden.all()
+    batch = jax.tree.map(jnp.asarray, replace(whole, hidden=np.array([True, False])))
+    prompt = encode(reasoner, batch.prompt, batch.prompt_mask)
+    other = encode(reasoner, (batch.prompt + 1) % 8, batch.prompt_mask)
+    number = batch.num_thoughts[:, None]
+    thoughts = think(reasoner, prompt, None, StopRule(number, number), jnp.zeros((2, 1, 1, 8)), jnp.zeros(()))
+    ours, theirs = (_hidden_of_tokens(reasoner, each, thoughts, batch) for each in (prompt, other))
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    assert np.abs(ours[1, :, 1:] - theirs[1, :, 1:]).max() > 1e-3
+
+
+def test_hidden_questions_are_a_share_that_falls_and_never_those_without_thoughts():
+    config = CurriculumConfig(question_hidden=0.5, question_hidden_updates=10)
+    chains = ChainProblems(0, 400, (2,), "train")
+    problems = [chains[index] for index in range(400)]
+
+    def share(stage, update):
+        return curriculum_batch(problems, stage, config, LAYOUT, 9, np.random.default_rng(0), update).hidden.mean()
+
+    assert share(1, 0) == pytest.approx(0.5, abs=0.1) and share(1, 5) == pytest.approx(0.25, abs=0.08)
+    assert share(1, 10) == share(1, 99) == share(0, 0) == 0
+    plain = replace(config, question_hidden=0.0)
+    assert curriculum_batch(problems, 1, plain, LAYOUT, 9, np.random.default_rng(0)).hidden is None
 
 
 def test_targets_are_mean_embeddings_and_forced_ones_are_fed_back():

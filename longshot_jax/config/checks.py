@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from longshot_jax.config.bounds import MAX_INT
+from longshot_jax.config.curriculum import has_thoughts
 from longshot_jax.config.run import RunConfig
 from longshot_jax.errors import UserError, shown
 
@@ -122,6 +123,11 @@ def _curriculum(run: RunConfig) -> Iterator[str]:
         )
     if config.dropout and config.mode != "coconut":
         yield f"config.curriculum.dropout applies to thoughts, and mode {config.mode!r} has none: set it to 0."
+    if runs and config.question_hidden and not has_thoughts(config.mode):
+        yield (
+            f"config.curriculum.question_hidden leaves thoughts alone to answer from, and mode {config.mode!r} has none: "
+            "set it to 0."
+        )
     if config.dropout and guidance.jacobi:
         yield (
             "config.curriculum.dropout applies to thoughts in sequence, and config.curriculum.guidance.jacobi computes "

@@ -17,7 +17,7 @@ class OptimizerConfig:
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning rate after the warm-up; `cosine` and `linear` reach `final_learning_rate` at the last update."""
     warmup_steps: Annotated[int, NON_NEGATIVE] = 0
-    """Updates of linear warm-up; the first update has 1 / warmup_steps of the peak."""
+    """Updates of linear warm-up, at the start of each stage; the first has 1 / warmup_steps of the peak."""
     final_learning_rate: Annotated[float, NON_NEGATIVE] = 0.1
     """Final learning rate as a fraction of the peak."""
     weight_decay: Annotated[float, NON_NEGATIVE] = 0.01

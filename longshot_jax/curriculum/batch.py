@@ -37,6 +37,12 @@ def forcing_probability(config: GuidanceConfig, update: int) -> float:
     return float(np.interp(update, (0, max(config.forcing_updates, 1)), config.forcing))
 
 
+def hidden_share(config: CurriculumConfig, update: int) -> float:
+    """Share of problems whose question is hidden from the answer at an update, counted from 0."""
+    last = config.question_hidden_updates
+    return config.question_hidden * (max(1 - update / last, 0.0) if last else 1.0)
+
+
 def step_texts(
     problems: Sequence[Problem],
     replaced: Sequence[tuple[int, int]],
@@ -84,6 +90,7 @@ class CurriculumBatch:
       answer_starts: index in `tokens` of the first token of the answer.
       steps: texts of the replaced steps, if guidance reads them.
       text: CurriculumBatch of the same problems with all steps written, if thoughts are distilled from it.
+      hidden: True where the tokens do not see the question, only the thoughts; None: nowhere.
       dropout_mask: factors drawn by the update: 0 or 1 / (1 - dropout); None without dropout.
     """
 
@@ -96,6 +103,7 @@ class CurriculumBatch:
     answer_starts: Int[Array, " B"] | None = None
     steps: StepTexts | None = None
     text: Any = None
+    hidden: Bool[Array, " B"] | None = None
     dropout_mask: Float[Array, "B T D"] | None = None
 
 
@@ -166,9 +174,9 @@ def curriculum_batch(
 ) -> CurriculumBatch:
     """Batch of `problems` at a stage; A is `length`, or the longest row rounded up to the layout's bucket.
 
-    `update`, counted over the whole curriculum, sets the forcing probability. `replaced` is what `replaced_steps` drew
-    for each problem, if it was drawn before. With `padding`, (S, A) is one of its shapes. An over-long problem is a
-    UserError.
+    `update`, counted over the whole curriculum, sets the share of hidden questions and the probability of forcing.
+    `replaced` is what `replaced_steps` drew for each problem, if it was drawn before. With `padding`, (S, A) is one of its
+    shapes. An over-long problem is a UserError.
     """
     if replaced is None:
         replaced = [replaced_steps(stage, len(problem.steps), config, rng) for problem in problems]
@@ -195,9 +203,13 @@ def curriculum_batch(
         slots, probability = config.max_thoughts, forcing_probability(guidance, update)
         steps = step_texts(problems, replaced, config.c_thought, slots, layout, most, probability, rng, padding)
     if guidance.distillation:
-        written = replace(config, uniform_prob=0.0, guidance=GuidanceConfig())
+        written = replace(config, uniform_prob=0.0, question_hidden=0.0, guidance=GuidanceConfig())
         text = curriculum_batch(problems, 0, written, layout, most, rng, padding=padding)
     num_thoughts = np.asarray([thoughts for _, thoughts in replaced], np.int32)
     arrays = prompt, prompt_mask, num_thoughts, tokens, token_mask, loss_mask, np.asarray(starts, np.int32)
+    # A question without thoughts has nothing else to answer from. None where there is no share, which compiles to less.
+    hidden = None
+    if config.question_hidden:
+        hidden = (rng.random(len(problems)) < hidden_share(config, update)) & (num_thoughts > 0)
     # NumPy arrays until the batch is placed on the devices.
-    return CurriculumBatch(*arrays, steps, text)  # pyright: ignore[reportArgumentType]
+    return CurriculumBatch(*arrays, steps, text, hidden)  # pyright: ignore[reportArgumentType]
