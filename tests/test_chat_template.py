@@ -363,3 +363,62 @@ def test_any_text_is_a_template_or_one_sentence(text):
             assert "How many?" in ChatTemplate(template, VARIABLES, "here").render("How many?")
         except UserError as error:
             assert str(error).startswith("here: the chat template ")
+
+
+def chatml_files(folder):
+    """Llama's specials with the turns of SmolLM2: ChatML with a system prompt of its own."""
+    system = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
+    folder.mkdir(exist_ok=True)
+    specials = ["<|im_start|>", "<|im_end|>"]
+    return llama_files(folder, specials, system + CHATML, bos_token="<|im_start|>", eos_token="<|im_end|>")
+
+
+def test_a_minimal_template_keeps_the_turns_alone(tmp_path):
+    folder = chatml_files(tmp_path / "model")
+    whole, short = Tokenizer.load(folder), Tokenizer.load(folder, chat_template="minimal")
+    assert "Be kind." in whole.decode(whole.encode_question("How many?"))
+    turns = "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n"
+    assert short.encode_question("How many?") == short.encode(turns)
+    assert short.ends == whole.ends
+    assert Tokenizer.load(folder, chat_template="none").encode_question("How many?") == short.encode("How many?\n")
+    # What a run stores needs no setting; a minimal template stays as it is.
+    for choice, tokens in (("minimal", short), ("none", Tokenizer.load(folder, chat_template="none"))):
+        tokens.save(tmp_path / choice)
+        again = Tokenizer.load(str(tmp_path / choice))
+        assert again.encode_question("Why?") == tokens.encode_question("Why?") and again.ends == tokens.ends
+    assert Tokenizer.load(str(tmp_path / "minimal"), chat_template="minimal").encode_question("Why?") == (
+        short.encode_question("Why?")
+    )
+
+
+@pytest.mark.parametrize("name", ["llama_3", "llama_3_2", "zephyr"])
+def test_minimal_turns_of_published_templates(name):
+    template = ChatTemplate(TEMPLATES[name], VARIABLES, "a")
+    short = ChatTemplate(template.shortened(), VARIABLES, "b")
+    prompt, own = short.render("What is 2 + 2?"), template.render("What is 2 + 2?")
+    assert prompt.startswith("<s>") == own.startswith("<s>")
+    assert own.endswith(prompt.removeprefix("<s>")) and "Today" not in prompt
+    assert short.render_turn("a?", "b")[-4:] == template.render_turn("a?", "b")[-4:]
+
+
+def test_chosen_templates_that_cannot_work(tmp_path):
+    folder = chatml_files(tmp_path / "model")
+    file = tmp_path / "own.jinja"
+    file.write_text("Q: {{ messages[0]['content'] }} A:")
+    assert (tokens := Tokenizer.load(folder, chat_template=str(file))).encode_question("Why?") == tokens.encode(
+        "Q: Why? A:"
+    )
+    file.write_text("Hello!")
+    with pytest.raises(UserError, match=r"own\.jinja: the chat template renders a prompt without the question"):
+        Tokenizer.load(folder, chat_template=str(file))
+    with pytest.raises(UserError, match=r"config\.data\.chat_template: .*/none\.jinja cannot be read"):
+        Tokenizer.load(folder, chat_template=str(tmp_path / "none.jinja"))
+    (tmp_path / "plain").mkdir()
+    plain = llama_files(tmp_path / "plain", LLAMA_SPECIALS, **LLAMA)
+    with pytest.raises(
+        UserError, match=r"chat_template is minimal, but tokenizer .* has no chat template: set it to none"
+    ):
+        Tokenizer.load(plain, chat_template="minimal")
+    single = ChatTemplate("{{ messages[0]['content'] }}", VARIABLES, "one")
+    with pytest.raises(UserError, match="one: the chat template tells no turns"):
+        single.shortened()

@@ -40,6 +40,9 @@ class DataConfig:
     """Generated training problems."""
     generated_test: Annotated[int, COUNT] = 1_000
     """Generated test problems; the same number for validation."""
+    chat_template: str = "model"
+    """Around questions to an instruct model: its own template (`model`), only the turns of it without a system prompt
+    (`minimal`), none of it (`none`), or that of a file (Jinja)."""
     instruction: str = ""
     """A line after every question, such as the form of the answer for an instruct model."""
     prompt_length: Annotated[int, COUNT] = 26

@@ -88,6 +88,33 @@ class ChatTemplate:
         """Question and answer as a whole turn; empty if the template refuses it or fails."""
         return self._ask(question, answer).get("prompt", "")
 
+    def shortened(self) -> str:
+        """A template with the turns of this one and nothing else: no system prompt, no date.
+
+        What stands between an answer and the next question is the end of the answer's turn and the start of the
+        question's; a beginning-of-text token stays. Raises UserError if the template renders no second question.
+        """
+        first, answer, second = "What is 7 times 8?", "It is 56.", "What is 3 times 5?"
+        prompt, whole = self._ask(first).get("prompt", ""), self.render_turn(first, answer)
+        longer = self._ask(first, answer, second).get("prompt", "")
+        end = whole.rpartition(answer)[2]
+        turn = longer.rpartition(second)[0].rpartition(answer)[2]
+        if not (answer in whole and second in longer and turn.startswith(end)):
+            raise UserError(
+                f"{self._file}: the chat template tells no turns, since it renders no second question: set "
+                "config.data.chat_template to model, none or the path of a template"
+            )
+        bos = str(self._given["variables"].get("bos_token") or "")
+        start = turn.removeprefix(end)
+        if prompt.startswith(bos) and not start.startswith(bos):  # SmolLM2's begins every turn
+            start = bos + start
+        before, after, closing = map(json.dumps, (start, prompt.rpartition(first)[2], end))
+        return (
+            "{% for message in messages %}{% if message['role'] == 'user' %}{{ "
+            f"{before} + message['content'] + {after} }}}}{{% else %}}{{{{ message['content'] + {closing} }}}}"
+            "{% endif %}{% endfor %}"
+        )
+
     def _ask(self, *texts: str) -> dict[str, Any]:
         """{"prompt": ...}, or {"fault": ..., with the fix}, and "limit" beside it if a limit was met.
 

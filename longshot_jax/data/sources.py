@@ -137,6 +137,12 @@ def build_tokenizer(
     folder, kind, multiple = Path(workdir) / "tokenizer", run.data.tokenizer, run.mesh.tensor
     start = run.initialize_from
     previous = local_path(start, "config.initialize_from") / "tokenizer" if start else None
+    template = run.data.chat_template
+    if kind in ("chains", "bpe") and template != "model":
+        raise UserError(
+            f"config.data.chat_template is {template!r}, but config.data.tokenizer {kind!r} has no chat template: set it "
+            "to 'model'."
+        )
     if kind == "chains":
         return Tokenizer.for_chains(multiple)
     if resumed:
@@ -146,7 +152,7 @@ def build_tokenizer(
             )
         return Tokenizer.load(str(folder), multiple)
     if kind in ("bpe", "model") and previous is not None and previous.is_dir():
-        return Tokenizer.load(str(previous), multiple)  # its ids index the loaded embedding
+        return Tokenizer.load(str(previous), multiple, template)  # its ids index the loaded embedding
     if kind == "bpe":
         stride = max(len(problems) // _BPE_PROBLEMS, 1)
         texts = (_text(problems[index]) for index in range(0, len(problems), stride))
@@ -154,8 +160,8 @@ def build_tokenizer(
     if kind == "model":
         if model_folder is None:
             raise no_model_tokenizer()
-        return Tokenizer.load(str(model_folder), multiple)
-    return Tokenizer.load(kind, multiple)
+        return Tokenizer.load(str(model_folder), multiple, template)
+    return Tokenizer.load(kind, multiple, template)
 
 
 def no_model_tokenizer() -> UserError:

@@ -49,8 +49,10 @@ class Tokenizer:
       vocabulary_size: embedding rows, rounded up to a multiple of `multiple`, so that the mesh divides them.
     """
 
-    def __init__(self, tokenizer: Any, name: str, multiple: int = 1, configs: Sequence[Path] = ()):
-        self._chat_template = _chat_template(tokenizer, name)
+    def __init__(
+        self, tokenizer: Any, name: str, multiple: int = 1, configs: Sequence[Path] = (), chat_template: str = "model"
+    ):
+        self._chat_template = _chat_template(tokenizer, name, chat_template)
         self.ends = find_end_tokens(tokenizer, configs, self._chat_template)
         if not self.ends:
             raise UserError(f"tokenizer {name} has no end token: set eos_token in its tokenizer_config.json")
@@ -88,8 +90,10 @@ class Tokenizer:
         self._special = {*tokenizer.all_special_ids, *(id for id, token in added if token.special)}
 
     @classmethod
-    def load(cls, folder_or_name: str, multiple: int = 1) -> "Tokenizer":
+    def load(cls, folder_or_name: str, multiple: int = 1, chat_template: str = "model") -> "Tokenizer":
         """Loads a folder's tokenizer (tokenizer.json, or vocab.json and merges.txt), or that of a model on the hub.
+
+        `chat_template` is `data.chat_template`; another than the model's own is saved in its place.
 
         Raises UserError if the folder or its tokenizer is missing, if the tokenizer is broken, or if the hub is out of
         reach and the name is not in the download cache.
@@ -117,7 +121,7 @@ class Tokenizer:
             tokenizer = loader.from_pretrained(place, local_files_only=local, trust_remote_code=False)
             if tokenizer.chat_template is None:
                 tokenizer.chat_template = template
-            tokens = cls(tokenizer, place, multiple, files)
+            tokens = cls(tokenizer, place, multiple, files, chat_template)
             if tokens._alphabet is None:  # the chains' drops white space on purpose, and refuses what it cannot spell
                 check_round_trip(tokens.encode, tokens.decode, place)
             return tokens
@@ -286,13 +290,31 @@ def _wrap(model: "tokenizers.Tokenizer") -> Any:
     return _transformers().PreTrainedTokenizerFast(tokenizer_object=model, eos_token=_END, pad_token=_PAD)
 
 
-def _chat_template(tokenizer: Any, name: str) -> ChatTemplate | None:
-    """The checked chat template; None if the tokenizer has none."""
+def _chat_template(tokenizer: Any, name: str, choice: str) -> ChatTemplate | None:
+    """The chosen chat template, checked, and set as that of `tokenizer` if it is not its own; None without one."""
+    key, specials = "config.data.chat_template", tokenizer.special_tokens_map
+    if choice == "none":
+        tokenizer.chat_template = None
+    if choice not in ("model", "minimal", "none"):
+        file = local_path(choice, key)
+        try:
+            tokenizer.chat_template = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{key}: {choice} cannot be read ({first_line(error)}): give model, minimal, none or the path of a template"
+            ) from None
+        return ChatTemplate(tokenizer.chat_template, specials, str(file))
     template = getattr(tokenizer, "chat_template", None)
     if template in (None, "", {}):
+        if choice == "minimal":
+            raise UserError(f"{key} is minimal, but tokenizer {name} has no chat template: set it to none")
         return None
     file = str(stored_template(Path(name))[0]) if Path(name).is_dir() else f"tokenizer {name}"
-    return ChatTemplate(only_template(template, file), tokenizer.special_tokens_map, file)
+    chosen = ChatTemplate(only_template(template, file), specials, file)
+    if choice == "minimal":
+        tokenizer.chat_template = chosen.shortened()
+        return ChatTemplate(tokenizer.chat_template, specials, f"{key} minimal, of {file}")
+    return chosen
 
 
 def _alphabet(tokenizer: Any) -> frozenset[str] | None:

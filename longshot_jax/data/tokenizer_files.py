@@ -80,6 +80,8 @@ class TokenizerFiles:
         template = getattr(tokenizer, "chat_template", None)
         if "chat_template" in settings and isinstance(template, str):
             settings["chat_template"] = template
+        elif template is None:
+            settings.pop("chat_template", None)
         if "added_tokens_decoder" in settings:
             new = {str(id): token.__getstate__() for id, token in tokenizer.added_tokens_decoder.items()}
             settings["added_tokens_decoder"] = new | settings["added_tokens_decoder"]
