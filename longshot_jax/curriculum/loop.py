@@ -14,6 +14,7 @@ from longshot_jax.curriculum.batch import (
     padded_lengths,
     replaced_steps,
 )
+from longshot_jax.curriculum.stability import StageEnd, diverges
 from longshot_jax.curriculum.update import CurriculumPrograms
 from longshot_jax.data.grouping import grouped_batches
 from longshot_jax.data.loader import batches_per_epoch, prefetched, problem_batches, problem_stream
@@ -39,6 +40,8 @@ class Position:
         wait for the device; None before the second update.
       pending: metrics of the last update.
       finished: whether the last stage has ended.
+      lowest_loss: lowest running loss of the stage after its first `_WINDOW` updates.
+      first_norm: norm of thoughts at the first evaluation that had any.
       seconds: time spent in the curriculum.
       figures: shown beside the progress bar.
     """
@@ -51,12 +54,16 @@ class Position:
     finished: bool = False
     seconds: float = 0.0
     figures: dict[str, float] = field(default_factory=dict)
+    lowest_loss: float | None = None
+    first_norm: float | None = None
 
     def count_loss(self, loss: float) -> None:
         """Adds the loss of an update to the running loss, unless it is not finite."""
         if np.isfinite(loss):
             before = loss if self.running_loss is None else self.running_loss
             self.running_loss = _DECAY * before + (1 - _DECAY) * loss
+            if self.step > _WINDOW:
+                self.lowest_loss = min(self.running_loss, self.lowest_loss or self.running_loss)
 
 
 def steps_per_stage(config: CurriculumConfig, steps_per_epoch: int) -> int:
@@ -80,6 +87,7 @@ class CurriculumLoop:
         self.evaluation = context.validation(
             config.max_thoughts, answer_length=run.data.answer_length, steps_written=True
         )
+        self.measure_end = StageEnd(context, phase, self.evaluation)
         self.ranked = run.phases[-1] == phase
         self.programs = CurriculumPrograms(
             run, context.abstract, context.mesh, context.layout.tokenizer.latent, self.limit, phase
@@ -176,10 +184,15 @@ class CurriculumLoop:
             if accuracy is None:
                 accuracy = self._evaluate(state, rule, at, step)
             progress.advance(0, **at.figures)
+            figures = self.measure_end((state.trainable, state.frozen), at.stage)
+            context.writer.scalars(step, {f"stability/{name}": value for name, value in figures.items()})
+            if figures:
+                progress.note(", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items()))
         if not is_last:
             renew = self.programs.fresh_optimizer(state.trainable) if config.reset_optimizer else state.optimizer
             state = replace(state, optimizer=restart_schedule(renew))
             at.stage, at.step, at.running_loss = at.stage + 1, 0, None
+            at.lowest_loss = None
             return state, step
         at.finished = True
         step += 1  # a separate checkpoint, even if one was just written
@@ -203,6 +216,12 @@ class CurriculumLoop:
             return
         metrics, at.pending = as_numbers(fetch(at.pending)), None
         at.count_loss(metrics["loss"])
+        if diverges(at.running_loss, at.lowest_loss):
+            self.context.refuse_to_go_on(
+                f"the loss of stage {self.config.stages[at.stage]} diverges: {at.running_loss:.3g} nats per token on "
+                f"average, after {at.lowest_loss:.3g}",
+                self.phase,
+            )
         self.context.writer.scalars(
             step,
             {f"{self.phase}/{name}": value for name, value in metrics.items()}
@@ -220,4 +239,5 @@ class CurriculumLoop:
         results = self.evaluation((state.trainable, state.frozen), rule)
         at.figures["accuracy"] = results["accuracy"]
         self.context.log_evaluation(step, results, self.evaluation.problems)
+        at.first_norm = self.context.check_thought_norm(at.first_norm, results, self.phase)
         return results["accuracy"]

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -16,7 +18,7 @@ from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.evaluation.lens import Lens, lens_rows, stop_figure
-from longshot_jax.model.sharding import batch_parts
+from longshot_jax.model.sharding import batch_parts, fetch
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Params
 from longshot_jax.thoughts.stopping import ThoughtRule
@@ -51,20 +53,25 @@ class Validation:
         self._batch_size = -(-min(settings.batch_size, count) // parts) * parts
         layout = replace(layout, steps_written=steps_written)
         self._lens = Lens(graphdef, layout.tokenizer)
+        self._graphdef = graphdef
         self._decoder = Decoder(graphdef, layout, max_thoughts, answer_length, mesh=mesh, decoding=decoding)
 
-    def __call__(self, params: Params, rule: ThoughtRule, memory: MemoryBank | None = None) -> Mapping[str, Any]:
+    def __call__(
+        self, params: Params, rule: ThoughtRule, memory: MemoryBank | None = None, few: int = 0
+    ) -> Mapping[str, Any]:
         """Results of `evaluate` without samples and controls, and more about the greedy trajectories.
 
         `thoughts_taken` holds the number of thoughts of each question, `thought_norms` the norm of every thought. If
-        there are thoughts, `lens` holds the rows of a table of the first questions' thoughts, and `stop_figure` an
-        image of stop probabilities.
+        there are thoughts, `thought_norm` is their mean norm in units of the embeddings', `thought_cosine` the mean
+        cosine of successive ones, `lens` holds the rows of a table of the first questions' thoughts, and `stop_figure`
+        an image of stop probabilities. With `few`, only the results of `evaluate` on at most that many questions.
         """
+        problems = self.problems[:: -(-len(self.problems) // few)] if few else self.problems
         watched: list[Any] = []
         results = evaluate(
             self._decoder,
             params,
-            self.problems,
+            problems,
             rule,
             memory=memory,
             num_trajectories=0,
@@ -72,11 +79,21 @@ class Validation:
             controls=False,
             watch=watched.append,
         )
+        if few:
+            return results
         (greedy,) = watched
-        num_thoughts = greedy.num_thoughts[:, 0]
-        norms = np.linalg.norm(greedy.thoughts[:, 0].astype(np.float32), axis=-1)
+        num_thoughts, thoughts = greedy.num_thoughts[:, 0], greedy.thoughts[:, 0].astype(np.float32)
+        norms = np.linalg.norm(thoughts, axis=-1)
+        taken = np.arange(norms.shape[1]) < num_thoughts[:, None]
         results["thoughts_taken"] = num_thoughts
-        results["thought_norms"] = norms[np.arange(norms.shape[1]) < num_thoughts[:, None]]
+        results["thought_norms"] = norms[taken]
+        if taken.any():
+            results["thought_norm"] = float(norms[taken].mean() / fetch(self._embedding_norm(params)))
+        if taken[:, 1:].any():
+            cosines = np.sum(thoughts[:, 1:] * thoughts[:, :-1], axis=-1) / np.maximum(
+                norms[:, 1:] * norms[:, :-1], 1e-12
+            )
+            results["thought_cosine"] = float(cosines[taken[:, 1:]].mean())
         if self._decoder.max_thoughts:
             few = self.problems[:_SHOWN]
             shown = jax.tree.map(lambda x: x[:_SHOWN], greedy)
@@ -84,3 +101,12 @@ class Validation:
             results["lens"] = lens_rows([problem.question for problem in few], readings)
             results["stop_figure"] = stop_figure(greedy.stop_probabilities[:, 0], num_thoughts)
         return results
+
+    @cached_property
+    def _embedding_norm(self) -> Any:
+        @jax.jit
+        def norm(params):
+            table = nnx.merge(self._graphdef, *params).backbone.embedding[...].astype(jnp.float32)
+            return jnp.mean(jnp.linalg.norm(table, axis=-1))
+
+        return norm

@@ -42,6 +42,7 @@ class PPOLoop:
         self.problems = problem_batches(context.problems.train, config.questions, run.seed + 1)
         self.evaluation = context.validation(config.max_thoughts, answer_length=run.sampled_length, steps_written=False)
         self.rule = rule_after(run, "ppo")
+        self.first_norm: float | None = None
         self.annealed = [
             anneal(getattr(config, name), getattr(config, f"{name}_annealing"), config.iterations)
             for name in ("thought_std", "stop_temperature", "token_temperature")
@@ -242,5 +243,6 @@ class PPOLoop:
     def _evaluate(self, state: TrainState, step: int, shown: Any) -> float:
         results = self.evaluation((state.trainable, state.frozen), self.rule, state.memory)
         self.context.log_evaluation(step, results, self.evaluation.problems)
+        self.first_norm = self.context.check_thought_norm(self.first_norm, results, "ppo")
         shown.advance(0, validation=results["accuracy"], validation_thoughts=results["mean_thoughts"])
         return results["accuracy"]

@@ -24,6 +24,8 @@ from longshot_jax.training.progress import Progress
 from longshot_jax.training.state import TrainState
 from longshot_jax.training.tensorboard import RunWriter, samples_table
 
+RUNAWAY = 10.0  # times the first norm of thoughts
+
 
 @dataclass
 class RunContext:
@@ -129,12 +131,38 @@ class RunContext:
         """Raises a UserError if `allowed` or more updates in a row were skipped."""
         if int(in_a_row) < allowed:
             return
-        last, optimizer = self.checkpoints.latest_step, f"{key.rpartition('.')[0]}.optimizer"
-        kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is intact"
+        optimizer = f"{key.rpartition('.')[0]}.optimizer"
         raise UserError(
             f"{int(in_a_row)} updates in a row were skipped because the loss or its gradient was not finite ({key} "
-            f"allows fewer than {allowed}); {kept}: lower {optimizer}.learning_rate or {optimizer}.clip_norm in a new --workdir."
+            f"allows fewer than {allowed}); {self._kept()}: lower {optimizer}.learning_rate or {optimizer}.clip_norm in a new --workdir."
         )
+
+    def refuse_to_go_on(self, what: str, phase: str) -> NoReturn:
+        """Raises a UserError for a run that goes wrong."""
+        advice = f"lower config.{phase}.optimizer.learning_rate, or raise warmup_steps, in a new --workdir"
+        raise UserError(f"{what}; {self._kept()}: {advice}.")
+
+    def check_thought_norm(self, first: float | None, results: Mapping[str, Any], phase: str) -> float | None:
+        """The norm of thoughts at the first evaluation of a phase that has any.
+
+        Args:
+          first: the result of the last call; None before the first one.
+          results: of a `Validation`.
+
+        Raises a UserError if it has grown beyond `RUNAWAY` times the first one.
+        """
+        now = results.get("thought_norm")
+        if first and now is not None and now > RUNAWAY * first:
+            self.refuse_to_go_on(
+                f"the norm of thoughts runs away: {now:.3g} times that of token embeddings, and {first:.3g} at the first "
+                f"evaluation of {phase!r}",
+                phase,
+            )
+        return now if first is None else first
+
+    def _kept(self) -> str:
+        last = self.checkpoints.latest_step
+        return "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is intact"
 
     def log_evaluation(self, step: int, results: Mapping[str, Any], problems: Sequence[Problem]) -> None:
         """Writes scalars, histograms and samples of a `Validation` to TensorBoard."""
@@ -142,6 +170,9 @@ class RunContext:
         for steps, group in results["by_steps"].items():
             scalars[f"evaluation/accuracy_of_{steps}_steps"] = group["accuracy"]
             scalars[f"evaluation/thoughts_of_{steps}_steps"] = group["mean_thoughts"]
+        scalars |= {
+            f"evaluation/{name}": results[name] for name in ("thought_norm", "thought_cosine") if name in results
+        }
         self.writer.scalars(step, scalars)
         for name in ("thoughts_taken", "thought_norms"):
             self.writer.histogram(step, f"evaluation/{name}", results[name])
