@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from longshot_jax.checkpoints.checkpoint import Which
 from longshot_jax.checkpoints.pretrained import Pretrained, load_pretrained
+from longshot_jax.checkpoints.sidecar import FILE
 from longshot_jax.config.curriculum import has_thoughts
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
@@ -114,7 +115,7 @@ class LongShot:
         seed: int = 0,
         fusion: str = "vote",
     ) -> Any:
-        """Answers a question, or a batch of questions.
+        """Answers a question, or a batch of questions; a model that was not trained here answers with its whole text.
 
         Args:
           question: a text, or a list of texts, which returns a list.
@@ -170,13 +171,13 @@ class LongShot:
                 adaptive=adaptive,
             )
         )
-        anew = None
+        anew, whole = None, self.model.source["mode"] == "plain"
         if fusion in ("attend", "mean") and number > 1:
             read = slice(None) if fusion == "attend" else slice(1)  # all trajectories have the mean thoughts
             given = decoded.thoughts[:, read], decoded.num_thoughts[:, read]
             joint = jax.device_get(decoder.decode_given(self.model.params, prompts, *given))
-            anew = [row[0] for row in answer_texts(joint.tokens, decoder.layout)]
-        texts = answer_texts(decoded.tokens, decoder.layout)
+            anew = [row[0] for row in answer_texts(joint.tokens, decoder.layout, whole)]
+        texts = answer_texts(decoded.tokens, decoder.layout, whole)
         if adaptive:
             texts = [row[: sum(here)] for row, here in zip(texts, decoded.active, strict=True)]
         readings = None
@@ -301,6 +302,11 @@ class LongShot:
     def _rule(self, thoughts: str | int | None, known_steps: bool = False) -> tuple[ThoughtRule, bool]:
         """The requested number of thoughts, or that of training, and whether steps may be written after them."""
         trained = self.model.rule
+        if thoughts and self.model.lost_sidecar:
+            raise UserError(
+                f"this model was exported from a run, but {FILE} is not beside its weights, so it has no thoughts: copy it "
+                "from the export, or leave the number of thoughts out."
+            )
         if isinstance(thoughts, int):
             if thoughts < 0:
                 raise UserError(f"the number of thoughts is {thoughts}: it cannot be negative.")

@@ -370,7 +370,11 @@ def chatml_files(folder):
     system = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
     folder.mkdir(exist_ok=True)
     specials = ["<|im_start|>", "<|im_end|>"]
-    return llama_files(folder, specials, system + CHATML, bos_token="<|im_start|>", eos_token="<|im_end|>")
+    llama_files(folder, specials, system + CHATML, bos_token="<|im_start|>", eos_token="<|im_end|>")
+    (folder / "chat_template.jinja").unlink()  # it is a setting instead, as older folders have it
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": system + CHATML}))
+    return str(folder)
 
 
 def test_a_minimal_template_keeps_the_turns_alone(tmp_path):

@@ -16,9 +16,11 @@ from run_folders import CURRICULUM, PPO, save_run
 from longshot_jax.checkpoints.convert import from_hf
 from longshot_jax.config import RunConfig
 from longshot_jax.config.curriculum import CurriculumConfig
+from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
+from longshot_jax.evaluation.batches import answer_texts
 from longshot_jax.longshot import Generation, LongShot
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden_llama3"
@@ -127,6 +129,18 @@ def test_a_llama_with_a_tokenizer_answers_and_thinks_when_told(folder):
     directory = folder / "llama"
     shutil.copytree(GOLDEN, directory)
     Tokenizer.for_chains().save(directory)
+    export = LongShot.from_pretrained(directory)  # its tokenizer has the latent tokens, as an export's
+    assert export.generate(QUESTION, answer_length=3)
+    with pytest.raises(UserError, match=r"exported from a run, but longshot\.safetensors is not beside its weights"):
+        export.generate(QUESTION, thoughts=2)
+    file = directory / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if "latent" not in token["content"]]
+    content["model"]["vocab"] = {word: id for word, id in content["model"]["vocab"].items() if "latent" not in word}
+    file.write_text(json.dumps(content))
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    kept = {key: value for key, value in settings.items() if "special" not in key and key != "added_tokens_decoder"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(kept))
     model = LongShot.from_pretrained(directory)
     assert model.latent_token_id == Tokenizer.load(str(directory)).latent
     plain = model.generate(QUESTION, answer_length=3, return_all_trajectories=True)
@@ -236,3 +250,11 @@ def test_another_dtype_is_one_sentence(dtype):
 def test_another_number_of_trajectories_is_one_sentence(backbone, number):
     with pytest.raises(UserError, match=r"num_trajectories is .*: it must be a whole number or 'own'"):
         backbone.generate("a?", num_trajectories=number)
+
+
+def test_a_plain_llama_shows_its_whole_text():
+    """A trained model's answer is what follows the last `####`; a plain one has reasoned in prose before it."""
+    tokens = Tokenizer.for_chains()
+    layout = Layout(tokens, "coconut", "cot", 30)
+    ids = np.array([[[*tokens.encode("a=3###4"), tokens.end, tokens.end]]])
+    assert answer_texts(ids, layout) == [["4"]] and answer_texts(ids, layout, whole=True) == [["a=3###4"]]

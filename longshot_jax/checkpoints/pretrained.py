@@ -44,6 +44,7 @@ class Pretrained:
       source: for reports: step, phase and stage of the checkpoint, seed, mode and feedback of its run.
       stage_rule: number of thoughts at the stage of a supervised phase that the checkpoint was in, after which the
         remaining steps are written; None after PPO and for a plain Llama, which answer at once by `rule`.
+      lost_sidecar: whether it is an export, whose vocabulary has the latent tokens by name, without the run's other parts.
       sigma: standard deviation of sampled thoughts, relative to the rms of thoughts.
       temperatures, coupling: temperatures and noise coupling of sampled trajectories.
       max_trajectories: largest number of trajectories that the count head chooses; 0 without a count head.
@@ -63,6 +64,7 @@ class Pretrained:
     max_trajectories: int = 0
     coupling: Coupling = "independent"
     stage_rule: ThoughtRule | None = None
+    lost_sidecar: bool = False
 
 
 def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = None) -> Pretrained:
@@ -104,7 +106,8 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
     params = load_weights(path, config, jnp.dtype(chosen), embedding_rows=rows, copied_rows=starts)
     backbone = replace(config, vocab_size=rows)
     if sidecar is None or tokenizer is None:
-        return _plain(backbone, params, tokenizer, chosen)
+        lost = tokenizer is not None and tokenizer.came_with_latents and tokenizer.latent < config.vocab_size
+        return replace(_plain(backbone, params, tokenizer, chosen), lost_sidecar=lost)
     params = merge_states(backbone=params, navigator=sidecar.navigator)
     return _trained(sidecar, exported_run(sidecar.run, chosen), backbone, params, tokenizer)
 

@@ -45,6 +45,7 @@ class Tokenizer:
         tokenizer, so that the embedding needs no new rows; otherwise added tokens.
       meanings: id of each latent token that the model has not trained -> id of a token that means it in text, from whose
         embedding it starts. From a row that means nothing, an answer's marker is not predicted for dozens of updates.
+      came_with_latents: whether the files had the latent tokens by their own names, as this package writes them.
       token_ids: ids for a model's config.json: those of the folder it came from, otherwise those of the tokenizer.
       vocabulary_size: embedding rows, rounded up to a multiple of `multiple`, so that the mesh divides them.
     """
@@ -65,6 +66,7 @@ class Tokenizer:
         self.token_ids = token_ids | self._files.token_ids
         self.name = name
         spellings, known = _latent_spellings(tokenizer, self.ends), set(tokenizer.get_vocab())
+        self.came_with_latents = known.issuperset(LATENT_TOKENS)
         tokenizer.add_tokens(list(spellings), special_tokens=True)  # known ones keep their ids
         vocabulary = tokenizer.get_vocab()
         check_new(vocabulary, spellings, name)

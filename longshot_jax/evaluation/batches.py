@@ -93,8 +93,8 @@ class Batches:
         return float(are_correct(answers, self.problems).mean())
 
 
-def answer_texts(tokens: Int[np.ndarray, "B N A"], layout: Layout) -> list[list[str]]:
-    """Texts of the answers of every trajectory, without steps and markers.
+def answer_texts(tokens: Int[np.ndarray, "B N A"], layout: Layout, whole: bool = False) -> list[list[str]]:
+    """Texts of the answers of every trajectory, without steps and markers, or the `whole` texts.
 
     `UNFINISHED` is appended to an answer without an end token, which reached the length limit: it is never right,
     because its continuation is unknown.
@@ -104,7 +104,8 @@ def answer_texts(tokens: Int[np.ndarray, "B N A"], layout: Layout) -> list[list[
 
     def text(ids: list[int]) -> str:
         ended = not ends.isdisjoint(ids)
-        return extract_answer(layout.answer_text(ids)) + ("" if ended else UNFINISHED)
+        told = layout.answer_text(ids)
+        return (told.strip() if whole else extract_answer(told)) + ("" if ended else UNFINISHED)
 
     return [[text(ids) for ids in row] for row in tokens.tolist()]
 
