@@ -161,7 +161,7 @@ class LongShot:
             decoder.decode(
                 self.model.params,
                 prompts,
-                rule.bounds(problems),
+                rule.bounds(problems, decoder.joined),
                 self.model.temperatures,
                 indices=np.arange(len(problems), dtype=np.int32),
                 key=jax.random.key(seed),
@@ -332,7 +332,8 @@ class LongShot:
         slots = max(self.model.max_thoughts, rule.max_thoughts) if rule.max_thoughts else 0
         key = layout, slots, self.model.answer_length if answer_length is None else answer_length
         if key not in self._decoders:
-            self._decoders[key] = Decoder(self.model.graphdef, *key, self.model.max_trajectories, self.model.coupling)
+            own = self.model.max_trajectories, self.model.coupling, self.model.joined
+            self._decoders[key] = Decoder(self.model.graphdef, *key, *own)
         return self._decoders[key]
 
 

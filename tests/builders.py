@@ -47,6 +47,8 @@ def small_reasoner(
     dtype: jax.typing.DTypeLike = jnp.float32,
     reads: str = "nothing",
     max_trajectories: int = 0,
+    roles: int = 0,
+    join: bool = False,
     lora: LoraConfig | None = None,
     **shape: int | float,
 ) -> Reasoner:
@@ -55,9 +57,8 @@ def small_reasoner(
     `reads` is a key of READS: what its thoughts read of earlier actions.
     """
     config = LlamaConfig(**SMALL | shape)
-    kind = NavigatorConfig(
-        feedback, normalised, reasoning_dim, memory_top, **READS[reads], max_trajectories=max_trajectories
-    )
+    others = {"max_trajectories": max_trajectories, "roles": roles, "join": join}
+    kind = NavigatorConfig(feedback, normalised, reasoning_dim, memory_top, **READS[reads], **others)
     abstract = nnx.eval_shape(
         lambda: Reasoner(Llama(config, nnx.Rngs(0), compute_dtype=dtype, lora=lora), kind, nnx.Rngs(0))
     )

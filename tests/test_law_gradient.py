@@ -38,7 +38,7 @@ def double_precision():
         yield
 
 
-def tiny_reasoner(feedback, normalised, reads="nothing"):
+def tiny_reasoner(feedback, normalised, reads="nothing", **kind):
     return small_reasoner(
         feedback,
         normalised,
@@ -53,6 +53,7 @@ def tiny_reasoner(feedback, normalised, reads="nothing"):
         num_attention_heads=1,
         num_key_value_heads=1,
         head_dim=2,
+        **kind,
         rms_norm_eps=0.1,  # keeps the norms smooth where the noise reaches, so that few nodes suffice
     )
 

@@ -1,4 +1,6 @@
-"""Law 4 for trajectories that are not independent: they read one another, or form an ensemble, and share their reward.
+"""Law 4 for trajectories that are not independent: they read one another, form an ensemble, or have one joined answer.
+
+They share their reward.
 
 As in `test_law_gradient`, nothing is sampled: stops and tokens of two trajectories are enumerated together, and the
 noise of both is integrated by Gauss-Hermite quadrature. The critic's values that a graph holds are data, not actions:
@@ -31,6 +33,7 @@ from longshot_jax.ppo.loss import Experience, estimate_advantages, policy_loss, 
 from longshot_jax.ppo.rewards import shared_rewards
 from longshot_jax.thoughts.reads.history import History
 from longshot_jax.thoughts.rescore import rescore, rescore_method
+from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.rollout import Rollout
 from longshot_jax.thoughts.stopping import StopRule
 from longshot_jax.thoughts.think import encode, think
@@ -38,7 +41,6 @@ from longshot_jax.thoughts.think import encode, think
 pytestmark = pytest.mark.law
 
 PAIR, SIZE = 2, 2  # trajectories, and numbers in an action
-PAIRS_OF_TOKENS = list(itertools.product(range(VOCABULARY), repeat=PAIR))  # each writes one
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +54,8 @@ class Kind:
     """How two trajectories depend on each other.
 
     Attributes:
-      ensemble: they are fed their mean and stop by majority; otherwise each reads the other's earlier actions.
+      ensemble: they are fed their mean and stop by majority.
+      joined: they have roles and one answer; without either each reads the other's earlier actions.
       steps: T. A second thought is the first that can read.
       first_decision: thoughts before the first decision, so that there are not too many outcomes.
       nodes: of the quadrature, per dimension; the fewer, the smaller the noise has to be.
@@ -64,10 +67,18 @@ class Kind:
     first_decision: int
     nodes: int
     thought_std: float
+    joined: bool = False
+
+    @property
+    def answers(self):
+        """Every pair of tokens that the two write, one each, or one that stands in both rows."""
+        every = itertools.product(range(VOCABULARY), repeat=PAIR)
+        return [tokens for tokens in every if not self.joined or len(set(tokens)) == 1]
 
 
 READING = Kind(ensemble=False, steps=2, first_decision=1, nodes=3, thought_std=0.03125)
 ENSEMBLE = Kind(ensemble=True, steps=1, first_decision=0, nodes=4, thought_std=0.0625)
+JOINED = Kind(ensemble=False, steps=1, first_decision=0, nodes=4, thought_std=0.0625, joined=True)
 
 
 @dataclass
@@ -119,11 +130,12 @@ def all_outcomes(kind: Kind) -> Outcomes:
         grid = np.array(list(itertools.product(range(kind.nodes), repeat=SIZE * num_thoughts.sum())), int)
         noise = np.zeros((len(grid), PAIR, kind.steps, SIZE))
         noise[:, thought] = nodes[grid].reshape(len(grid), num_thoughts.sum(), SIZE)
-        for tokens in PAIRS_OF_TOKENS:
-            columns.append(
-                (votes, num_thoughts, noise, weights[grid].prod(axis=1), tokens, worth[num_thoughts, tokens])
-            )
-        rows = len(grid) * len(PAIRS_OF_TOKENS)
+        for tokens in kind.answers:
+            earned = worth[num_thoughts, tokens]
+            if kind.joined:  # one reward, which depends on what both do
+                earned = np.full(PAIR, earned.sum())
+            columns.append((votes, num_thoughts, noise, weights[grid].prod(axis=1), tokens, earned))
+        rows = len(grid) * len(kind.answers)
         paths.append((votes, num_thoughts, slice(start, start + rows)))
         start += rows
 
@@ -144,6 +156,9 @@ def joint_probability(reasoner, kind, votes, num_thoughts, noise, tokens):
     backbone, navigator = reasoner.backbone, reasoner.navigator
     table = backbone.embedding[...]
     inputs, log_prob = [table[jnp.asarray(PROMPT)] for _ in range(PAIR)], 0.0
+    if kind.joined:
+        roles = navigator.role_table[...]
+        inputs = [jnp.concatenate([rows, roles[row][None]]) for row, rows in enumerate(inputs)]
     hidden = [jnp.zeros(SIZE)] * PAIR
     actions, values = jnp.zeros((PAIR, kind.steps, SIZE)), jnp.zeros((PAIR, kind.steps))
     thought_mask = np.arange(kind.steps) < num_thoughts[:, None]
@@ -167,11 +182,27 @@ def joint_probability(reasoner, kind, votes, num_thoughts, noise, tokens):
             fed = sum(new.values()) / len(new) if kind.ensemble else new[row]
             thought = navigator.to_embedding(fed, hidden[row])
             inputs[row] = jnp.concatenate([inputs[row], thought[None]])
+    if kind.joined:
+        log_prob += _joined_log_probs(reasoner, inputs)[tokens[0, 0]]
+        return jnp.exp(log_prob)
     for row in range(PAIR):
         ended = jnp.concatenate([inputs[row], table[jnp.asarray(OPENING)]])
         logits = backbone.head[...] @ from_scratch(reasoner, ended, jnp)[-1] / TOKEN_TEMPERATURE
         log_prob += jax.nn.log_softmax(logits)[tokens[row, 0]]
     return jnp.exp(log_prob)
+
+
+def _joined_log_probs(reasoner, inputs):
+    """Log-probs of the answer after an opening that sees both trajectories, which do not see each other."""
+    prompt, (first, second) = len(PROMPT), (len(rows) - len(PROMPT) for rows in inputs)
+    opening = reasoner.backbone.embedding[...][jnp.asarray(OPENING)]
+    everything = jnp.concatenate([inputs[0], inputs[1][prompt:], opening])
+    longest = prompt + max(first, second)
+    positions = [*range(prompt + first), *range(prompt, prompt + second), *range(longest, longest + len(OPENING))]
+    sees = np.tril(np.ones((len(everything),) * 2, bool))
+    sees[prompt + first : prompt + first + second, prompt : prompt + first] = False
+    hidden = from_scratch(reasoner, everything, jnp, np.array(positions), sees)[-1]
+    return jax.nn.log_softmax(reasoner.backbone.head[...] @ hidden / TOKEN_TEMPERATURE)
 
 
 def expected_reward(kind, graphdef, params):
@@ -187,6 +218,8 @@ def expected_reward(kind, graphdef, params):
 
 
 def reasoner_of(kind, feedback):
+    if kind.joined:
+        return tiny_reasoner(feedback, False, roles=PAIR, join=True)
     return tiny_reasoner(feedback, False, reads="nothing" if kind.ensemble else "all")
 
 
@@ -204,7 +237,7 @@ def recorded_rollout(reasoner, kind):
     num_thoughts, noise, tokens = (jnp.asarray(x) for x in (outcomes.num_thoughts, outcomes.noise, outcomes.tokens))
     prompt = jnp.broadcast_to(jnp.array(PROMPT), (len(num_thoughts), len(PROMPT)))
     mask = jnp.ones(prompt.shape, bool)
-    encoded = encode(reasoner, prompt, mask)
+    encoded = begin_trajectories(reasoner, encode(reasoner, prompt, mask), PAIR)
     rule = StopRule(num_thoughts, num_thoughts, STOP_TEMPERATURE)
     thoughts = think(reasoner, encoded, None, rule, noise, jnp.float32(kind.thought_std), ensemble=kind.ensemble)
     decisions = jnp.arange(kind.steps + 1)
@@ -220,7 +253,7 @@ def recorded_rollout(reasoner, kind):
         is_action=within & (decisions <= num_thoughts[..., None]),
         num_thoughts=num_thoughts,
         tokens=tokens,
-        token_mask=jnp.ones(tokens.shape, bool),
+        token_mask=jnp.ones(tokens.shape, bool) & ~jnp.asarray([[False], [kind.joined]]),
         ended=jnp.ones(num_thoughts.shape, bool),
         thought_std=jnp.float32(kind.thought_std),
         stop_temperature=jnp.float32(STOP_TEMPERATURE),
@@ -292,6 +325,11 @@ def check_gradient(kind, feedback, gradient, tolerance):
 @pytest.mark.parametrize("gradient", ["score", "pathwise"])
 def test_gradient_of_an_ensemble_of_two(gradient):
     check_gradient(ENSEMBLE, "hidden", gradient, 1e-4)
+
+
+@pytest.mark.parametrize("gradient", ["score", "pathwise"])
+def test_gradient_of_two_with_one_answer(gradient):
+    check_gradient(JOINED, "hidden", gradient, 1e-4)
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ class Pretrained:
       sigma: standard deviation of sampled thoughts, relative to the rms of thoughts.
       temperatures, coupling: temperatures and noise coupling of sampled trajectories.
       max_trajectories: largest number of trajectories that the count head chooses; 0 without a count head.
+      joined: trajectories of a joined answer; 0 if each trajectory has its own.
     """
 
     graphdef: nnx.GraphDef
@@ -62,6 +63,7 @@ class Pretrained:
     temperatures: Temperatures = field(default_factory=make_temperatures)
     memory: MemoryBank | None = None
     max_trajectories: int = 0
+    joined: int = 0
     coupling: Coupling = "independent"
     stage_rule: ThoughtRule | None = None
     lost_sidecar: bool = False
@@ -147,6 +149,7 @@ def _trained(
         },
         memory=sidecar.memory,
         stage_rule=None if sidecar.stage is None else rule_of_stage(run.supervised(phase), sidecar.stage),
+        joined=run.thoughts.joined,
     )
     if phase != "ppo":
         return model

@@ -21,6 +21,7 @@ def check_combinations(run: RunConfig) -> None:
         _schedules,
         _kl,
         _thoughts,
+        _roles,
         _trajectories,
         _coupling,
     ):
@@ -235,6 +236,47 @@ def _thoughts(run: RunConfig) -> Iterator[str]:
         )
 
 
+def _roles(run: RunConfig) -> Iterator[str]:
+    """Trajectories with roles of their own, and the one answer that joins them."""
+    thoughts, ppo, curriculum = run.thoughts, run.ppo, run.curriculum
+    roles, number = thoughts.roles, ppo.num_trajectories
+    if "ppo" in run.phases and roles and (roles < number or (thoughts.join and roles != number)):
+        yield (
+            f"config.thoughts.roles {roles} has {'no room for' if roles < number else 'more roles than'} "
+            f"config.ppo.num_trajectories {number}: set both to the same number."
+        )
+    if not thoughts.join:
+        return
+    if not roles:
+        yield "config.thoughts.join joins trajectories by their roles: set config.thoughts.roles to their number."
+    if run.data.train == "threads" and max(run.data.threads) > roles:
+        yield (
+            f"config.data.threads {max(run.data.threads)} is more than config.thoughts.roles {roles}, and each thread "
+            "needs a trajectory: raise roles, or lower threads."
+        )
+    if run.markers != "answer":
+        yield (
+            f"config.thoughts.join needs a marker that ends each trajectory's text, and config.markers {run.markers!r} "
+            "has none there: take 'answer'."
+        )
+    if ppo.ensemble or ppo.rewards.vote_correct:
+        key = "ensemble" if ppo.ensemble else "rewards.vote_correct"
+        yield (
+            f"config.thoughts.join decodes one answer from all trajectories, and config.ppo.{key} asks each for its own: "
+            "switch one of them off."
+        )
+    if thoughts.max_trajectories and not ppo.shared_reward:
+        yield "config.thoughts.max_trajectories with config.thoughts.join needs config.ppo.shared_reward: set it."
+    guidance = curriculum.guidance
+    for wanted, key in (
+        (guidance.distillation, "guidance.distillation"),
+        (guidance.jacobi, "guidance.jacobi"),
+        (curriculum.dropout, "dropout"),
+    ):
+        if wanted:
+            yield f"config.curriculum.{key} is not there for joined answers: set it to 0, or config.thoughts.join to False."
+
+
 def _trajectories(run: RunConfig) -> Iterator[str]:
     """Settings that make the trajectories of a question depend on one another, and those that forbid it."""
     ppo, thoughts, rewards = run.ppo, run.thoughts, run.ppo.rewards
@@ -246,6 +288,7 @@ def _trajectories(run: RunConfig) -> Iterator[str]:
         reads = "cross_attention" if thoughts.cross_attention else "graph 'all'"
         dependent = [
             (ppo.ensemble, "config.ppo.ensemble feeds them one thought"),
+            (thoughts.join, "config.thoughts.join gives them one answer"),
             (thoughts.reads_others, f"config.thoughts.{reads} lets them read one another"),
             (ppo.shared_reward, "config.ppo.shared_reward gives them one reward"),
             (most > 0, "config.thoughts.max_trajectories chooses their number"),

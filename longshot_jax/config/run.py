@@ -18,7 +18,8 @@ class DataConfig:
     """Problems, tokenizer and lengths."""
 
     train: str = "chains"
-    """Training problems: a file, a hub name (`name:config:split`), or generated (`chains`, `prosqa`, `stories`)."""
+    """Training problems: a file, a hub name (`name:config:split`), or generated (`chains`, `threads`, `prosqa`,
+    `stories`)."""
     validation: str = ""
     """Problems that select the best checkpoint, as in `train`. Empty: other problems if `train` is generated, else a
     tenth of the questions of `train`, at most 500, which are removed from it with all their copies."""
@@ -28,7 +29,7 @@ class DataConfig:
     """Leave out of training the problems of a file whose question is also in `validation` or `test`; without it a
     warning names their share."""
     tokenizer: str = "chains"
-    """`chains` (one token per character), `bpe` (byte-level BPE, trained on the problems), `model` (that of the model
+    """`chains` or `threads` (one token per character of these problems), `bpe` (byte-level BPE, trained on the problems), `model` (that of the model
     directory), a folder, or a hub name."""
     bpe_vocabulary: Annotated[int, COUNT] = 2048
     """Vocabulary size of `bpe`."""
@@ -36,6 +37,13 @@ class DataConfig:
     """Numbers of operations of generated chains (1 to 9) and stories (1 to 4), in turn."""
     distractors: Annotated[int, NON_NEGATIVE] = 0
     """Irrelevant statements in each generated chain or story."""
+    threads: Annotated[tuple[int, ...], COUNT] = (2,)
+    """Numbers of independent chains of a generated `threads` problem, in turn."""
+    interleaved: bool = False
+    """Mix the statements of the chains of a `threads` problem."""
+    steps_together: bool = False
+    """Steps of a `threads` problem hold the values of all chains, for one trajectory that holds all in each thought;
+    without it they follow one another, chain by chain."""
     generated_train: Annotated[int, COUNT] = 1_000_000
     """Generated training problems."""
     generated_test: Annotated[int, COUNT] = 1_000

@@ -42,10 +42,21 @@ class NavigatorConfig:
     max_trajectories: Annotated[int, NON_NEGATIVE] = 0
     """Let the model choose 2 to this number of trajectories per question; 0: no choice."""
 
+    roles: Annotated[int, NON_NEGATIVE] = 0
+    """Learned embeddings, one a trajectory, each read at a position of its own before the trajectory's thoughts, so that
+    the trajectories of a question differ without noise. 0: none."""
+    join: bool = False
+    """Decode one answer per question, which attends to the thoughts of all its trajectories."""
+
     @property
     def reads_history(self) -> bool:
         """Whether thoughts read earlier actions other than through the backbone."""
         return self.graph != "off" or self.cross_attention
+
+    @property
+    def joined(self) -> int:
+        """Trajectories of a question's joined answer; 0 if each trajectory has its own."""
+        return self.roles if self.join else 0
 
     @property
     def reads_others(self) -> bool:

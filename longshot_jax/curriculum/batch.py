@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
@@ -105,6 +106,11 @@ class CurriculumBatch:
     text: Any = None
     hidden: Bool[Array, " B"] | None = None
     dropout_mask: Float[Array, "B T D"] | None = None
+
+    @property
+    def loss_count(self) -> Float[Array, ""]:
+        """Number of predicted tokens."""
+        return jnp.sum(self.loss_mask, dtype=jnp.float32)
 
 
 def replaced_steps(stage: int, steps: int, config: CurriculumConfig, rng: np.random.Generator) -> tuple[int, int]:

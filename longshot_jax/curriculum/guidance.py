@@ -13,12 +13,14 @@ Thoughts computed in parallel (PCCoT) are in `thoughts.jacobi`. Each loss is a s
 Shapes: B problems, T thought slots, W tokens of a step, A tokens after the thoughts, D hidden size.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from longshot_jax.config.curriculum import GuidanceConfig
-from longshot_jax.curriculum.batch import CurriculumBatch, StepTexts
+from longshot_jax.curriculum.batch import StepTexts
 from longshot_jax.thoughts.answer import score_tokens
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.think import Thoughts
@@ -85,14 +87,17 @@ def guidance_weights(config: GuidanceConfig) -> dict[str, float]:
     return {name: weight for name, weight in weights.items() if weight}
 
 
-def guidance_counts(batch: CurriculumBatch) -> dict[str, Float[Array, ""]]:
-    """Divisor of each loss over a whole batch: thoughts with a step, their tokens, problems, tokens of the text."""
+def guidance_counts(batch: Any) -> dict[str, Float[Array, ""]]:
+    """Divisor of each loss over a whole batch: thoughts with a step, their tokens, problems, tokens of the text.
+
+    `batch` is a `CurriculumBatch`, or a `ParallelBatch`, which has no text.
+    """
     counts = {}
     if batch.steps is not None:
         mask = batch.steps.mask
         counts["target"] = jnp.sum(jnp.any(mask, axis=-1), dtype=jnp.float32)
         counts["explanation"] = jnp.sum(mask, dtype=jnp.float32)
-    if batch.text is not None:
+    if getattr(batch, "text", None) is not None:
         counts["distillation"] = jnp.asarray(batch.prompt.shape[0], jnp.float32)
         counts["text"] = jnp.sum(batch.text.loss_mask, dtype=jnp.float32)
     return {name: jnp.maximum(count, 1.0) for name, count in counts.items()}

@@ -8,14 +8,14 @@ import numpy as np
 
 from longshot_jax.config.curriculum import CurriculumConfig
 from longshot_jax.curriculum.batch import (
-    CurriculumBatch,
     choose_padding,
     curriculum_batch,
     padded_lengths,
     replaced_steps,
 )
+from longshot_jax.curriculum.parallel import parallel_batch
 from longshot_jax.curriculum.stability import StageEnd, diverges
-from longshot_jax.curriculum.update import CurriculumPrograms
+from longshot_jax.curriculum.update import Batch, CurriculumPrograms
 from longshot_jax.data.grouping import grouped_batches
 from longshot_jax.data.loader import batches_per_epoch, prefetched, problem_batches, problem_stream
 from longshot_jax.data.problems import Problem
@@ -93,18 +93,22 @@ class CurriculumLoop:
             run, context.abstract, context.mesh, context.layout.tokenizer.latent, self.limit, phase
         )
 
-    def make_batch(self, stage: int, number: int, problems: list[Problem], replaced: Any = None) -> CurriculumBatch:
+    def make_batch(self, stage: int, number: int, problems: list[Problem], replaced: Any = None) -> Batch:
         """Batch `number` at a stage; a pure function of seed, stage and number."""
-        rng = np.random.default_rng((self.context.run.seed, stage, number))
-        length = self.context.run.data.answer_length
-        layout = self.context.layout
-        batch = curriculum_batch(problems, stage, self.config, layout, length, rng, number, replaced, self.padding)
+        run, layout = self.context.run, self.context.layout
+        rng = np.random.default_rng((run.seed, stage, number))
+        given = problems, stage, self.config, layout, run.data.answer_length
+        joined = run.thoughts.joined
+        if joined:
+            batch = parallel_batch(*given, joined, rng, number)
+        else:
+            batch = curriculum_batch(*given, rng, number, replaced, self.padding)
         return place_batch(batch, self.context.mesh)
 
-    def batches(self, stage: int) -> grain.MapDataset[CurriculumBatch]:
+    def batches(self, stage: int) -> grain.MapDataset[Batch]:
         """The batches of a stage, in random order or grouped by the lengths that problems have at this stage."""
         run, config, layout, train = self.context.run, self.config, self.context.layout, self.context.problems.train
-        if self.padding is None:
+        if self.padding is None or run.thoughts.joined:
             batches = problem_batches(train, config.batch_size, run.seed)
             return batches.map_with_index(lambda number, problems: self.make_batch(stage, number, problems))
 

@@ -14,6 +14,7 @@ from longshot_jax.model.key_values import Context
 from longshot_jax.thoughts.answer import continuation_hidden, score_tokens
 from longshot_jax.thoughts.jacobi import think_in_parallel
 from longshot_jax.thoughts.reasoner import Reasoner
+from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.stopping import StopRule
 from longshot_jax.thoughts.think import EncodedPrompt, Teaching, Thoughts, encode, think, think_given
 
@@ -52,7 +53,7 @@ def curriculum_sums(
       latent_token: its embedding initializes thoughts that are computed in parallel.
     """
     guidance = guidance or GuidanceConfig()
-    prompt = encode(reasoner, batch.prompt, batch.prompt_mask)
+    prompt = begin_trajectories(reasoner, encode(reasoner, batch.prompt, batch.prompt_mask), 1)
     num_thoughts = batch.num_thoughts[:, None]
     shape = (*num_thoughts.shape, max_thoughts)
     if pause_token is not None:

@@ -15,12 +15,14 @@ from longshot_jax.config.curriculum import GuidanceConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.guidance import guidance_counts, guidance_weights
 from longshot_jax.curriculum.loss import TokenSums, curriculum_sums
+from longshot_jax.curriculum.parallel import ParallelBatch, parallel_sums
 from longshot_jax.model.sharding import check_divides, shardings, with_sharding
 from longshot_jax.thoughts.reasoner import AbstractReasoner, is_trainable
 from longshot_jax.training.optimizer import cut_rows, jit_update, make_optimizer, step_if_finite, summed_gradients
 from longshot_jax.training.state import TrainState, count_skipped, start_state
 
-Update = Callable[[TrainState, CurriculumBatch], tuple[TrainState, dict[str, Array]]]
+Batch = CurriculumBatch | ParallelBatch
+Update = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
 def curriculum_update(
@@ -39,9 +41,9 @@ def curriculum_update(
     `dropout` is the fraction of the entries of a fed-back thought that are zeroed.
     """
 
-    def with_dropout(state: TrainState, batch: CurriculumBatch) -> tuple[TrainState, CurriculumBatch]:
+    def with_dropout(state: TrainState, batch: Batch) -> tuple[TrainState, Batch]:
         """Draws the dropout mask before the batch is split, so it does not depend on micro-batches."""
-        if not dropout:
+        if not dropout or isinstance(batch, ParallelBatch):
             return state, batch
         key, next_key = jax.random.split(state.key)
         size = nnx.merge(graphdef, state.trainable, state.frozen).backbone.config.hidden_size
@@ -49,14 +51,17 @@ def curriculum_update(
         dropout_mask = jax.random.bernoulli(key, 1 - dropout, shape) / (1 - dropout)
         return replace(state, key=next_key), replace(batch, dropout_mask=dropout_mask)
 
-    def update(state: TrainState, batch: CurriculumBatch) -> tuple[TrainState, dict[str, Array]]:
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         state, batch = with_dropout(state, batch)
-        total = jnp.maximum(jnp.sum(batch.loss_mask, dtype=jnp.float32), 1.0)
+        total = jnp.maximum(batch.loss_count, 1.0)
         counts_of, weights = guidance_counts(batch), guidance_weights(guidance or GuidanceConfig())
 
-        def share(trainable: nnx.State, micro_batch: CurriculumBatch) -> tuple[Array, TokenSums]:
+        def share(trainable: nnx.State, micro_batch: Batch) -> tuple[Array, TokenSums]:
             reasoner = nnx.merge(graphdef, trainable, state.frozen)
-            sums = curriculum_sums(reasoner, micro_batch, max_thoughts, pause_token, guidance, latent_token)
+            if isinstance(micro_batch, ParallelBatch):
+                sums = parallel_sums(reasoner, micro_batch, max_thoughts, pause_token, guidance)
+            else:
+                sums = curriculum_sums(reasoner, micro_batch, max_thoughts, pause_token, guidance, latent_token)
             guided = sum(weights[name] * part / counts_of[name] for name, part in sums.guidance.items())
             return sums.loss_sum / total + guided, sums
 

@@ -87,11 +87,7 @@ def chain_problem(seed: int, index: int, operations: int, split: Split, distract
     if index < 0:
         raise UserError(f"a problem's index must not be negative, not {index}")
     rng = np.random.default_rng((seed, index, operations, distractors, SPLITS.index(split)))
-    while True:  # until a function of this split is drawn
-        start = int(rng.integers(10))
-        chain = [OPERATIONS[choice] for choice in rng.integers(len(OPERATIONS), size=operations)]
-        if split_of(start, chain) == split:
-            break
+    start, chain = draw_chain(rng, operations, split)
     names = [NAMES[choice] for choice in rng.permutation(len(NAMES))]
     value, steps = start, []
     statements = [f"{names[0]}={start}"]
@@ -104,6 +100,15 @@ def chain_problem(seed: int, index: int, operations: int, split: Split, distract
         source, operation = (others[int(rng.integers(len(others)))], OPERATIONS[int(rng.integers(len(OPERATIONS)))])
         statements.append(f"{names[position]}={source}{operation}")
     return Problem(" ".join([*statements, f"{names[operations]}?"]), tuple(steps), steps[-1])
+
+
+def draw_chain(rng: np.random.Generator, operations: int, split: Split) -> tuple[int, list[str]]:
+    """A start and that many operations whose function is of the split."""
+    while True:
+        start = int(rng.integers(10))
+        chain = [OPERATIONS[choice] for choice in rng.integers(len(OPERATIONS), size=operations)]
+        if split_of(start, chain) == split:
+            return start, chain
 
 
 class ChainProblems(Sequence[Problem]):

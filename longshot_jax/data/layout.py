@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import numpy as np
@@ -60,6 +60,16 @@ class Layout:
         if self.markers == "coconut":
             return (*self.closing, *self.tokenizer.encode(_ANSWER_MARK)) if self.closing else ()
         return () if self.mode == "cot" else (self.tokenizer.end_latent,)
+
+    @property
+    def joint_opening(self) -> tuple[int, ...]:
+        """`opening` of a joined answer; where steps may be written, each trajectory writes its own before it."""
+        return replace(self, steps_written=False).opening
+
+    @property
+    def text_end(self) -> int | None:
+        """The token that ends the steps that a trajectory of a joined answer writes; None where it writes none."""
+        return self.tokenizer.end_latent if self.steps_written else None
 
     def question(self, problem: Problem) -> list[int]:
         """Ids of the prompt; a UserError if there are more than `prompt_length`."""

@@ -2,7 +2,8 @@
 
 The suffix of a local file states its form; `name:config:split` is a data set on the Hugging Face hub.
 
-    .json   a list of objects with `question`, `steps`, `answer`: COCONUT's form, also ProsQA and ProntoQA
+    .json   a list of objects with `question`, `steps`, `answer`: COCONUT's form, also ProsQA and ProntoQA; `threads`
+            may hold the steps as lists that are independent of one another
     .jsonl  one object per line with `question` and `answer`, prose that ends in `#### N`: GSM8K as published
     .txt    one `question||<<a+b=c>> <<...>> #### N` per line: the equation form of GSM8K
 """
@@ -29,12 +30,14 @@ _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?):(?P<config>[\w.+-]+):(?P<s
 class Problem:
     """A question, its reasoning as one text per step (may be ()), and its correct answer without the `####` marker.
 
-    No text is empty.
+    No text is empty. `threads` are the steps once more where some are independent of others: each thread is a sequence
+    of its own, and all can be taken at the same time; () where nothing is known of it.
     """
 
     question: str
     steps: tuple[str, ...]
     answer: str
+    threads: tuple[tuple[str, ...], ...] = ()
 
 
 class GeneratedProblems(Sequence[Problem]):
@@ -176,10 +179,16 @@ def _from_hub_row(place: str, row: Any) -> Problem:
 
 def _from_coconut_row(place: str, row: Any) -> Problem:
     question, answer = _field(place, row, "question"), _field(place, row, "answer")
-    steps = row.get("steps")
+    steps, threads = _steps(place, "steps", row.get("steps")), row.get("threads", [])
+    if not isinstance(threads, list) or (threads and not all(threads)):
+        raise UserError(f'{place}: "threads" must be a list of lists of steps, none empty: fix or remove the item')
+    return Problem(question, steps, answer, tuple(_steps(place, "threads", thread) for thread in threads))
+
+
+def _steps(place: str, key: str, steps: Any) -> tuple[str, ...]:
     if not isinstance(steps, list) or not all(isinstance(step, str) and step.strip() for step in steps):
-        raise UserError(f'{place}: "steps" must be a list of texts that are not empty: fix or remove the item')
-    return Problem(question, tuple(_text(place, "steps", step) for step in steps), answer)
+        raise UserError(f'{place}: "{key}" must hold lists of texts that are not empty: fix or remove the item')
+    return tuple(_text(place, key, step) for step in steps)
 
 
 def _from_prose_row(place: str, row: Any) -> Problem:

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from longshot_jax.config.curriculum import CurriculumConfig
 from longshot_jax.config.run import DataConfig, RunConfig
-from longshot_jax.data.chains import ChainProblems, Split
+from longshot_jax.data.chains import ChainProblems, Split, chain_words
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.overlap import question_key, spaced_questions, without
 from longshot_jax.data.problems import GeneratedProblems, Problem, load_problems
 from longshot_jax.data.prosqa import ProsQAProblems
 from longshot_jax.data.stories import StoryProblems
+from longshot_jax.data.threads import ThreadProblems, thread_words
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.files import local_path, replacing_folder
@@ -27,9 +28,15 @@ _FIRST_CHECKED = 64  # generated problems that are checked before training
 # Generated problems: settings, seed, count and split -> problems. A new generator is a file and a line here.
 GENERATORS: Mapping[str, Callable[[DataConfig, int, int, Split], Sequence[Problem]]] = {
     "chains": lambda data, seed, count, split: ChainProblems(seed, count, data.operations, split, data.distractors),
+    "threads": lambda data, seed, count, split: ThreadProblems(
+        seed, count, data.threads, data.operations, split, data.interleaved, data.steps_together
+    ),
     "prosqa": lambda data, seed, count, split: ProsQAProblems(seed, count),
     "stories": lambda data, seed, count, split: StoryProblems(seed, count, data.operations, split, data.distractors),
 }
+
+# Tokenizers of generated problems: a token a character.
+ALPHABETS: Mapping[str, Callable[[], list[str]]] = {"chains": chain_words, "threads": thread_words}
 
 
 class Problems(NamedTuple):
@@ -138,13 +145,13 @@ def build_tokenizer(
     start = run.initialize_from
     previous = local_path(start, "config.initialize_from") / "tokenizer" if start else None
     template = run.data.chat_template
-    if kind in ("chains", "bpe") and template != "model":
+    if (kind in ALPHABETS or kind == "bpe") and template != "model":
         raise UserError(
             f"config.data.chat_template is {template!r}, but config.data.tokenizer {kind!r} has no chat template: set it "
             "to 'model'."
         )
-    if kind == "chains":
-        return Tokenizer.for_chains(multiple)
+    if kind in ALPHABETS:
+        return Tokenizer.for_chains(multiple, ALPHABETS[kind]())
     if resumed:
         if not folder.is_dir():
             raise UserError(
@@ -269,6 +276,19 @@ class _Check:
                     "config.curriculum.guidance to its defaults."
                 )
         tokens = len(layout.closing) + sum(len(layout.step(step)) for step in steps) + len(layout.answer(problem))
+    def _check_written(self, problem: Problem) -> None:
+        """Checks steps and answer at the stage that writes most steps."""
+        config, layout, limit = self.run.curriculum, self.layout, self.run.data.answer_length
+
+        def written(steps: Sequence[str]) -> int:
+            shown = () if config.mode == "no_cot" else steps[_always_replaced(config) :]
+            return sum(len(layout.step(step)) for step in shown)
+
+        answer = len(layout.answer(problem))
+        if self.run.thoughts.joined:  # each thread is written by its own trajectory, up to a marker
+            tokens = max(answer, *(written(steps) + 1 for steps in problem.threads or (problem.steps,)))
+        else:
+            tokens = len(layout.closing) + written(problem.steps) + answer
         if tokens > limit:
             raise UserError(
                 f"steps and answer have {tokens} tokens but config.data.answer_length is {limit}: raise it, or remove "

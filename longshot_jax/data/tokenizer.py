@@ -153,12 +153,13 @@ class Tokenizer:
         return cls.load(str(folder)) if any((Path(folder) / name).exists() for name in names) else None
 
     @classmethod
-    def for_chains(cls, multiple: int = 1) -> "Tokenizer":
-        """The tokenizer of the generated chains: one token per character, white space dropped."""
+    def for_chains(cls, multiple: int = 1, words: Sequence[str] | None = None) -> "Tokenizer":
+        """The tokenizer of generated chains (`words`: of another alphabet): a token a character, white space dropped."""
         import tokenizers
 
-        words = {word: number for number, word in enumerate([*chain_words(), _PAD, _END, *LATENT_TOKENS])}
-        model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words))
+        alphabet = chain_words() if words is None else words
+        rows = {word: number for number, word in enumerate([*alphabet, _PAD, _END, *LATENT_TOKENS])}
+        model = tokenizers.Tokenizer(tokenizers.models.WordLevel(rows))
         model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
             [
                 tokenizers.pre_tokenizers.WhitespaceSplit(),

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.batches import Batches, answer_texts, are_correct
-from longshot_jax.evaluation.controls import replaced_thoughts
+from longshot_jax.evaluation.controls import replaced_trajectories
 from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.evaluation.fusion_accuracy import adaptive_vote, distinct, fusion_accuracies
 from longshot_jax.evaluation.intervals import wilson_interval
@@ -23,6 +23,8 @@ from longshot_jax.thoughts.rollout import Temperatures, make_temperatures
 from longshot_jax.thoughts.stopping import ThoughtRule
 
 CONTROLS = ("zero", "noise", "mean", "swap")
+# Of a joined answer: what is done to one of its trajectories, or to which is which.
+JOINT_CONTROLS = ("one_zero", "one_swap", "identical", "roles_swapped")
 
 
 def evaluate(
@@ -55,7 +57,7 @@ def evaluate(
       `accuracy`, `count`, `confidence_interval` (95 %, Wilson), `mean_thoughts`: of the greedy trajectories.
       `by_steps`: the same by the problems' number of steps. `controls`: accuracy by control.
       `correct` (0 or 1), `answers` (see `answer_texts`), `thoughts` (their number): lists over problems.
-      For N > 0 also `sampled_accuracy`: mean over the samples; `any_accuracy`: at least one sample is right (pass@N),
+      For N > 0 and answers that are not joined also `sampled_accuracy`: mean over the samples; `any_accuracy`: at least one sample is right (pass@N),
       the upper bound of every choice among them; `distinct_answers`: mean number of different answers; `fusion`:
       accuracy by fusion and fusion control (see `evaluation.fusion_accuracy`), also as `vote_accuracy` and, for an
       ensemble, `mean_accuracy`; with a count head, `mean_trajectories`: mean number of trajectories in `vote_adaptive`.
@@ -69,14 +71,14 @@ def evaluate(
         watch(greedy)
     answers = [texts[0] for texts in answer_texts(greedy.tokens, decoder.layout)]
     correct = are_correct(answers, problems)
-    thoughts = greedy.num_thoughts[:, 0]
+    thoughts = greedy.num_thoughts.max(axis=1)
     low, high = wilson_interval(int(correct.sum()), len(correct))
     results: dict[str, Any] = {
         "accuracy": float(correct.mean()),
         "count": len(correct),
         "confidence_interval": [low, high],
     }
-    if num_trajectories:
+    if num_trajectories and not decoder.joined:
         samples = batches.run(temperatures, num_trajectories)
         texts = answer_texts(samples.tokens, decoder.layout)
         right = np.stack([are_correct(column, problems) for column in zip(*texts, strict=True)], axis=1)
@@ -91,10 +93,11 @@ def evaluate(
     results["by_steps"] = _by_steps(problems, correct, thoughts)
     results["controls"] = {}
     if controls and thoughts.any():
-        for kind in CONTROLS:
-            replaced = replaced_thoughts(kind, greedy.thoughts[:, 0], thoughts, seed)
+        for kind in (*CONTROLS, *(JOINT_CONTROLS if decoder.joined > 1 else ())):
+            replaced = replaced_trajectories(kind, greedy.thoughts, greedy.num_thoughts, seed)
             if replaced is not None:
-                results["controls"][kind] = batches.accuracy_from(replaced[:, None], thoughts[:, None])
+                roles = np.roll(np.arange(decoder.joined), 1) if kind == "roles_swapped" else None
+                results["controls"][kind] = batches.accuracy_from(replaced, greedy.num_thoughts, roles)
     return results | {"correct": correct.astype(int).tolist(), "answers": answers, "thoughts": thoughts.tolist()}
 
 

@@ -49,7 +49,8 @@ class Batches:
         largest = self.mask.shape[1], 0
         shapes = choose_shapes(longest, _SHAPES, largest, decoder.layout.bucket or 1)
         self.lengths = [smallest_shape(shapes, length)[0] for length in longest]
-        self.least, self.most = rule.bounds(problems)
+        self.least, self.most = rule.bounds(problems, decoder.joined)
+        self.counts = rule.counts(problems, decoder.joined)
         self.batch_size = batch_size
 
     def _over(self, decode: Callable[[Int[np.ndarray, " B"], Prompts], Trajectories]) -> Any:
@@ -78,13 +79,23 @@ class Batches:
                 num_trajectories=num_trajectories,
                 ensemble=ensemble,
                 adaptive=adaptive,
+                counts=None if self.counts is None else self.counts[rows],
             )
         )
 
-    def accuracy_from(self, thoughts: np.ndarray, num_thoughts: Int[np.ndarray, "Q N"]) -> float:
+    def accuracy_from(
+        self, thoughts: np.ndarray, num_thoughts: Int[np.ndarray, "Q N"], roles: Int[np.ndarray, " N"] | None = None
+    ) -> float:
         """Accuracy of greedy answers that attend to all given thoughts [Q, N, T, D] of their question."""
         decoded = self._over(
-            lambda rows, prompts: self.decoder.decode_given(self.params, prompts, thoughts[rows], num_thoughts[rows])
+            lambda rows, prompts: self.decoder.decode_given(
+                self.params,
+                prompts,
+                thoughts[rows],
+                num_thoughts[rows],
+                counts=None if self.counts is None else self.counts[rows],
+                roles=None if roles is None else np.tile(roles, (len(rows), 1)),
+            )
         )
         return self.accuracy([texts[0] for texts in answer_texts(decoded.tokens, self.decoder.layout)])
 

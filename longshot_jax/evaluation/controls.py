@@ -5,14 +5,41 @@
 - `mean`: the mean thought of all questions in the same slot;
 - `swap`: the thoughts of another question, with the same number of thoughts if possible.
 
+Of a joined answer all trajectories are replaced so, and these show what each is for:
+
+- `one_zero`, `one_swap`: the first trajectory alone is replaced, as in `zero` and `swap`;
+- `identical`: every trajectory has the thoughts of the first;
+- `roles_swapped`: every trajectory keeps its thoughts and has the role of the one before it.
+
 A question keeps its number of thoughts. Under each control a model that reads its thoughts falls to chance, and a model
 that does not keeps its accuracy. Replacements are made for all questions at once, independently of the batch size.
 
-Shapes: Q questions in total, T thought slots, D hidden size.
+Shapes: Q questions in total, N trajectories, T thought slots, D hidden size.
 """
 
 import numpy as np
 from jaxtyping import Float, Int
+
+
+def replaced_trajectories(
+    kind: str, thoughts: Float[np.ndarray, "Q N T D"], num_thoughts: Int[np.ndarray, "Q N"], seed: int
+) -> Float[np.ndarray, "Q N T D"] | None:
+    """`replaced_thoughts` of all trajectories, or what a control of joined answers replaces."""
+    if kind == "roles_swapped":
+        return thoughts
+    if kind == "identical":
+        return np.broadcast_to(thoughts[:, :1], thoughts.shape)
+    changed = 1 if kind.startswith("one_") else thoughts.shape[1]
+    kind = kind.removeprefix("one_")
+    columns = [
+        replaced_thoughts(kind, thoughts[:, n], num_thoughts[:, n], seed + n) if n < changed else thoughts[:, n]
+        for n in range(thoughts.shape[1])
+    ]
+    if any(column is None for column in columns[:1]):
+        return None
+    # A trajectory that no two questions have keeps its thoughts.
+    kept = [thoughts[:, n] if column is None else column for n, column in enumerate(columns)]
+    return np.stack(kept, axis=1)
 
 
 def replaced_thoughts(

@@ -22,12 +22,14 @@ from longshot_jax.data.layout import Layout
 from longshot_jax.model.decoding import DEFAULT, decoding_jit
 from longshot_jax.model.sharding import place_batch
 from longshot_jax.thoughts.answer import decode_answers
-from longshot_jax.thoughts.fusion import join_trajectories
+from longshot_jax.thoughts.joint import decode_jointly, join_trajectories
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Params, Reasoner, decoding_reasoner
+from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, at_last_thought, sample_rollout
 from longshot_jax.thoughts.stopping import Lengths
 from longshot_jax.thoughts.think import encode, think_given
+from longshot_jax.thoughts.trajectory_count import active_trajectories
 
 
 @struct.dataclass
@@ -62,6 +64,7 @@ class Decoder:
       answer_length: A, including the end token and any written steps.
       max_trajectories: largest number of trajectories that the count head chooses; 0 without a count head.
       coupling: coupling of the noise of a question's trajectories.
+      joined: N, trajectories of each answer of a model with `thoughts.join`, which always have N rows; 0 without.
       mesh: mesh of the parameters; its devices share the questions, whose number they must divide. None is one device.
       decoding: the copy of the parameters from which it decodes.
     """
@@ -72,6 +75,7 @@ class Decoder:
     answer_length: int
     max_trajectories: int = 0
     coupling: Coupling = "independent"
+    joined: int = 0
     mesh: Mesh | None = None
     decoding: DecodingConfig = DEFAULT
 
@@ -79,7 +83,7 @@ class Decoder:
         self,
         params: Params,
         prompts: tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]],
-        bounds: tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]],
+        bounds: tuple[Int[np.ndarray, "B ..."], Int[np.ndarray, "B ..."]],
         temperatures: Temperatures,
         *,
         indices: Int[np.ndarray, " B"],
@@ -88,19 +92,22 @@ class Decoder:
         num_trajectories: int = 0,
         ensemble: bool = False,
         adaptive: bool = False,
+        counts: Int[np.ndarray, " B"] | None = None,
     ) -> Trajectories:
-        """N sampled trajectories of each question, or the greedy one for `num_trajectories` 0.
+        """N sampled trajectories of each question, or the greedy one for `num_trajectories` 0; a joined answer has N.
 
         Args:
           prompts: left-padded ids, and their mask.
-          bounds: fewest and most thoughts of each question, clipped to T; `pause` mode takes the most.
+          bounds: fewest and most thoughts of each question, [B] or [B, N], clipped to T; `pause` mode takes the most.
           temperatures: temperatures of the samples; the greedy trajectory has no noise.
           indices: indices of the questions, which seed their samples together with `key`, independently of the batch.
           ensemble: all trajectories are fed their mean thought and stop by majority.
           adaptive: the count head chooses how many of the N trajectories exist.
+          counts: how many exist, given for each question; None is all, or the count head's choice.
         """
         fewest, most = (np.minimum(bound, self.max_thoughts) for bound in bounds)
-        inputs = self._placed((*prompts, fewest, most, indices))
+        fewest, most = (bound if bound.ndim == 2 else bound[:, None] for bound in (fewest, most))
+        inputs = self._placed((*prompts, fewest, most, counts, indices))
         return self._decode(params, memory, *inputs, temperatures, key, num_trajectories, ensemble, adaptive)
 
     def decode_given(
@@ -109,9 +116,18 @@ class Decoder:
         prompts: tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]],
         thoughts: Float[Array, "B N T D"] | Float[np.ndarray, "B N T D"],
         num_thoughts: Int[Array, "B N"] | Int[np.ndarray, "B N"],
+        counts: Int[np.ndarray, " B"] | None = None,
+        roles: Int[np.ndarray, "B N"] | None = None,
     ) -> Trajectories:
-        """One greedy answer per question, which attends to all N trajectories of its given thoughts."""
-        return self._decode_given(params, *self._placed((*prompts, thoughts, num_thoughts)))
+        """One greedy answer per question, which attends to all N trajectories of its given thoughts.
+
+        `counts` is as for `decode`; `roles` are those of the trajectories, None is each one's own.
+        """
+        return self._decode_given(params, *self._placed((*prompts, thoughts, num_thoughts, counts, roles)))
+
+    @property
+    def _opening(self) -> tuple[int, ...]:
+        return self.layout.joint_opening if self.joined else self.layout.opening
 
     def _placed(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return inputs if self.mesh is None else place_batch(inputs, self.mesh)
@@ -119,28 +135,43 @@ class Decoder:
     @cached_property
     def _decode(self) -> Any:
         def decode(
-            params, memory, prompt, mask, fewest, most, indices, temperatures, key, trajectories, ensemble, adaptive
+            params,
+            memory,
+            prompt,
+            mask,
+            fewest,
+            most,
+            counts,
+            indices,
+            temperatures,
+            key,
+            trajectories,
+            ensemble,
+            adaptive,
         ):
             reasoner = decoding_reasoner(self.graphdef, *params, config=self.decoding)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
-            greedy, copies = not trajectories, max(trajectories, 1)
+            greedy, copies = not trajectories, self.joined or max(trajectories, 1)
             if self.layout.mode == "pause":
                 pause = reasoner.backbone.embed(jnp.asarray(self.layout.tokenizer.latent))
                 thoughts = jnp.broadcast_to(pause, (len(prompt), copies, self.max_thoughts, len(pause)))
-                number = jnp.broadcast_to(most[:, None], (len(prompt), copies))
+                number = jnp.broadcast_to(most, (len(prompt), copies))
                 token_keys = None if greedy else jax.vmap(lambda k: jax.random.split(k, copies))(keys)
-                return self._from_thoughts(reasoner, prompt, mask, thoughts, number, temperatures.token, token_keys)
+                return self._from_thoughts(
+                    reasoner, prompt, mask, thoughts, number, temperatures.token, token_keys, counts=counts
+                )
             shape = RolloutShape(
                 copies,
                 self.max_thoughts,
                 self.answer_length,
-                self.layout.opening,
+                self._opening,
                 self.layout.tokenizer.ends,
                 ensemble=ensemble,
                 coupling=self.coupling,
                 adaptive=adaptive,
+                text_end=self.layout.text_end,
             )
-            lengths = Lengths(fewest[:, None], most[:, None])
+            lengths = Lengths(fewest, most, counts)
             rollout, scores = sample_rollout(reasoner, prompt, mask, memory, lengths, temperatures, keys, shape, greedy)
             return Trajectories(
                 tokens=rollout.tokens,
@@ -152,25 +183,44 @@ class Decoder:
                 active=rollout.active,
             )
 
-        return decoding_jit(decode, self.mesh, self.decoding, static_argnums=(9, 10, 11))
+        return decoding_jit(decode, self.mesh, self.decoding, static_argnums=(10, 11, 12))
 
     @cached_property
     def _decode_given(self) -> Any:
-        def decode(params, prompt, mask, thoughts, num_thoughts):
+        def decode(params, prompt, mask, thoughts, num_thoughts, counts, roles):
             reasoner = decoding_reasoner(self.graphdef, *params, config=self.decoding)
-            return self._from_thoughts(reasoner, prompt, mask, thoughts, num_thoughts, jnp.ones(()), None, join=True)
+            given = thoughts, num_thoughts, jnp.ones(()), None, counts, roles
+            return self._from_thoughts(reasoner, prompt, mask, *given, join=True)
 
         return decoding_jit(decode, self.mesh, self.decoding)
 
     def _from_thoughts(
-        self, reasoner: Reasoner, prompt, mask, embeddings, num_thoughts, temperature, keys, join=False
+        self,
+        reasoner: Reasoner,
+        prompt,
+        mask,
+        embeddings,
+        num_thoughts,
+        temperature,
+        keys,
+        counts=None,
+        roles=None,
+        join=False,
     ) -> Trajectories:
-        encoded = encode(reasoner, prompt, mask)
+        shape = num_thoughts.shape
+        active = None if counts is None else active_trajectories(counts, shape[1])
+        encoded = begin_trajectories(reasoner, encode(reasoner, prompt, mask), shape[1], active, roles)
         embeddings = embeddings.astype(reasoner.backbone.compute_dtype)
         thoughts = think_given(reasoner, encoded, embeddings, num_thoughts)
-        thoughts = join_trajectories(thoughts) if join else thoughts
-        static = self.layout.opening, self.layout.tokenizer.ends, self.answer_length
-        answers = decode_answers(reasoner, encoded, thoughts, *static, temperature, keys)
+        static = self._opening, self.layout.tokenizer.ends, self.answer_length
+        if self.joined:
+            answers = decode_jointly(
+                reasoner, encoded, thoughts, *static, temperature, keys, text_end=self.layout.text_end, active=active
+            )
+        elif join:
+            answers = decode_answers(reasoner, *join_trajectories(encoded, thoughts), *static, temperature, keys)
+        else:
+            answers = decode_answers(reasoner, encoded, thoughts, *static, temperature, keys)
         return Trajectories(
             tokens=answers.tokens,
             ended=answers.ended,

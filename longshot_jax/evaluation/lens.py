@@ -23,6 +23,7 @@ from longshot_jax.evaluation.decoder import Trajectories
 from longshot_jax.model.sharding import fetch
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank, nearest_entries
 from longshot_jax.thoughts.reasoner import Params, Reasoner
+from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.think import encode, think_given
 
 # Height and width in pixels, so that 64 questions with seven decisions fit an image card of TensorBoard.
@@ -91,7 +92,8 @@ def read_thoughts(
     memory: MemoryBank | None = None,
 ) -> Readings:
     """Reads thoughts that were fed back, in one causal pass; `nearest` is K, `memory` the bank that they read."""
-    given = think_given(reasoner, encode(reasoner, prompt, mask), thoughts, num_thoughts)
+    prompts = begin_trajectories(reasoner, encode(reasoner, prompt, mask), thoughts.shape[1])
+    given = think_given(reasoner, prompts, thoughts, num_thoughts)
     probabilities, tokens = jax.lax.top_k(jax.nn.softmax(reasoner.backbone.logits(thoughts), axis=-1), nearest)
     thought_mask = given.thought_mask
     reached = jnp.arange(thought_mask.shape[-1] + 1) <= num_thoughts[..., None]

@@ -30,7 +30,7 @@ class Validation:
     """Evaluates `settings.questions` evenly spaced validation problems, with programs that are compiled once.
 
     `max_thoughts` is T, `answer_length` is A. If `steps_written`, the model may write steps before the answer, as in
-    the curriculum.
+    the curriculum; of a joined answer each of the `joined` trajectories writes its own.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Validation:
         max_thoughts: int,
         answer_length: int,
         steps_written: bool,
+        joined: int = 0,
     ):
         count = min(settings.questions, len(problems))
         self.problems: list[Problem] = [problems[number * len(problems) // count] for number in range(count)]
@@ -54,7 +55,15 @@ class Validation:
         layout = replace(layout, steps_written=steps_written)
         self._lens = Lens(graphdef, layout.tokenizer)
         self._graphdef = graphdef
-        self._decoder = Decoder(graphdef, layout, max_thoughts, answer_length, mesh=mesh, decoding=decoding)
+        self._decoder = Decoder(
+            graphdef,
+            layout,
+            max_thoughts,
+            answer_length,
+            joined=joined,
+            mesh=mesh,
+            decoding=decoding,
+        )
 
     def __call__(
         self, params: Params, rule: ThoughtRule, memory: MemoryBank | None = None, few: int = 0

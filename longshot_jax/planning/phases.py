@@ -13,6 +13,7 @@ from longshot_jax.config import RunConfig
 from longshot_jax.config.curriculum import has_thoughts
 from longshot_jax.config.model import MeshConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
+from longshot_jax.curriculum.parallel import ParallelBatch
 from longshot_jax.curriculum.update import CurriculumPrograms
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import batch_parts, batch_sharding, make_mesh, replicated
@@ -148,18 +149,24 @@ def _supervised(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) ->
     config, data, place = run.supervised(name), run.data, partial(_placed, mesh)
     abstract = AbstractReasoner.of(run, backbone, mesh)
     programs = CurriculumPrograms(run, abstract, mesh, _SOME_TOKEN, limit=1, phase=name)
-    rows = config.batch_size
+    rows, joined = config.batch_size, run.thoughts.joined
     prompt, answer = (rows, data.prompt_length), (rows, data.answer_length)
-    batch = CurriculumBatch(
-        prompt=place(prompt, jnp.int32),
-        prompt_mask=place(prompt, jnp.bool_),
-        num_thoughts=place((rows,), jnp.int32),
-        tokens=place(answer, jnp.int32),
-        token_mask=place(answer, jnp.bool_),
-        loss_mask=place(answer, jnp.bool_),
-    )
+    prompts = place(prompt, jnp.int32), place(prompt, jnp.bool_)
+    if joined:
+        each, text = (rows, joined), (rows, joined, data.answer_length)
+        tokens = [place(shape, dtype) for shape in (text, answer) for dtype in (jnp.int32, jnp.bool_)]
+        batch = ParallelBatch(*prompts, place(each, jnp.int32), place(each, jnp.bool_), *tokens)
+    else:
+        batch = CurriculumBatch(
+            *prompts,
+            num_thoughts=place((rows,), jnp.int32),
+            tokens=place(answer, jnp.int32),
+            token_mask=place(answer, jnp.bool_),
+            loss_mask=place(answer, jnp.bool_),
+        )
     micro = config.micro_batch_size or rows
-    positions = data.prompt_length + config.max_thoughts + data.answer_length - 1
+    after = config.max_thoughts + data.answer_length - 1
+    positions = data.prompt_length + max(joined, 1) * after + (data.answer_length if joined else 0)
     return Phase(
         name,
         f"config.{name}.batch_size",

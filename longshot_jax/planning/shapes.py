@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from longshot_jax.checkpoints.initialize import shape_from_scratch, shape_of_other_run
 from longshot_jax.config import RunConfig
-from longshot_jax.data.sources import no_model_tokenizer
+from longshot_jax.data.sources import ALPHABETS, no_model_tokenizer
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError, shown
 from longshot_jax.files import local_path
@@ -57,8 +57,8 @@ def _vocabulary(run: RunConfig) -> int:
     kind, multiple = run.data.tokenizer, run.mesh.tensor
     if kind == "bpe":
         return -(-run.data.bpe_vocabulary // multiple) * multiple
-    if kind == "chains":
-        return Tokenizer.for_chains(multiple).vocabulary_size
+    if kind in ALPHABETS:
+        return Tokenizer.for_chains(multiple, ALPHABETS[kind]()).vocabulary_size
     if kind == "model":
         raise no_model_tokenizer()
     return Tokenizer.load(kind, multiple).vocabulary_size

@@ -135,12 +135,14 @@ def estimate_advantages(
 ) -> tuple[Float[Array, "B N P"], Float[Array, "B N P"]]:
     """Advantages and returns of every position: thought positions h_0 ... h_T, then answer tokens.
 
-    A thought's cost is charged where it is taken, the answer's reward on its end token, `penalty` (the KL in the
+    A thought's cost is charged where it is taken, the answer's reward at the trajectory's end, `penalty` (the KL in the
     reward) at the position of its actions. With a group baseline a trajectory has one advantage at all of its
     positions; its value head is still trained on the returns.
     """
     mask = jnp.concatenate([reached_positions(rollout), rollout.token_mask], axis=-1)
-    rewards = jnp.concatenate([thought_reward, reward_at_end(answer_reward, rollout.token_mask)], axis=-1)
+    # A trajectory of a joined answer that has no tokens of its own ends with its last thought.
+    charged = jnp.pad(thought_reward, ((0, 0), (0, 0), (0, rollout.token_mask.shape[-1])))
+    rewards = charged + reward_at_end(answer_reward, mask)
     if penalty is not None:
         rewards = rewards - penalty
     advantages, returns = generalized_advantages(rewards, recorded.values, mask, config.gamma, config.gae_lambda)

@@ -38,12 +38,15 @@ class Answers:
       mask: Bool [B, N, A], True up to and including the end token.
       ended: Bool [B, N], whether an end token was produced within A tokens.
       scores: scores of all tokens.
+      context: keys, values [L, B, N, K, I + A, C] and mask [B, N, I + A] of the I opening tokens and the answer without
+        its end token.
     """
 
     tokens: Array
     mask: Array
     ended: Array
     scores: TokenScores
+    context: Context
 
 
 @jax.named_scope("token_scores")
@@ -154,25 +157,27 @@ def decode_answers(
         goes_on = alive
         for end_token in end_tokens:
             goes_on &= token != end_token
-        answers = Answers(
-            tokens=put(answers.tokens, token),
-            mask=put(answers.mask, alive),
-            ended=answers.ended | (alive & ~goes_on),
-            scores=jax.tree.map(put, answers.scores, scores),
+        answers = (
+            put(answers[0], token),
+            put(answers[1], alive),
+            answers[2] | (alive & ~goes_on),
+            jax.tree.map(put, answers[3], scores),
         )
         hidden, cache, seen = append(token, len(opening) + index, goes_on, cache, seen)
         return index + 1, hidden, cache, seen, goes_on, answers
 
     blank = jnp.zeros((*shape, length), jnp.float32)
-    answers = Answers(
-        tokens=jnp.full((*shape, length), end_tokens[0], jnp.int32),
-        mask=jnp.zeros((*shape, length), bool),
-        ended=jnp.zeros(shape, bool),
-        scores=TokenScores(blank, blank, blank, jnp.zeros((*shape, length), bool)),
+    nothing = jnp.zeros((*shape, length), bool)
+    answers = (
+        jnp.full((*shape, length), end_tokens[0], jnp.int32),
+        nothing,
+        jnp.zeros(shape, bool),
+        TokenScores(blank, blank, blank, nothing),
     )
     alive = everyone if active is None else active
-    *_, answers = jax.lax.while_loop(unfinished, next_token, (0, hidden, cache, seen, alive, answers))
-    return answers
+    start_of_loop = (0, hidden, cache, seen, alive, answers)
+    *_, cache, seen, _, answers = jax.lax.while_loop(unfinished, next_token, start_of_loop)
+    return Answers(*answers, Context(cache, seen))
 
 
 def answer_inputs(opening: tuple[int, ...], tokens: Int[Array, "B N A"]) -> Int[Array, "B N I"]:
@@ -189,8 +194,19 @@ def continuation_hidden(
     input_mask: Bool[Array, "B N I"],
 ) -> Float[Array, "B N I D"]:
     """Teacher-forced hidden states of tokens that follow the thoughts."""
+    return continue_thoughts(reasoner, prompt, thoughts, inputs, input_mask)[0]
+
+
+def continue_thoughts(
+    reasoner: Reasoner,
+    prompt: EncodedPrompt,
+    thoughts: Thoughts,
+    inputs: Int[Array, "B N I"],
+    input_mask: Bool[Array, "B N I"],
+) -> tuple[Float[Array, "B N I D"], Context]:
+    """`continuation_hidden`, and the keys and values [L, B, N, K, I, C] of the tokens with their mask."""
     start = (prompt.lengths[:, None] + thoughts.num_thoughts)[..., None]
     positions = start + jnp.maximum(jnp.cumsum(input_mask, axis=-1) - 1, 0)
     embeddings = reasoner.backbone.embed(inputs)
-    hidden, _ = extend(reasoner, embeddings, positions, input_mask, prompt, (thoughts.context,))
-    return hidden
+    hidden, cache = extend(reasoner, embeddings, positions, input_mask, prompt, (thoughts.context,))
+    return hidden, Context(cache, input_mask)

@@ -1,25 +1,16 @@
-"""One answer from N trajectories: choose a finished one, or decode one more that attends to all thoughts.
+"""One of the answers of N finished trajectories, by vote or by value; an answer that reads all is in `thoughts.joint`.
 
-`vote`, `weighted` and `best` run on the host and return the index of a finished trajectory, so its text, thoughts and
-value can be shown. `join_trajectories` concatenates the keys and values of all thoughts into one context without
-recomputing them. Thoughts keep their rotary positions, so thoughts of one step share a position. N identical
-trajectories are not equivalent to one: thoughts get N times the attention before normalisation. This alone can change
-an answer, so an evaluation also reports the fusion of N identical copies.
+`vote`, `weighted` and `best` run on the host and return the index of a trajectory, so its text, thoughts and value can
+be shown.
 
-Shapes: B questions, N trajectories per question.
+Shapes: N trajectories of a question.
 """
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
-
-from longshot_jax.model.key_values import Context, KeyValues
-from longshot_jax.thoughts.think import Thoughts
+from jaxtyping import Float
 
 AnswerKey = Callable[[str], Hashable | None]
 Values = Sequence[float] | Float[np.ndarray, " N"]
@@ -82,24 +73,3 @@ CHOOSING: dict[str, Callable[[Sequence[str], Values, AnswerKey], int]] = {
     "weighted": weighted,
     "best": lambda answers, values, key: best(values),
 }
-
-
-def join_trajectories(thoughts: Thoughts) -> Thoughts:
-    """One trajectory [B, 1] for N: the first with most thoughts, with a context of the N · T thought slots of all.
-
-    The answer starts at its position; its hidden state predicts the first token where no opening is forced.
-    """
-    longest = jnp.argmax(thoughts.num_thoughts, axis=1)
-
-    def of_longest(array: Array) -> Array:
-        return jnp.take_along_axis(array, longest.reshape(-1, *(1,) * (array.ndim - 1)), axis=1)
-
-    def side_by_side(array: Array) -> Array:
-        """Keys or values [L, B, N, K, T, C] as [L, B, 1, K, N · T, C]."""
-        depth, batch, many, groups, steps, size = array.shape
-        return array.swapaxes(2, 3).reshape(depth, batch, 1, groups, many * steps, size)
-
-    one = jax.tree.map(of_longest, replace(thoughts, context=None))
-    cache = thoughts.context.cache
-    keys_and_values = KeyValues(side_by_side(cache.keys), side_by_side(cache.values))
-    return replace(one, context=Context(keys_and_values, thoughts.context.mask.reshape(len(longest), 1, -1)))

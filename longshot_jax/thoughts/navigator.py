@@ -71,6 +71,8 @@ class Navigator(nnx.Module):
         if config.step_embeddings:
             size = space if config.in_reasoning_space else hidden_size
             self.step_table = weight(rngs, (config.step_embeddings, size), (None, None), zeros)
+        if config.roles:
+            self.role_table = weight(rngs, (config.roles, hidden_size), (None, "embed"), normal(hidden_size**-0.5))
         if config.normalised:
             self.feedback_scale = weight(rngs, (hidden_size,), ("norm",), constant(hidden_size**-0.5))
             if config.feedback == "hidden":

@@ -120,9 +120,15 @@ def is_trainable(trainable: str) -> Callable[[tuple, Any], bool]:
 
 
 def match_feedback_scale(reasoner: Reasoner) -> None:
-    """Sets the rms of normalised thoughts to that of the token embeddings; call once, on loaded parameters."""
-    if reasoner.navigator.config.normalised:
-        table = reasoner.backbone.embedding[...].astype(jnp.float32)
-        scale = jnp.sqrt(jnp.mean(jnp.square(table)))
-        parameter = reasoner.navigator.feedback_scale
+    """Sets the rms of normalised thoughts, and of roles, to that of the token embeddings.
+
+    Call once, on loaded parameters.
+    """
+    navigator, table = reasoner.navigator, reasoner.backbone.embedding[...].astype(jnp.float32)
+    scale = jnp.sqrt(jnp.mean(jnp.square(table)))
+    if navigator.config.normalised:
+        parameter = navigator.feedback_scale
         parameter[...] = jnp.full(parameter.shape, scale, parameter.dtype)
+    if navigator.config.roles:
+        roles = navigator.role_table
+        roles[...] = roles[...] * (scale / jnp.sqrt(jnp.mean(jnp.square(roles[...]))))

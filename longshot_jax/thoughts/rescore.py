@@ -15,12 +15,14 @@ import jax.numpy as jnp
 
 from longshot_jax.config.ppo import PPOConfig
 from longshot_jax.thoughts.answer import answer_inputs, continuation_hidden, score_tokens
+from longshot_jax.thoughts.joint import score_joint_answer
 from longshot_jax.thoughts.reads.history import History
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Reasoner
+from longshot_jax.thoughts.roles import begin_trajectories, role_embeddings
 from longshot_jax.thoughts.rollout import Rollout, Scores, score_thoughts
 from longshot_jax.thoughts.stopping import StopRule
-from longshot_jax.thoughts.think import Replay, encode, encode_and_extend, mean_of_trajectories, think
+from longshot_jax.thoughts.think import Replay, encode, encode_and_extend, mean_of_trajectories, think, think_given
 from longshot_jax.thoughts.trajectory_count import score_count
 
 RescoreMethod = Literal["parallel", "actions", "noise"]
@@ -63,32 +65,66 @@ def rescore(
     opened = jnp.ones((*rollout.num_thoughts.shape, len(opening)), bool)
     input_mask = jnp.concatenate([opened, rollout.token_mask[..., :-1]], axis=-1)
 
-    if method == "parallel":
+    answer = rollout.tokens, rollout.token_mask, rollout.token_temperature
+    joined = reasoner.navigator.config.join
+    if method == "parallel" and not joined:
         question, hidden, means, token_hidden = _parallel(
             reasoner, rollout, memory, inputs, input_mask, ensemble, constant_thoughts
         )
+        tokens = score_tokens(reasoner, token_hidden[:, :, len(opening) :], *answer)
     else:
         prompt = encode(reasoner, rollout.prompt, rollout.prompt_mask)
         question = prompt.hidden
-        active = True if rollout.active is None else rollout.active
-        rule = StopRule(rollout.num_thoughts, rollout.num_thoughts, rollout.stop_temperature, active=active)
-        actions = jax.lax.stop_gradient(rollout.actions) if method == "actions" else None
-        replay = Replay(actions, rollout.node_values, rollout.bank_slots, action_gradient)
-        thoughts = think(
-            reasoner, prompt, memory, rule, rollout.noise, rollout.thought_std, ensemble=ensemble, replay=replay
-        )
-        hidden, means = thoughts.hidden, thoughts.means
-        after = continuation_hidden(reasoner, prompt, thoughts, inputs, input_mask)
-        token_hidden = jnp.concatenate([thoughts.last_hidden[:, :, None], after], axis=2)
-    token_hidden = token_hidden[:, :, len(opening) :]
+        prompt = begin_trajectories(reasoner, prompt, rollout.num_thoughts.shape[1], rollout.active)
+        if method == "parallel":
+            embeddings = _embeddings(reasoner, rollout, ensemble, constant_thoughts)
+            thoughts = think_given(reasoner, prompt, embeddings, rollout.num_thoughts)
+            means = _means(reasoner, rollout, thoughts.hidden, memory)
+        else:
+            active = True if rollout.active is None else rollout.active
+            rule = StopRule(rollout.num_thoughts, rollout.num_thoughts, rollout.stop_temperature, active=active)
+            actions = jax.lax.stop_gradient(rollout.actions) if method == "actions" else None
+            replay = Replay(actions, rollout.node_values, rollout.bank_slots, action_gradient)
+            thoughts = think(
+                reasoner, prompt, memory, rule, rollout.noise, rollout.thought_std, ensemble=ensemble, replay=replay
+            )
+            means = thoughts.means
+        hidden = thoughts.hidden
+        if joined:
+            tokens = score_joint_answer(reasoner, prompt, thoughts, inputs, input_mask, *answer)
+        else:
+            after = continuation_hidden(reasoner, prompt, thoughts, inputs, input_mask)
+            token_hidden = jnp.concatenate([thoughts.last_hidden[:, :, None], after], axis=2)
+            tokens = score_tokens(reasoner, token_hidden[:, :, len(opening) :], *answer)
     count = None
     if rollout.num_trajectories is not None and rollout.count_is_action is not None:
         count = score_count(reasoner.navigator, question, rollout.num_trajectories, rollout.count_is_action)
-    return Scores(
-        score_thoughts(reasoner, rollout, hidden, means, scaling),
-        score_tokens(reasoner, token_hidden, rollout.tokens, rollout.token_mask, rollout.token_temperature),
-        count,
-    )
+    return Scores(score_thoughts(reasoner, rollout, hidden, means, scaling), tokens, count)
+
+
+def _embeddings(reasoner, rollout, ensemble, constant_thoughts):
+    """Float [B, N, T, D]: the recorded thoughts, decoded to embeddings under the current parameters."""
+    # A residual thought adds the hidden state that made it, which a parallel pass does not have; the recorded embedding
+    # replaces it.
+    if reasoner.navigator.config.feedback == "navigator_residual":
+        embeddings = rollout.embeddings
+    else:
+        fed = rollout.actions
+        if ensemble:
+            shared = jax.vmap(mean_of_trajectories, in_axes=2, out_axes=1)(fed, rollout.thought_mask)
+            fed = jnp.broadcast_to(shared[:, None], fed.shape)
+        embeddings = reasoner.navigator.to_embedding(fed, rollout.embeddings)
+    return jax.lax.stop_gradient(embeddings) if constant_thoughts else embeddings
+
+
+def _means(reasoner, rollout, hidden, memory):
+    """Float [B, N, T, X]: means of all thoughts from the states before them, [B, N, T + 1, D]."""
+    # All steps are read at once; each reads the recorded actions of the steps before it.
+    history = None
+    if rollout.node_values is not None:
+        history = History(jax.lax.stop_gradient(rollout.actions), rollout.node_values, rollout.thought_mask)
+    steps = jnp.arange(rollout.thought_mask.shape[-1])
+    return reasoner.navigator.action_mean(hidden[:, :, :-1], memory, history, steps, rollout.bank_slots)
 
 
 def _parallel(reasoner, rollout, memory, inputs, input_mask, ensemble, constant_thoughts):
@@ -96,37 +132,27 @@ def _parallel(reasoner, rollout, memory, inputs, input_mask, ensemble, constant_
 
     In one pass over the layers.
     """
-    navigator = reasoner.navigator
     batch, trajectories, slots = rollout.thought_mask.shape
-    # A residual thought adds the hidden state that made it, which a parallel pass does not have; the recorded embedding
-    # replaces it.
-    if navigator.config.feedback == "navigator_residual":
-        embeddings = rollout.embeddings
-    else:
-        fed = rollout.actions
-        if ensemble:
-            shared = jax.vmap(mean_of_trajectories, in_axes=2, out_axes=1)(fed, rollout.thought_mask)
-            fed = jnp.broadcast_to(shared[:, None], fed.shape)
-        embeddings = navigator.to_embedding(fed, rollout.embeddings)
-    if constant_thoughts:
-        embeddings = jax.lax.stop_gradient(embeddings)
-
-    mask = jnp.concatenate([rollout.thought_mask, input_mask], axis=-1)
+    embeddings = _embeddings(reasoner, rollout, ensemble, constant_thoughts)
+    first_inputs, first_mask = [], []
+    if reasoner.navigator.config.roles:
+        first_inputs = [role_embeddings(reasoner, (batch, trajectories))]
+        first_mask = [jnp.ones((batch, trajectories, 1), bool)]
+    mask = jnp.concatenate([*first_mask, rollout.thought_mask, input_mask], axis=-1)
     order = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
     question, hidden = encode_and_extend(
         reasoner,
         rollout.prompt,
         rollout.prompt_mask,
-        jnp.concatenate([embeddings, reasoner.backbone.embed(inputs)], axis=2),
+        jnp.concatenate([*first_inputs, embeddings, reasoner.backbone.embed(inputs)], axis=2),
         order,
         mask,
     )
-    first = jnp.broadcast_to(question[:, None, None], (batch, trajectories, 1, hidden.shape[-1]))
+    if first_inputs:
+        first, hidden = hidden[:, :, :1], hidden[:, :, 1:]
+    else:
+        first = jnp.broadcast_to(question[:, None, None], (batch, trajectories, 1, hidden.shape[-1]))
     thought_hidden = jnp.concatenate([first, hidden[:, :, :slots]], axis=2)
     last = jnp.take_along_axis(thought_hidden, rollout.num_thoughts[..., None, None], axis=2)
-    # All steps are read at once; each reads the recorded actions of the steps before it.
-    history = None
-    if rollout.node_values is not None:
-        history = History(jax.lax.stop_gradient(rollout.actions), rollout.node_values, rollout.thought_mask)
-    means = navigator.action_mean(thought_hidden[:, :, :-1], memory, history, jnp.arange(slots), rollout.bank_slots)
+    means = _means(reasoner, rollout, thought_hidden, memory)
     return question, thought_hidden, means, jnp.concatenate([last, hidden[:, :, slots:]], axis=2)

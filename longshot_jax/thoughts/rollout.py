@@ -15,9 +15,11 @@ from longshot_jax.config import RunConfig
 from longshot_jax.config.thoughts import Coupling
 from longshot_jax.thoughts.answer import TokenScores, decode_answers
 from longshot_jax.thoughts.densities import bernoulli_entropy, bernoulli_log_prob, gaussian_log_prob
+from longshot_jax.thoughts.joint import decode_jointly
 from longshot_jax.thoughts.noise import coupled
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Reasoner
+from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.stopping import Lengths, StopRule, position_mask
 from longshot_jax.thoughts.think import encode, think
 from longshot_jax.thoughts.trajectory_count import CountScores, active_trajectories, draw_count, score_count
@@ -35,6 +37,7 @@ class RolloutShape:
       ensemble: feed all trajectories their mean thought.
       coupling: joint distribution of the noise of a question's trajectories, see `thoughts.noise`.
       adaptive: the count head chooses how many of the N trajectories exist.
+      text_end: with a joined answer, each trajectory first writes a text that ends in this token; None: no text.
     """
 
     num_trajectories: int
@@ -46,6 +49,7 @@ class RolloutShape:
     ensemble: bool = False
     coupling: Coupling = "independent"
     adaptive: bool = False
+    text_end: int | None = None
 
     @classmethod
     def of_ppo(cls, run: RunConfig, opening: tuple[int, ...], end_tokens: tuple[int, ...]) -> "RolloutShape":
@@ -225,6 +229,9 @@ def sample_rollout(
         count_keys = None if greedy else jax.vmap(jax.random.fold_in, (0, None))(keys, 2**31 - 1)
         count, count_is_action = draw_count(reasoner.navigator, encoded.hidden, lengths.num_trajectories, count_keys)
         active = active_trajectories(count, shape.num_trajectories)
+    elif lengths.num_trajectories is not None:
+        active = active_trajectories(lengths.num_trajectories, shape.num_trajectories)
+    encoded = begin_trajectories(reasoner, encoded, shape.num_trajectories, active)
     if greedy:
         temperatures = replace(temperatures, thought_std=jnp.zeros_like(temperatures.thought_std))
     rule = StopRule(
@@ -235,17 +242,12 @@ def sample_rollout(
         True if active is None else active,
     )
     thoughts = think(reasoner, encoded, memory, rule, noise, temperatures.thought_std, ensemble=shape.ensemble)
-    answers = decode_answers(
-        reasoner,
-        encoded,
-        thoughts,
-        shape.opening,
-        shape.end_tokens,
-        shape.answer_length,
-        temperatures.token,
-        None if greedy else token_keys,
-        active,
-    )
+    static = shape.opening, shape.end_tokens, shape.answer_length
+    decoding = reasoner, encoded, thoughts, *static, temperatures.token, None if greedy else token_keys
+    if reasoner.navigator.config.join:
+        answers = decode_jointly(*decoding, text_end=shape.text_end, active=active)
+    else:
+        answers = decode_answers(*decoding, active)
     rollout = Rollout(
         prompt=prompt,
         prompt_mask=prompt_mask,

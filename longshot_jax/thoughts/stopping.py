@@ -34,15 +34,27 @@ class ThoughtRule:
     min_thoughts: int = 0
     per_step: int = 1
 
-    def bounds(self, problems: Sequence[Problem]) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
-        """Fewest and most thoughts of each problem."""
+    def bounds(
+        self, problems: Sequence[Problem], joined: int = 0
+    ) -> tuple[Int[np.ndarray, "B ..."], Int[np.ndarray, "B ..."]]:
+        """Fewest and most thoughts of each problem [B], or of each thread of a `joined` answer of N trajectories [B, N]."""
         if self.kind != "steps":
             fewest = self.min_thoughts if self.kind == "own" else self.max_thoughts
             count = len(problems)
             return np.full(count, fewest, np.int32), np.full(count, self.max_thoughts, np.int32)
-        wanted = [len(problem.steps) * self.per_step or self.max_thoughts for problem in problems]
-        thoughts = np.minimum(np.asarray(wanted, np.int32), self.max_thoughts)
+        threads = [problem.threads if joined and problem.threads else (problem.steps,) for problem in problems]
+        thoughts = np.zeros((len(problems), max(joined, 1)), np.int32)
+        for row, each in enumerate(threads):
+            wanted = [len(steps) * self.per_step or self.max_thoughts for steps in each]
+            thoughts[row, : len(each)] = np.minimum(wanted, self.max_thoughts)
+        thoughts = thoughts if joined else thoughts[:, 0]
         return thoughts, thoughts
+
+    def counts(self, problems: Sequence[Problem], joined: int) -> Int[np.ndarray, " B"] | None:
+        """Number of trajectories of each `joined` answer: the problem's threads; None is all, or the model's choice."""
+        if not joined or self.kind == "own" or not all(problem.steps for problem in problems):
+            return None
+        return np.asarray([len(problem.threads or (problem.steps,)) for problem in problems], np.int32)
 
 
 def rule_after(run: RunConfig, phase: str) -> ThoughtRule:
@@ -68,7 +80,7 @@ class Lengths:
     Attributes:
       min_thoughts, max_thoughts: Int [B, N] or broadcastable, of each trajectory. Equal bounds force the number.
       num_trajectories: Int [B], forced numbers of trajectories; 0 lets the count head choose, None lets it choose for
-        all questions. Ignored without a count head.
+        all questions. Without a count head 0 is not allowed, and None is N.
     """
 
     min_thoughts: Array

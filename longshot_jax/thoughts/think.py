@@ -28,12 +28,34 @@ class EncodedPrompt:
 
     Attributes:
       context: keys, values [L, B, K, S, C] and mask [B, S].
-      lengths: Int [B], real tokens; also the rotary position of the first thought.
-      hidden: Float [B, D], last hidden state of the last prompt token: h_0.
+      lengths: Int [B], positions before the first thought, which is also its rotary position: the real tokens, and the
+        role where trajectories have one.
+      hidden: Float [B, D], last hidden state of the last prompt token: h_0 of trajectories without roles.
+      roles: h_0 of trajectories with roles (`thoughts.roles`); None without.
     """
 
     context: Context
     lengths: Array
+    hidden: Array
+    roles: "Roles | None" = None
+
+    def first_hidden(self, trajectories: int) -> Array:
+        """Float [B, N, D]: h_0 of every trajectory."""
+        if self.roles is not None:
+            return self.roles.hidden
+        return jnp.broadcast_to(self.hidden[:, None], (len(self.hidden), trajectories, self.hidden.shape[-1]))
+
+
+@struct.dataclass
+class Roles:
+    """The position between a question and its thoughts at which a trajectory learns which of the N it is.
+
+    Attributes:
+      context: keys, values [L, B, N, K, 1, C] and mask [B, N, 1]: False for trajectories that do not exist.
+      hidden: Float [B, N, D], last hidden state there: h_0 of each trajectory.
+    """
+
+    context: Context
     hidden: Array
 
 
@@ -127,7 +149,7 @@ def extend(
     prompt: EncodedPrompt,
     own: tuple[Context, ...] = (),
 ) -> tuple[Float[Array, "B N Q D"], KeyValues]:
-    """Runs new positions of every trajectory, which see the shared prompt and the trajectory's own earlier positions.
+    """Runs new positions of every trajectory, which see the prompt, their role and the trajectory's earlier positions.
 
     `own` holds the trajectory's earlier positions: keys, values [L, B, N, K, P, C], masks [B, N, P]. Returns last
     hidden states and the new keys and values [L, B, N, K, Q, C].
@@ -141,6 +163,8 @@ def extend(
     def apart(x: Array, axis: int = 0) -> Array:
         return x.reshape(*x.shape[:axis], batch, trajectories, *x.shape[axis + 1 :])
 
+    if prompt.roles is not None:
+        own = (prompt.roles.context, *own)
     earlier = tuple(Context(jax.tree.map(lambda x: rows(x, 1), part.cache), rows(part.mask)) for part in own)
     hidden, new = reasoner.backbone(rows(embeddings), rows(positions), rows(mask), (prompt.context, *earlier))
     return apart(hidden), jax.tree.map(lambda x: apart(x, 1), new)
@@ -276,7 +300,7 @@ def think(
     cache_shape = (config.num_hidden_layers, *shape, config.num_key_value_heads, slots, config.head_dim)
     empty = constrain_cache(jnp.zeros(cache_shape, backbone.compute_dtype))
     carry = (
-        jnp.broadcast_to(prompt.hidden[:, None], (*shape, prompt.hidden.shape[-1])),
+        prompt.first_hidden(trajectories),
         jnp.broadcast_to(stop_rule.active, shape),
         Context(KeyValues(empty, empty), jnp.zeros((*shape, slots), bool)),
         empty_history(*shape, slots, size) if navigator.config.reads_history else None,
@@ -324,7 +348,7 @@ def think_given(
     thought_mask = jnp.arange(slots) < num_thoughts[..., None]
     positions = jnp.broadcast_to(prompt.lengths[:, None, None] + jnp.arange(slots), thought_mask.shape)
     hidden, cache = extend(reasoner, embeddings, positions, thought_mask, prompt)
-    first = jnp.broadcast_to(prompt.hidden[:, None, None], (*hidden.shape[:2], 1, hidden.shape[-1]))
+    first = prompt.first_hidden(trajectories)[:, :, None]
     decided = jnp.zeros((batch, trajectories, slots + 1), bool)
     return Thoughts(
         actions=jnp.zeros_like(embeddings),

@@ -121,6 +121,7 @@ class RunContext:
             max_thoughts=max_thoughts,
             answer_length=answer_length,
             steps_written=steps_written,
+            joined=self.run.thoughts.joined,
         )
 
     def progress(self, name: str, total: int, done: int, unit: str) -> Progress:

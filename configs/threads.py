@@ -1,0 +1,51 @@
+"""Parallel thoughts: two independent chains of three operations, each in a trajectory of its own, one joined answer.
+
+python scripts/train.py --config configs/threads.py
+"""
+
+from longshot_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.phases = ("curriculum",)
+    config.markers = "answer"
+
+    config.model.hidden_size = 64
+    config.model.intermediate_size = 128
+    config.model.num_hidden_layers = 2
+    config.model.num_attention_heads = 4
+    config.model.rope_theta = 10_000.0
+
+    config.data.train = "threads"
+    config.data.test = "threads"
+    config.data.tokenizer = "threads"
+    config.data.threads = (2,)
+    config.data.operations = (3,)
+    config.data.prompt_length = 40  # K (5 L + 5)
+    config.data.answer_length = 5  # K digits with commas between, marker and end
+
+    config.thoughts.feedback = "hidden"
+    config.thoughts.normalised = True
+    config.thoughts.reasoning_dim = 64
+    config.thoughts.roles = 2
+    config.thoughts.join = True
+
+    curriculum = config.curriculum
+    curriculum.stages = (0, 1, 2, 3)
+    curriculum.max_latent_stage = 3
+    curriculum.uniform_prob = 0.15
+    curriculum.batch_size = 64
+    curriculum.stage_loss = 0.03  # nats per token
+    curriculum.last_stage_loss = 0.02
+    curriculum.max_steps_per_stage = 3000
+    curriculum.optimizer.learning_rate = 2e-3
+    curriculum.optimizer.navigator_learning_rate = 2e-3
+    curriculum.optimizer.b2 = 0.98
+
+    config.data.generated_test = 2000
+    config.evaluation.questions = 1000
+    config.evaluation.batch_size = 500
+    config.evaluation.every = 500
+    config.checkpoint.every = 500
+    return config

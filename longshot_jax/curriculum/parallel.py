@@ -1,0 +1,192 @@
+"""The curriculum of a joined answer: each thread of a problem in a trajectory of its own, one answer that reads all.
+
+Stage s replaces the first s steps of every thread by thoughts of its trajectory. What is left of a thread is written by
+that trajectory, up to `<|end-latent|>`; no trajectory sees another one. The answer follows, over the question, all
+thoughts and all texts.
+
+Shapes: B problems, N trajectories, S prompt length, T thought slots, W tokens of a step, A tokens of a text or answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
+from longshot_jax.curriculum.batch import StepTexts, forcing_probability, replaced_steps, step_texts
+from longshot_jax.curriculum.guidance import explanation_loss, step_embeddings, target_distance
+from longshot_jax.curriculum.loss import TokenSums
+from longshot_jax.data.layout import Layout, pad_right
+from longshot_jax.data.problems import Problem
+from longshot_jax.errors import UserError
+from longshot_jax.model.key_values import Context
+from longshot_jax.thoughts.answer import TokenScores, continuation_hidden, continue_thoughts, score_tokens
+from longshot_jax.thoughts.joint import join_trajectories
+from longshot_jax.thoughts.reasoner import Reasoner
+from longshot_jax.thoughts.roles import begin_trajectories
+from longshot_jax.thoughts.stopping import StopRule
+from longshot_jax.thoughts.think import EncodedPrompt, Teaching, Thoughts, encode, think, think_given
+
+
+@struct.dataclass
+class ParallelBatch:
+    """Problems at one stage of the curriculum, their threads in N trajectories.
+
+    Attributes:
+      prompt: tokens of the question, padded on the left. prompt_mask: True on real tokens.
+      num_thoughts: number of thoughts of each trajectory. active: trajectories that have a thread.
+      texts: what each trajectory writes after its thoughts, predicted: the rest of its thread and `<|end-latent|>`.
+      answers: the joined answer after its opening marker, which is not predicted.
+      steps: texts of the replaced steps, in rows of all trajectories [B · N, T, W], if guidance reads them.
+    """
+
+    prompt: Int[Array, "B S"]
+    prompt_mask: Bool[Array, "B S"]
+    num_thoughts: Int[Array, "B N"]
+    active: Bool[Array, "B N"]
+    texts: Int[Array, "B N A"]
+    text_mask: Bool[Array, "B N A"]
+    answers: Int[Array, "B A"]
+    answer_mask: Bool[Array, "B A"]
+    steps: StepTexts | None = None
+
+    @property
+    def loss_count(self) -> Float[Array, ""]:
+        """Number of predicted tokens."""
+        return jnp.sum(self.text_mask, dtype=jnp.float32) + jnp.sum(self.answer_mask[:, 1:], dtype=jnp.float32)
+
+
+def parallel_batch(
+    problems: Sequence[Problem],
+    stage: int,
+    config: CurriculumConfig,
+    layout: Layout,
+    length: int,
+    trajectories: int,
+    rng: np.random.Generator,
+    update: int = 0,
+) -> ParallelBatch:
+    """Batch of `problems` at a stage; arguments as for `curriculum_batch`, A is `length`.
+
+    A problem without threads is one thread. Raises a UserError for one with more threads than `trajectories`, or if a
+    text or answer has more than `length` tokens.
+    """
+    prompt, prompt_mask = layout.prompts(problems)
+    texts, replaced = [], np.zeros((len(problems), trajectories, 2), np.int32)
+    fixed, rows = replace(config, uniform_prob=0.0), []
+    for number, problem in enumerate(problems):
+        threads = threads_of(problem, trajectories)
+        rows += [replace(problem, steps=steps) for steps in (*threads, *((),) * (trajectories - len(threads)))]
+        shown = stage
+        if rng.random() < config.uniform_prob:
+            shown = int(rng.integers(0, max(map(len, threads)) + 1))
+        for n, steps in enumerate(threads):
+            replaced[number, n] = left_out, _ = replaced_steps(shown, len(steps), fixed, rng)
+            texts.append([*(token for step in steps[left_out:] for token in layout.step(step)), layout.opening[0]])
+        texts += [[]] * (trajectories - len(threads))
+    answers = [layout.answer(problem) for problem in problems]
+    longest = max(map(len, (*texts, *answers)))
+    if longest > length:
+        raise UserError(
+            f"the steps of a thread, or the answer, have {longest} tokens but config.data.answer_length is {length}: "
+            "raise it."
+        )
+    if layout.bucket:
+        length = min(length, -(-longest // layout.bucket) * layout.bucket)
+    shape = (len(problems), trajectories, length)
+    text_rows, text_mask = (part.reshape(shape) for part in pad_right(texts, length, layout.tokenizer.pad))
+    steps, guidance = None, config.guidance
+    if guidance.reads_steps:
+        probability, in_rows = (
+            forcing_probability(guidance, update),
+            [(int(out), int(put)) for out, put in replaced.reshape(-1, 2)],
+        )
+        steps = step_texts(rows, in_rows, config.c_thought, config.max_thoughts, layout, length, probability, rng)
+    arrays = prompt, prompt_mask, replaced[..., 1], text_mask.any(axis=-1), text_rows, text_mask
+    answer_rows = pad_right(answers, length, layout.tokenizer.pad)
+    # NumPy arrays until the batch is placed on the devices.
+    return ParallelBatch(*arrays, *answer_rows, steps)  # pyright: ignore[reportArgumentType]
+
+
+def threads_of(problem: Problem, trajectories: int) -> tuple[tuple[str, ...], ...]:
+    """The threads of a problem, at most `trajectories`; a UserError if there are more."""
+    threads = problem.threads or (problem.steps,)
+    if len(threads) > trajectories:
+        raise UserError(
+            f"a problem has {len(threads)} threads, but config.thoughts.roles is {trajectories}: raise it, or remove "
+            f"the question {problem.question[:60]!r}."
+        )
+    return threads
+
+
+def parallel_sums(
+    reasoner: Reasoner,
+    batch: ParallelBatch,
+    max_thoughts: int,
+    pause_token: int | None = None,
+    guidance: GuidanceConfig | None = None,
+) -> TokenSums:
+    """Next-token loss of the texts and of the joined answers; arguments as for `curriculum_sums`."""
+    guidance = guidance or GuidanceConfig()
+    trajectories = batch.num_thoughts.shape[1]
+    prompt = encode(reasoner, batch.prompt, batch.prompt_mask)
+    prompt = begin_trajectories(reasoner, prompt, trajectories, batch.active)
+    shape = (*batch.num_thoughts.shape, max_thoughts)
+    if pause_token is not None:
+        pause = reasoner.backbone.embed(jnp.asarray(pause_token))
+        embeddings = jnp.broadcast_to(pause, (*shape, len(pause)))
+        thoughts = think_given(reasoner, prompt, embeddings, batch.num_thoughts)
+    else:
+        noise = jnp.zeros((*shape, reasoner.action_size))
+        rule = StopRule(batch.num_thoughts, batch.num_thoughts, active=batch.active)
+        thoughts = think(
+            reasoner, prompt, None, rule, noise, jnp.zeros(()), teaching=_teaching(reasoner, batch, guidance)
+        )
+    scores, texts = _text_scores(reasoner, prompt, thoughts, batch)
+    answer = _answer_scores(reasoner, prompt, thoughts, texts, batch)
+    parts = {}
+    if batch.steps is not None:
+        rows = _in_rows(thoughts)
+        if guidance.target:
+            parts["target"] = target_distance(reasoner, rows, batch.steps)
+        if guidance.explanation:
+            parts["explanation"] = explanation_loss(reasoner, rows, batch.steps)
+    right = jnp.sum(scores.is_top, dtype=jnp.float32) + jnp.sum(answer.is_top, dtype=jnp.float32)
+    return TokenSums(-jnp.sum(scores.log_probs) - jnp.sum(answer.log_probs), batch.loss_count, right, parts)
+
+
+def _teaching(reasoner: Reasoner, batch: ParallelBatch, guidance: GuidanceConfig) -> Teaching | None:
+    if batch.steps is None or not any(guidance.forcing):
+        return None
+    embeddings = step_embeddings(reasoner, batch.steps)
+    shape = (*batch.num_thoughts.shape, *embeddings.shape[1:])
+    return Teaching(embeddings.reshape(shape), batch.steps.forced.reshape(shape[:-1]))
+
+
+def _in_rows(thoughts: Thoughts) -> Thoughts:
+    """The thoughts [B, N, ...] that guidance reads, as trajectories of B · N questions."""
+    names = ("means", "embeddings", "hidden")
+    rows = {name: getattr(thoughts, name) for name in names}
+    return replace(thoughts, **{name: x.reshape(-1, 1, *x.shape[2:]) for name, x in rows.items()})
+
+
+def _text_scores(
+    reasoner: Reasoner, prompt: EncodedPrompt, thoughts: Thoughts, batch: ParallelBatch
+) -> tuple[TokenScores, Context]:
+    """Scores of the texts, and their keys and values without the last token, which the answer does not read."""
+    hidden, texts = continue_thoughts(reasoner, prompt, thoughts, batch.texts[..., :-1], batch.text_mask[..., 1:])
+    hidden = jnp.concatenate([thoughts.last_hidden[:, :, None], hidden], axis=2)
+    return score_tokens(reasoner, hidden, batch.texts, batch.text_mask, jnp.ones(())), texts
+
+
+def _answer_scores(
+    reasoner: Reasoner, prompt: EncodedPrompt, thoughts: Thoughts, texts: Context, batch: ParallelBatch
+) -> TokenScores:
+    """Scores of the joined answers after their opening marker."""
+    tokens, mask = batch.answers[:, None], batch.answer_mask[:, None]
+    one = join_trajectories(prompt, thoughts, texts)
+    hidden = continuation_hidden(reasoner, *one, tokens[..., :-1], mask[..., :-1])
+    return score_tokens(reasoner, hidden, tokens[..., 1:], mask[..., 1:], jnp.ones(()))

@@ -1,0 +1,200 @@
+"""The curriculum of joined answers: what a batch holds, its loss, and a run from training to evaluation."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import QUICK, small_reasoner
+from flax import nnx
+
+from longshot_jax import LongShot
+from longshot_jax.cli import load_config
+from longshot_jax.config import parse_config
+from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
+from longshot_jax.curriculum.parallel import parallel_batch, parallel_sums
+from longshot_jax.data.layout import Layout
+from longshot_jax.data.problems import Problem
+from longshot_jax.data.threads import ThreadProblems, thread_words
+from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.errors import UserError
+from longshot_jax.evaluation.accuracy import CONTROLS, JOINT_CONTROLS
+from longshot_jax.evaluation.batches import Batches
+from longshot_jax.evaluation.decoder import Decoder
+from longshot_jax.thoughts.answer import decode_answers
+from longshot_jax.thoughts.joint import decode_jointly
+from longshot_jax.thoughts.roles import begin_trajectories
+from longshot_jax.thoughts.rollout import make_temperatures
+from longshot_jax.thoughts.stopping import StopRule, ThoughtRule
+from longshot_jax.thoughts.think import encode, think
+from longshot_jax.train import train
+
+ROOT = Path(__file__).parents[1]
+TOKENS = Tokenizer.for_chains(words=thread_words())
+LAYOUT = Layout(TOKENS, "answer", "coconut", 60)
+CONFIG, ROLES, LENGTH = CurriculumConfig(max_latent_stage=3), 3, 7
+PROBLEMS = [*(ThreadProblems(0, 2, (2, 3), (2,))[i] for i in range(2)), Problem("a=1 b=a+2 b?", ("3",), "3")]
+
+
+def batch_at(stage, config=CONFIG, problems=PROBLEMS):
+    return parallel_batch(problems, stage, config, LAYOUT, LENGTH, ROLES, np.random.default_rng(0))
+
+
+def written(tokens, mask):
+    return TOKENS.decode_literally(tokens[mask].tolist())
+
+
+def test_every_thread_has_a_trajectory_with_its_thoughts_and_the_rest_of_its_steps():
+    for stage in (0, 1, 3):
+        batch = batch_at(stage)
+        for row, problem in enumerate(PROBLEMS):
+            threads = problem.threads or (problem.steps,)
+            assert batch.active[row].tolist() == [n < len(threads) for n in range(ROLES)]
+            for n in range(ROLES):
+                steps = threads[n] if n < len(threads) else ()
+                assert batch.num_thoughts[row, n] == min(stage, len(steps))
+                rest = "".join(steps[stage:]) + "<|end-latent|>" if n < len(threads) else ""
+                assert written(batch.texts[row, n], batch.text_mask[row, n]) == rest
+            answer = f"<|end-latent|>{problem.answer}<|end-of-text|>"
+            assert written(batch.answers[row], batch.answer_mask[row]) == answer
+        texts = sum(max(len(t) - stage, 0) + 1 for p in PROBLEMS for t in p.threads or (p.steps,))
+        assert batch.loss_count == texts + sum(len(TOKENS.encode(p.answer)) + 1 for p in PROBLEMS)
+
+
+def test_steps_that_guide_thoughts_are_those_of_the_trajectory():
+    guided = dataclasses.replace(CONFIG, guidance=GuidanceConfig(explanation=1.0))
+    steps = batch_at(1, guided).steps
+    assert steps is not None and steps.tokens.shape == (len(PROBLEMS) * ROLES, 3, LENGTH)
+    firsts = [thread[0] for p in PROBLEMS for thread in (*(p.threads or (p.steps,)), *((" ",),) * ROLES)[:ROLES]]
+    assert [written(row[0], mask[0]) for row, mask in zip(steps.tokens, steps.mask, strict=True)] == [
+        text.strip() for text in firsts
+    ]
+
+
+def test_a_problem_with_more_threads_than_roles_or_too_long_a_text_is_refused():
+    four = ThreadProblems(0, 1, (4,), (2,))[0]
+    with pytest.raises(UserError, match=r"4 threads, but config.thoughts.roles is 3"):
+        batch_at(0, problems=[four])
+    long = Problem("a?", ("1",) * 9, "1")
+    with pytest.raises(UserError, match=r"have 10 tokens but config.data.answer_length is 7"):
+        batch_at(0, problems=[long])
+
+
+def reasoner_of(seed=1):
+    return small_reasoner(seed=seed, roles=ROLES, join=True, vocab_size=TOKENS.vocabulary_size)
+
+
+def test_the_loss_is_that_of_the_tokens_as_they_are_decoded():
+    """What each trajectory writes after its thoughts, and the answer over all, have the probabilities of the cache."""
+    reasoner, batch = reasoner_of(), jax.tree.map(jnp.asarray, batch_at(1))
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def decoded(reasoner):
+        prompt = begin_trajectories(reasoner, encode(reasoner, batch.prompt, batch.prompt_mask), ROLES, batch.active)
+        rule = StopRule(batch.num_thoughts, batch.num_thoughts, active=batch.active)
+        thoughts = think(reasoner, prompt, None, rule, jnp.zeros((3, ROLES, 3, 8)), jnp.zeros(()))
+        end = TOKENS.end_latent
+        texts = decode_answers(reasoner, prompt, thoughts, (), (end,), LENGTH, jnp.ones(()), None, batch.active)
+        static = (end,), (TOKENS.end,), LENGTH
+        answers = decode_jointly(
+            reasoner, prompt, thoughts, *static, jnp.ones(()), None, text_end=end, active=batch.active
+        )
+        return texts, answers
+
+    texts, answers = decoded(reasoner)
+    # The decoded tokens as if they were the right ones; the answer follows its marker.
+    marker = jnp.full((len(PROBLEMS), 1), TOKENS.end_latent)
+    own = dataclasses.replace(
+        batch,
+        texts=jnp.where(texts.mask, texts.tokens, 0),
+        text_mask=texts.mask,
+        answers=jnp.concatenate([marker, answers.tokens[:, 0]], axis=1),
+        answer_mask=jnp.concatenate([jnp.ones_like(marker, bool), answers.mask[:, 0]], axis=1),
+    )
+    # A text that reached the limit has no marker, and its last token is read by the answer too.
+    ended = np.asarray(texts.ended | ~batch.active).all(axis=1)
+    sums = jax.jit(lambda reasoner, batch: parallel_sums(reasoner, batch, 3), compiler_options=QUICK)
+    rows = [jax.tree.map(lambda x, row=row: x[row : row + 1], own) for row in range(len(PROBLEMS))]
+    for row in np.flatnonzero(ended):
+        found = sums(reasoner, rows[row])
+        expected = jnp.sum(texts.scores.log_probs[row]) + jnp.sum(answers.scores.log_probs[row])
+        np.testing.assert_allclose(found.loss_sum, -expected, rtol=1e-4)
+        assert found.correct == found.count  # greedy tokens are the likeliest ones
+    assert ended.any()
+
+
+def test_another_trajectorys_thread_changes_only_the_answer():
+    reasoner, batch = reasoner_of(), batch_at(1)
+    of_texts = jax.jit(lambda reasoner, batch: parallel_sums(reasoner, batch, 3), compiler_options=QUICK)
+    first_only = dataclasses.replace(
+        batch,
+        text_mask=batch.text_mask & (np.arange(ROLES) == 0)[:, None],
+        answer_mask=np.zeros_like(batch.answer_mask),
+    )
+    changed = batch.texts.copy()
+    changed[:, 1] = TOKENS.encode("9")[0]
+    one, other = (of_texts(reasoner, dataclasses.replace(first_only, texts=t)).loss_sum for t in (batch.texts, changed))
+    assert one == other
+    one, other = (of_texts(reasoner, dataclasses.replace(batch, texts=t)).loss_sum for t in (batch.texts, changed))
+    assert abs(one - other) > 1e-3
+
+
+def test_controls_of_a_joined_answer_act_on_the_trajectories_that_they_name():
+    graphdef, params = nnx.split(reasoner_of())
+    decoder = Decoder(graphdef, LAYOUT, 3, LENGTH, joined=ROLES)
+    rule = ThoughtRule("steps", 3)
+    problems = PROBLEMS[:2]
+    batches = Batches(decoder, (params,), problems, rule, None, 2, 0)
+    greedy = batches.run(make_temperatures())
+    assert greedy.num_thoughts.tolist() == [[2, 2, 0], [2, 2, 2]]
+    assert greedy.active.tolist() == [[True, True, False], [True, True, True]]
+    assert (greedy.tokens == greedy.tokens[:, :1]).all()
+    given = decoder.decode_given(
+        (params,),
+        (batches.prompt, batches.mask),
+        greedy.thoughts,
+        greedy.num_thoughts,
+        counts=batches.counts,
+        roles=np.tile(np.arange(ROLES), (2, 1)),
+    )
+    np.testing.assert_array_equal(given.tokens, greedy.tokens)
+
+
+CONFLICTS = [
+    ({"thoughts.roles": 0}, "set config.thoughts.roles"),
+    ({"data.threads": (3,)}, "config.data.threads 3 is more than config.thoughts.roles 2"),
+    ({"markers": "coconut"}, "take 'answer'"),
+    ({"ppo.rewards.vote_correct": 1.0, "ppo.shared_reward": True}, "config.ppo.rewards.vote_correct"),
+    ({"curriculum.guidance.distillation": 1.0}, "config.curriculum.guidance.distillation"),
+    ({"phases": ("ppo",), "ppo.num_trajectories": 5}, "has no room for config.ppo.num_trajectories 5"),
+    ({"phases": ("ppo",), "ppo.num_trajectories": 1}, "more roles than config.ppo.num_trajectories 1"),
+    ({"ppo.baseline": "leave_one_out", "ppo.num_trajectories": 2}, "config.thoughts.join gives them one answer"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), CONFLICTS, ids=str)
+def test_settings_that_cannot_be_joined_are_refused(settings, message):
+    config = load_config(ROOT / "configs" / "threads.py")
+    config.update_from_flattened_dict(settings)
+    with pytest.raises(UserError, match=message):
+        parse_config(config)
+
+
+@pytest.mark.slow
+def test_a_run_from_training_to_evaluation_and_ppo(tmp_path):
+    config = load_config(ROOT / "configs" / "threads.py")
+    few = {"phases": ("curriculum", "ppo"), "curriculum.max_steps_per_stage": 2, "curriculum.stages": (0, 2)}
+    few |= {"curriculum.batch_size": 8, "evaluation.questions": 8, "evaluation.batch_size": 8, "model.hidden_size": 32}
+    few |= {"ppo.iterations": 2, "ppo.questions": 4, "ppo.num_trajectories": 2, "ppo.baseline": "critic"}
+    few |= {"ppo.minibatches": 1, "ppo.epochs": 1, "ppo.gradient": "pathwise", "ppo.max_thoughts": 3}
+    config.update_from_flattened_dict(few)
+    train(parse_config(config), tmp_path / "run")
+    model = LongShot.from_pretrained(tmp_path / "run", which="latest")
+    problems = [ThreadProblems(1, 6, (2,), (3,), "test")[i] for i in range(6)]
+    results = model.evaluate(problems, thoughts="steps")
+    assert set(results["controls"]) == {*CONTROLS, *JOINT_CONTROLS} and results["mean_thoughts"] == 3
+    generation = model.generate(problems[0].question, thoughts=3, return_all_trajectories=True)
+    assert len(generation.trajectories) == 2 and len({each.answer for each in generation.trajectories}) == 1
