@@ -114,8 +114,8 @@ def test_ratio_is_one_in_every_replay(feedback, kind):
             found, expected = getattr(again.tokens, name), getattr(recorded.tokens, name)
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=f"{way}: token {name}")
     # One action sequence of the question: its tokens count once, and every trajectory ends as it does.
-    rows = np.asarray(rollout.token_mask).any(axis=-1)
-    assert rows[:, 0].all() and rows[:, 1:].any() != kind.get("join", False)
+    rows: np.ndarray = np.any(rollout.token_mask, axis=-1)
+    assert np.all(rows[:, 0]) and np.any(rows[:, 1:]) != kind.get("join", False)
     if kind.get("join"):
         tokens = np.asarray(rollout.tokens)
         assert (tokens == tokens[:, :1]).all()

@@ -112,6 +112,11 @@ class CurriculumBatch:
         """Number of predicted tokens."""
         return jnp.sum(self.loss_mask, dtype=jnp.float32)
 
+    @property
+    def real_positions(self) -> Bool[Array, "B P"]:
+        """Every position of tokens, False on padding."""
+        return jnp.concatenate([self.prompt_mask, self.token_mask], axis=1)
+
 
 def replaced_steps(stage: int, steps: int, config: CurriculumConfig, rng: np.random.Generator) -> tuple[int, int]:
     """(steps left out, thoughts put in) at a stage, for a problem with `steps` steps."""

@@ -7,12 +7,7 @@ import grain
 import numpy as np
 
 from longshot_jax.config.curriculum import CurriculumConfig
-from longshot_jax.curriculum.batch import (
-    choose_padding,
-    curriculum_batch,
-    padded_lengths,
-    replaced_steps,
-)
+from longshot_jax.curriculum.batch import choose_padding, curriculum_batch, padded_lengths, replaced_steps
 from longshot_jax.curriculum.parallel import parallel_batch
 from longshot_jax.curriculum.stability import StageEnd, diverges
 from longshot_jax.curriculum.update import Batch, CurriculumPrograms

@@ -58,6 +58,12 @@ class ParallelBatch:
         """Number of predicted tokens."""
         return jnp.sum(self.text_mask, dtype=jnp.float32) + jnp.sum(self.answer_mask[:, 1:], dtype=jnp.float32)
 
+    @property
+    def real_positions(self) -> Bool[Array, "B P"]:
+        """Every position of tokens, False on padding."""
+        texts = self.text_mask.reshape(len(self.text_mask), -1)
+        return jnp.concatenate([self.prompt_mask, texts, self.answer_mask], axis=1)
+
 
 def parallel_batch(
     problems: Sequence[Problem],

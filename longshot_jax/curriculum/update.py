@@ -76,9 +76,7 @@ def curriculum_update(
             "token_accuracy": sums.correct / total,
             "gradient_norm": norm,
             "thoughts": jnp.mean(batch.num_thoughts.astype(jnp.float32)),
-            "real_positions": jnp.mean(
-                jnp.concatenate([batch.prompt_mask, batch.token_mask], axis=1), dtype=jnp.float32
-            ),
+            "real_positions": jnp.mean(batch.real_positions, dtype=jnp.float32),
             "skipped": counts["skipped_total"],
             "skipped_in_a_row": counts["skipped"],
         }

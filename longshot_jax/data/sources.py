@@ -267,7 +267,6 @@ class _Check:
     def _check_written(self, problem: Problem, config: CurriculumConfig) -> None:
         """Checks steps and answer at the stage that writes most steps, and the steps that guidance reads."""
         layout, limit = self.layout, self.run.data.answer_length
-        steps = () if config.mode == "no_cot" else problem.steps[_always_replaced(config) :]
         if config.guidance.reads_steps:
             longest = max((len(layout.step(step)) for step in problem.steps), default=0)
             if longest > limit:
@@ -275,10 +274,6 @@ class _Check:
                     f"a step has {longest} tokens but config.data.answer_length is {limit}: raise it, or set "
                     "config.curriculum.guidance to its defaults."
                 )
-        tokens = len(layout.closing) + sum(len(layout.step(step)) for step in steps) + len(layout.answer(problem))
-    def _check_written(self, problem: Problem) -> None:
-        """Checks steps and answer at the stage that writes most steps."""
-        config, layout, limit = self.run.curriculum, self.layout, self.run.data.answer_length
 
         def written(steps: Sequence[str]) -> int:
             shown = () if config.mode == "no_cot" else steps[_always_replaced(config) :]

@@ -56,13 +56,7 @@ class Validation:
         self._lens = Lens(graphdef, layout.tokenizer)
         self._graphdef = graphdef
         self._decoder = Decoder(
-            graphdef,
-            layout,
-            max_thoughts,
-            answer_length,
-            joined=joined,
-            mesh=mesh,
-            decoding=decoding,
+            graphdef, layout, max_thoughts, answer_length, joined=joined, mesh=mesh, decoding=decoding
         )
 
     def __call__(
