@@ -16,9 +16,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
-from longshot_jax.curriculum.batch import StepTexts, forcing_probability, replaced_steps, step_texts
+from longshot_jax.curriculum.batch import CurriculumBatch, StepTexts, forcing_probability, replaced_steps, step_texts
 from longshot_jax.curriculum.guidance import explanation_loss, step_embeddings, target_distance
-from longshot_jax.curriculum.loss import TokenSums
+from longshot_jax.curriculum.loss import TokenSums, curriculum_sums
 from longshot_jax.data.layout import Layout, pad_right
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
@@ -162,6 +162,20 @@ def parallel_sums(
             parts["explanation"] = explanation_loss(reasoner, rows, batch.steps)
     right = jnp.sum(scores.is_top, dtype=jnp.float32) + jnp.sum(answer.is_top, dtype=jnp.float32)
     return TokenSums(-jnp.sum(scores.log_probs) - jnp.sum(answer.log_probs), batch.loss_count, right, parts)
+
+
+def sums_of(
+    reasoner: Reasoner,
+    batch: CurriculumBatch | ParallelBatch,
+    max_thoughts: int,
+    pause_token: int | None = None,
+    guidance: GuidanceConfig | None = None,
+    latent_token: int = 0,
+) -> TokenSums:
+    """`curriculum_sums` or `parallel_sums`, as the batch is."""
+    if isinstance(batch, ParallelBatch):
+        return parallel_sums(reasoner, batch, max_thoughts, pause_token, guidance)
+    return curriculum_sums(reasoner, batch, max_thoughts, pause_token, guidance, latent_token)
 
 
 def _teaching(reasoner: Reasoner, batch: ParallelBatch, guidance: GuidanceConfig) -> Teaching | None:

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from longshot_jax.curriculum.batch import curriculum_batch
-from longshot_jax.curriculum.loss import curriculum_sums
+from longshot_jax.curriculum.parallel import parallel_batch, sums_of
 from longshot_jax.evaluation.validation import Validation
 from longshot_jax.model.sharding import fetch, place_batch
 from longshot_jax.thoughts.reasoner import Params
@@ -57,7 +57,9 @@ class StageEnd:
         rows = self.config.micro_batch_size or self.config.batch_size
         problems = [self.evaluation.problems[number % len(self.evaluation.problems)] for number in range(rows)]
         length = context.run.data.answer_length
-        batch = curriculum_batch(problems, 0, written, context.layout, length, np.random.default_rng(0))
+        given = problems, 0, written, context.layout, length
+        joined, rng = context.run.thoughts.joined, np.random.default_rng(0)
+        batch = parallel_batch(*given, joined, rng) if joined else curriculum_batch(*given, rng)
         loss = fetch(self._loss(params, place_batch(batch, context.mesh)))
         return float(np.exp(np.minimum(loss, 80.0)))
 
@@ -65,7 +67,7 @@ class StageEnd:
     def _loss(self) -> Any:
         @jax.jit
         def loss(params, batch):
-            sums = curriculum_sums(nnx.merge(self.context.abstract.graphdef, *params), batch, 0)
+            sums = sums_of(nnx.merge(self.context.abstract.graphdef, *params), batch, 0)
             return sums.loss_sum / jnp.maximum(sums.count, 1.0)
 
         return loss

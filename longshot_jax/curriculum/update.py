@@ -14,8 +14,8 @@ from longshot_jax.config import RunConfig
 from longshot_jax.config.curriculum import GuidanceConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.guidance import guidance_counts, guidance_weights
-from longshot_jax.curriculum.loss import TokenSums, curriculum_sums
-from longshot_jax.curriculum.parallel import ParallelBatch, parallel_sums
+from longshot_jax.curriculum.loss import TokenSums
+from longshot_jax.curriculum.parallel import ParallelBatch, sums_of
 from longshot_jax.model.sharding import check_divides, shardings, with_sharding
 from longshot_jax.thoughts.reasoner import AbstractReasoner, is_trainable
 from longshot_jax.training.optimizer import cut_rows, jit_update, make_optimizer, step_if_finite, summed_gradients
@@ -58,10 +58,7 @@ def curriculum_update(
 
         def share(trainable: nnx.State, micro_batch: Batch) -> tuple[Array, TokenSums]:
             reasoner = nnx.merge(graphdef, trainable, state.frozen)
-            if isinstance(micro_batch, ParallelBatch):
-                sums = parallel_sums(reasoner, micro_batch, max_thoughts, pause_token, guidance)
-            else:
-                sums = curriculum_sums(reasoner, micro_batch, max_thoughts, pause_token, guidance, latent_token)
+            sums = sums_of(reasoner, micro_batch, max_thoughts, pause_token, guidance, latent_token)
             guided = sum(weights[name] * part / counts_of[name] for name, part in sums.guidance.items())
             return sums.loss_sum / total + guided, sums
 
