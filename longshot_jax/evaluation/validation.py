@@ -98,10 +98,10 @@ class Validation:
             )
             results["thought_cosine"] = float(cosines[taken[:, 1:]].mean())
         if self._decoder.max_thoughts:
-            few = self.problems[:_SHOWN]
+            first = self.problems[:_SHOWN]
             shown = jax.tree.map(lambda x: x[:_SHOWN], greedy)
-            readings = self._lens(params, self._decoder.layout.prompts(few), shown, memory)
-            results["lens"] = lens_rows([problem.question for problem in few], readings)
+            readings = self._lens(params, self._decoder.layout.prompts(first), shown, memory)
+            results["lens"] = lens_rows([problem.question for problem in first], readings)
             results["stop_figure"] = stop_figure(greedy.stop_probabilities[:, 0], num_thoughts)
         return results
 
