@@ -38,17 +38,24 @@ def damage_metadata(folder: Path, step: int) -> None:
     os.truncate(metadata_file(folder, step), 40)
 
 
+def damage_description(folder: Path, step: int) -> None:
+    """The array is there, but orbax's own description has another name for it."""
+    file = folder / "checkpoints" / str(step) / "state" / "_METADATA"
+    file.write_text(file.read_text().replace('"key": "w"', '"key": "v"'))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         damage_flip,
+        damage_description,
         damage_metadata,
         lambda folder, step: os.truncate(data_file(folder, step), data_file(folder, step).stat().st_size // 2),
         lambda folder, step: data_file(folder, step).unlink(),
         lambda folder, step: shutil.rmtree(folder / "checkpoints" / str(step) / "state"),
         lambda folder, step: os.truncate(folder / "checkpoints" / str(step) / "state" / "_METADATA", 20),
     ],
-    ids=["one bit", "metadata cut", "data cut", "data removed", "state removed", "index cut"],
+    ids=["one bit", "array renamed", "metadata cut", "data cut", "data removed", "state removed", "index cut"],
 )
 def test_damaged_checkpoint_is_refused_and_the_earlier_one_serves(tmp_path, damage):
     first, second = ({"w": jax.random.uniform(jax.random.key(i), (64, 64))} for i in range(2))

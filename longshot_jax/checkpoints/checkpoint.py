@@ -189,6 +189,8 @@ class Checkpoints:
             entry = stored[name]
             if leaf.size:
                 array = read[entry["name"]]
+                if not isinstance(array, jax.Array):  # orbax leaves out what its own description does not name
+                    raise self._damaged(step, f"{name} cannot be found in it")
                 if int(fingerprint_of(array)) != entry["fingerprint"]:
                     raise self._damaged(step, f"{name} does not have the bits that were saved")
                 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

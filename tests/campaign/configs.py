@@ -68,7 +68,7 @@ def _overrides(rng: random.Random, folder: Path) -> Case:
     def wrong(run: RunConfig) -> str | None:
         if broken:
             return "a setting that does not exist was taken"
-        return _unlike(flatten(run), _DEFAULTS | expected)
+        return _unlike(flatten(run), _inherited(_DEFAULTS | {"thoughts.normalised": None} | expected))
 
     what = f"{[argument[:80] for argument in arguments]}"
     return Case(what, lambda: _command(file, *arguments), wrong, ("config.", "--"))
@@ -185,11 +185,20 @@ def _config_file(rng: random.Random, folder: Path) -> Case:
         unknown = [key for key in given if key not in _SETTINGS]
         if unknown:
             return f"the unknown settings {unknown} were taken"
+        given.update(_inherited(given))
         meant = {key: _of_kind(_SETTINGS[key].kind, value) for key, value in given.items()}
         return _unlike(flatten(run), _DEFAULTS | meant)
 
     what = f"{what} in {''.join(lines)[:200]!r}"
     return Case(what, lambda: _command(file), wrong, (file.name, "config."))
+
+
+def _inherited(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the default of `thoughts.normalised` for weights from elsewhere, none of which exist here."""
+    if settings.get("thoughts.normalised", False) is not None:
+        return settings
+    loaded = settings.get("model.source") != "scratch" or bool(settings.get("initialize_from"))
+    return settings | {"thoughts.normalised": loaded}
 
 
 def _code(value: Any) -> str:
