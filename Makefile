@@ -81,7 +81,7 @@ bench-gpu: $(TEST)
 	@$(ON_CARD) -c 'import jax; jax.devices()' 2>/dev/null || { \
 	  echo "error: JAX cannot use the GPU, though a driver is here: \"JAX_PLATFORMS=cuda $(PY) -c 'import jax; jax.devices()'\" says why." >&2; exit 2; }
 	$(ON_CARD) -m pytest -m card tests/test_law_rescore.py tests/test_coconut_parity.py
-	$(ON_CARD) scripts/bench.py --config configs/single.py \
+	$(ON_CARD) scripts/bench.py --config configs/published_single.py \
 	  --only rollout,update,bandwidth --profile runs/bench-gpu --output runs/bench-gpu/bench.json
 endif
 

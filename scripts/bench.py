@@ -6,7 +6,7 @@
 Parameters are random, of the config's shape, and nothing is downloaded; the shapes of meta-llama's Llama 3 are known by
 name. On a GPU `make bench-gpu` checks the laws on the card and measures shares of its matrix peak and its bandwidth:
 
-    python scripts/bench.py --config configs/single.py --only rollout,update,bandwidth --output bench.json
+    python scripts/bench.py --config configs/published_single.py --only rollout,update,bandwidth --output bench.json
 
 --profile writes a profiler trace of one rollout and of one epoch of an update, for Perfetto or TensorBoard, and prints
 their time by the scopes that the code names.

@@ -305,10 +305,25 @@ def compiled(config, devices, accelerator, *overrides):
 
 
 @pytest.mark.slow
-def test_single_fits_an_a100_of_40_gb():
-    written = compiled("single.py", 1, "a100-40g")
+def test_published_single_fits_an_a100_of_40_gb():
+    written = compiled("published_single.py", 1, "a100-40g")
     assert written["fits"] and written["peak"] < 36e9
     assert written["phases"]["ppo"]["programs"]["rollout"]["memory"]["weights"] == pytest.approx(16.25e9, rel=0.01)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("config", "devices", "accelerator"),
+    [
+        ("smollm2_gsm8k", 1, "h100-80g"),
+        ("llama32_1b_gsm8k", 1, "h100-80g"),
+        ("single", 1, "a100-40g"),
+        ("multi", 8, "h100-80g"),
+    ],
+)
+def test_recipes_of_three_phases_fit(config, devices, accelerator):
+    written = compiled(f"{config}.py", devices, accelerator)
+    assert written["fits"] and set(written["phases"]) == {"text", "curriculum", "ppo"}
 
 
 @pytest.mark.slow
@@ -321,8 +336,8 @@ def test_single_fits_an_a100_of_40_gb():
     ],
     ids=["multi", "70B"],
 )  # fmt: skip
-def test_multi_fits_h100s(devices, overrides, parameters):
-    written = compiled("multi.py", devices, "h100-80g", *overrides)
+def test_published_multi_fits_h100s(devices, overrides, parameters):
+    written = compiled("published_multi.py", devices, "h100-80g", *overrides)
     assert written["fits"] and written["parameters"] == pytest.approx(parameters, rel=0.01)
     update = written["phases"]["ppo"]["programs"]["update"]
     memory = update["memory"]

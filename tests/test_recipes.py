@@ -52,20 +52,26 @@ def problems(tmp_path_factory):
 
 
 def recipe(name, backbone, problems, iterations):
-    """The config's own values, but for the model, the data and how long it runs."""
+    """The config's own values, but for the model, the data, their lengths and how long it runs."""
     spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
     config.model.source, config.data.train, config.data.test = str(backbone), str(problems), str(problems)
+    config.data.validation = ""
     config.ppo.iterations = iterations
+    for phase in (config.text, config.curriculum):
+        phase.batch_size = phase.micro_batch_size = 4
+    config.text.max_steps = config.curriculum.max_steps_per_stage = 1
+    config.data.length_bucket = config.data.batch_shapes = 0
+    config.data.prompt_length, config.data.answer_length = 160, 64  # one token a byte
     config.mesh.fsdp = 1
     config.model.lora.rank = 4  # no matrix of so small a Llama has 16
     config.evaluation.questions = 16
     return parse_config(config)
 
 
-@pytest.mark.parametrize("name", ["single", "multi"])
+@pytest.mark.parametrize("name", ["published_single", "published_multi"])
 def test_recipe_trains_a_hugging_face_directory(name, backbone, problems, tmp_path):
     run = recipe(name, backbone, problems, iterations=2)
     result = train(run, tmp_path / "run", io.StringIO())
@@ -85,3 +91,15 @@ def test_recipe_trains_a_hugging_face_directory(name, backbone, problems, tmp_pa
     found = model.generate("What is 3 + 4?", num_trajectories=3, return_all_trajectories=True)
     counts = [trajectory.thoughts for trajectory in found.trajectories]
     assert len(counts) == 3 and all(run.ppo.min_thoughts <= count <= run.ppo.max_thoughts for count in counts)
+
+
+@pytest.mark.parametrize("name", ["smollm2_stories", "llama32_1b_gsm8k", "single", "multi"])
+def test_recipe_of_three_phases_runs_them_all(name, backbone, problems, tmp_path):
+    run = recipe(name, backbone, problems, iterations=1)
+    result = train(run, tmp_path / "run", io.StringIO())
+    assert {phase: result.phases[phase]["updates"] for phase in run.phases} == {
+        "text": 1,
+        "curriculum": len(run.curriculum.stages),
+        "ppo": run.ppo.epochs * run.ppo.minibatches,
+    }
+    assert run.thoughts.normalised and LongShot.from_pretrained(tmp_path / "run").model.max_thoughts == run.max_thoughts

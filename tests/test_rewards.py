@@ -93,14 +93,14 @@ def published(name: str) -> RewardWeights:
 
 def test_published_values_for_one_trajectory():
     thoughts = [[0, 1, 3, 4, 5, 6, 8]]
-    right = total(outcome(True, thoughts), published("single"))
+    right = total(outcome(True, thoughts), published("published_single"))
     np.testing.assert_allclose(right, [[1 - 1.5, 1, 1 + 0.2 + 0.3, 1.8, 1.5, 1, 1 - 0.6]], rtol=1e-5)
-    forced_and_wrong = total(outcome(False, thoughts, natural=False), published("single"))
+    forced_and_wrong = total(outcome(False, thoughts, natural=False), published("published_single"))
     np.testing.assert_allclose(forced_and_wrong, [[-1.8, -0.3, -0.1, 0.2, -0.1, -0.3, -0.9]], rtol=1e-5)
 
 
 def test_published_values_for_several_trajectories():
-    reward = total(outcome([[1, 0]], [[4, 4]], trajectories=[[5, 5]]), published("multi"))
+    reward = total(outcome([[1, 0]], [[4, 4]], trajectories=[[5, 5]]), published("published_multi"))
     np.testing.assert_allclose(reward, [[1 + 0.04 + 0.05, -1.0]], rtol=1e-6)
 
 

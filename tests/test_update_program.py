@@ -24,7 +24,7 @@ PROMPT = 15
 
 
 def update(micro_batches=4, **settings):
-    """The update's StableHLO, in bfloat16, with adapters on a frozen backbone, as `configs/single.py` has it."""
+    """The update's StableHLO, in bfloat16, with adapters on a frozen backbone, as `configs/published_single.py` has it."""
     run = tiny(
         phases=("ppo",), model__compute_dtype="bfloat16", model__weight_dtype="bfloat16", model__remat=True,
         model__lora__rank=2, ppo__trainable="lora", ppo__minibatches=1, ppo__micro_batches=micro_batches, **settings,

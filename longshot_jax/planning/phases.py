@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from longshot_jax.config import RunConfig
 from longshot_jax.config.curriculum import has_thoughts
 from longshot_jax.config.model import MeshConfig
-from longshot_jax.curriculum.batch import CurriculumBatch
+from longshot_jax.curriculum.batch import CurriculumBatch, StepTexts
 from longshot_jax.curriculum.parallel import ParallelBatch
 from longshot_jax.curriculum.update import CurriculumPrograms
 from longshot_jax.model.llama import LlamaConfig
@@ -149,7 +149,7 @@ def _supervised(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) ->
     config, data, place = run.supervised(name), run.data, partial(_placed, mesh)
     abstract = AbstractReasoner.of(run, backbone, mesh)
     programs = CurriculumPrograms(run, abstract, mesh, _SOME_TOKEN, limit=1, phase=name)
-    rows, joined = config.batch_size, run.thoughts.joined
+    rows, joined, guidance = config.batch_size, run.thoughts.joined, config.guidance
     prompt, answer = (rows, data.prompt_length), (rows, data.answer_length)
     prompts = place(prompt, jnp.int32), place(prompt, jnp.bool_)
     if joined:
@@ -163,6 +163,15 @@ def _supervised(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) ->
             tokens=place(answer, jnp.int32),
             token_mask=place(answer, jnp.bool_),
             loss_mask=place(answer, jnp.bool_),
+            answer_starts=place((rows,), jnp.int32),
+        )
+        steps = (rows, config.max_thoughts, data.answer_length)
+        read = StepTexts(place(steps, jnp.int32), place(steps, jnp.bool_), place(steps[:2], jnp.bool_))
+        batch = replace(
+            batch,
+            text=batch if guidance.distillation else None,
+            hidden=place((rows,), jnp.bool_) if config.question_hidden else None,
+            steps=read if guidance.reads_steps else None,
         )
     micro = config.micro_batch_size or rows
     after = config.max_thoughts + data.answer_length - 1

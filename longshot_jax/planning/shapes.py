@@ -25,6 +25,8 @@ PUBLISHED = {
     "8B": _llama3(4096, 14_336, 32, 32),
     "70B": _llama3(8192, 28_672, 80, 64),
 }
+_SMOLLM2 = re.compile(r"HuggingFaceTB/SmolLM2-135M(?:-Instruct)?")
+_SMOLLM2_135M = LlamaConfig(49_152, 576, 1536, 30, 9, 3, 64, tie_word_embeddings=True)  # arXiv:2502.02737
 _NAME = re.compile(r"meta-llama/(?:Meta-)?Llama-3(?:\.[123])?-(\d+B)(?:-Instruct)?")
 
 
@@ -41,6 +43,8 @@ def planned_backbone(run: RunConfig) -> LlamaConfig:
         return shape_from_scratch(run, _vocabulary(run))
     if (folder := local_path(source, "config.model.source")).is_dir():
         backbone = read_config(folder)
+    elif _SMOLLM2.fullmatch(source):
+        backbone = _SMOLLM2_135M
     else:
         found = _NAME.fullmatch(source)
         if found is None or found[1] not in PUBLISHED:

@@ -1,0 +1,34 @@
+"""Llama-3.2-1B-Instruct on GSM8K in its equation form, on one GPU: text, COCONUT's stages with guidance, PPO.
+
+What it is for: the size at which results with continuous thoughts are published and hard to repeat: reports of COCONUT on
+Llama-3.2-1B differ between 3.3 % and 44.1 % (33.2 % beside 58.4 % with text and 28.8 % without any in SIM-CoT's tables). The
+phases are those of `smollm2_stories.py`, for the reasons given there.
+
+What it reaches: not run yet.
+
+Cost: computed, not measured: 3.5 million sequences of a model nine times the size of SmolLM2-135M, some five hours of an H100
+for the supervised phases. Parameters, gradients and moments in float32 take 20 GB.
+
+    python scripts/plan.py --config configs/llama32_1b_gsm8k.py --accelerator h100-80g
+    python scripts/train.py --config configs/llama32_1b_gsm8k.py --config.data.train=gsm8k_aug/train.txt \
+        --config.data.validation=gsm8k_aug/valid.txt --config.data.test=gsm8k_aug/test.txt --workdir runs/llama32_1b
+"""
+
+from longshot_jax.config import extend
+
+
+def get_config():
+    config = extend("smollm2_gsm8k.py")
+    config.model.source = "meta-llama/Llama-3.2-1B-Instruct"  # or any local directory
+    config.model.remat = True
+
+    config.text.micro_batch_size = 32
+    config.text.optimizer.learning_rate = 2e-5
+    config.curriculum.micro_batch_size = 32
+    config.curriculum.optimizer.learning_rate = 2e-5  # divergence between stages is what others report
+    config.curriculum.optimizer.navigator_learning_rate = 1e-4
+    config.ppo.questions = 32
+    config.ppo.micro_batches = 4
+    config.ppo.optimizer.learning_rate = 5e-6
+    config.evaluation.batch_size = 125
+    return config
