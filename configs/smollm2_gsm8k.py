@@ -5,8 +5,8 @@ problems, three steps replaced one by one, then all.
 
 What it reaches: not run yet.
 
-Cost: computed, not measured. Some 3.5 million sequences of up to 416 positions: at 40 % of the peak of an H100, about half an
-hour for the supervised phases. A plan says how much memory it needs. The smaller file of 6,973 problems needs more passes:
+Cost: not measured. 2.7 million sequences of up to 416 positions in the supervised phases; a plan says what fits, and the
+roofline's time. The smaller file of 6,973 problems needs more passes:
 `--config.data.train=gsm8k_aug/train_no_aug.txt --config.text.epochs=20 --config.curriculum.epochs_per_stage=10`.
 
     python scripts/plan.py --config configs/smollm2_gsm8k.py --accelerator h100-80g
