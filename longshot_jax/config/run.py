@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from longshot_jax.config.bounds import COUNT, NON_NEGATIVE, SEED
+from longshot_jax.config.bounds import COUNT, FRACTION, NON_NEGATIVE, SEED
 from longshot_jax.config.curriculum import CurriculumConfig, TextConfig, Trainable
 from longshot_jax.config.model import LoraConfig, MeshConfig, ModelConfig
 from longshot_jax.config.ppo import PPOConfig
@@ -25,6 +25,9 @@ class DataConfig:
     tenth of the questions of `train`, at most 500, which are removed from it with all their copies."""
     test: str = "chains"
     """Default problems of `scripts/eval.py`. Training reads them only to compare them with its own problems."""
+    redraw: Annotated[float, FRACTION] = 0.0
+    """Probability that a training problem gets new numbers when it is read, if its steps are equations with whole
+    results whose numbers stand in its question; validation and test problems never do."""
     remove_overlap: bool = False
     """Leave out of training the problems of a file whose question is also in `validation` or `test`; without it a
     warning names their share."""

@@ -11,18 +11,20 @@ from typing import Any, TypeVar, cast
 import grain
 
 from longshot_jax.data.problems import Problem
+from longshot_jax.data.redraw import RedrawnProblems
 from longshot_jax.errors import UserError
 
 T = TypeVar("T")
 
 
 def problem_stream(problems: Sequence[Problem], seed: int) -> grain.MapDataset[Problem]:
-    """The endless stream of shuffled epochs. Raises UserError for no problems or a seed outside 0 to 2**32 - 1."""
+    """The endless stream of shuffled epochs, with new numbers where `problems` draws them. Raises UserError for no problems or a seed outside 0 to 2**32 - 1."""
     if not len(problems):
         raise UserError("there are no problems to read: give data with at least one")
     if not 0 <= seed < 2**32:
         raise UserError(f"the data's seed must be from 0 to 2**32 - 1, not {seed}")
-    return grain.MapDataset.source(cast(Any, problems)).shuffle(seed).repeat()
+    stream = grain.MapDataset.source(cast(Any, problems)).shuffle(seed).repeat()
+    return stream.map_with_index(problems.redrawn) if isinstance(problems, RedrawnProblems) else stream
 
 
 def problem_batches(problems: Sequence[Problem], batch_size: int, seed: int) -> grain.MapDataset[list[Problem]]:

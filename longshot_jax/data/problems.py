@@ -3,8 +3,9 @@
 The suffix of a local file states its form; `name:config:split` is a data set on the Hugging Face hub.
 
     .json   a list of objects with `question`, `steps`, `answer`: COCONUT's form, also ProsQA and ProntoQA; `threads`
-            may hold the steps as lists that are independent of one another
+            may hold the steps as lists that are independent of one another; or SVAMP, MultiArith (`data.word_problems`)
     .jsonl  one object per line with `question` and `answer`, prose that ends in `#### N`: GSM8K as published
+    .csv    MAWPS and ASDiv-A with number placeholders and prefix equations (`data.word_problems`)
     .txt    one `question||<<a+b=c>> <<...>> #### N` per line: the equation form of GSM8K
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from longshot_jax.data.hub import cache_alone, hub_reachable
+from longshot_jax.data.word_problems import from_csv, from_json_row, is_word_problem
 from longshot_jax.errors import UserError, first_line
 from longshot_jax.files import local_path
 
@@ -73,7 +75,7 @@ class GeneratedProblems(Sequence[Problem]):
 
 
 def load_problems(source: str) -> list[Problem]:
-    """All problems of `source` in order: a `.json`, `.jsonl` or `.txt` file, or `name:config:split` on the hub.
+    """All problems of `source` in order: a `.json`, `.jsonl`, `.csv` or `.txt` file, or `name:config:split` on the hub.
 
     In a prose answer (GSM8K) each line before `#### N` is a step, including calculator marks `<<...>>`.
 
@@ -87,14 +89,14 @@ def load_problems(source: str) -> list[Problem]:
     if named:
         return _from_hub(source, named["name"], named["config"], named["split"])
     raise UserError(
-        f"there is no data file {source}: give a .json, .jsonl or .txt file, or a hub data set as name:config:split"
+        f"there is no data file {source}: give a .json, .jsonl, .csv or .txt file, or a hub data set as name:config:split"
     )
 
 
 def _from_file(path: Path) -> list[Problem]:
     suffix = path.suffix.lower()
-    if suffix not in (".json", ".jsonl", ".txt") or not path.is_file():
-        raise UserError(f"{path} is not a data file: give a file that ends in .json, .jsonl or .txt")
+    if suffix not in (".json", ".jsonl", ".csv", ".txt") or not path.is_file():
+        raise UserError(f"{path} is not a data file: give a file that ends in .json, .jsonl, .csv or .txt")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -103,6 +105,8 @@ def _from_file(path: Path) -> list[Problem]:
         raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
     if suffix == ".json":
         problems = _from_json(path, text)
+    elif suffix == ".csv":
+        problems = [_from_texts(*row) for row in from_csv(path, text)]
     else:
         from_line = _from_json_line if suffix == ".jsonl" else _from_equation_line
         # Only newlines end a line: U+2028 may occur in a question.
@@ -126,7 +130,16 @@ def _from_json(path: Path, text: str) -> list[Problem]:
         raise UserError(f"{path}: unreadable JSON ({error}): fix the file") from None
     if not isinstance(items, list):
         raise UserError(f"{path} holds no JSON list: give a list of objects with question, steps and answer")
-    return [_from_coconut_row(f"{path}, item {number}", item) for number, item in enumerate(items, start=1)]
+    return [_from_item(f"{path}, item {number}", item) for number, item in enumerate(items, start=1)]
+
+
+def _from_item(place: str, item: Any) -> Problem:
+    return _from_texts(place, from_json_row(place, item)) if is_word_problem(item) else _from_coconut_row(place, item)
+
+
+def _from_texts(place: str, texts: tuple[str, tuple[str, ...], str]) -> Problem:
+    question, steps, answer = texts
+    return Problem(_text(place, "question", question), steps, answer)
 
 
 def _from_json_line(place: str, line: str) -> Problem:

@@ -1,6 +1,7 @@
 """The problems, tokenizer and layout of a run's settings, and the check that problems fit."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from longshot_jax.data.layout import Layout
 from longshot_jax.data.overlap import question_key, spaced_questions, without
 from longshot_jax.data.problems import GeneratedProblems, Problem, load_problems
 from longshot_jax.data.prosqa import ProsQAProblems
+from longshot_jax.data.redraw import RedrawnProblems
 from longshot_jax.data.stories import StoryProblems
 from longshot_jax.data.threads import ThreadProblems, thread_words
 from longshot_jax.data.tokenizer import Tokenizer
@@ -58,6 +60,14 @@ def read_problems(run: RunConfig, warn: Callable[[str], object] = lambda _: None
     compared with files.
     """
     data = run.data
+    if data.redraw:
+        if data.train in GENERATORS:
+            raise UserError(
+                f"config.data.redraw is {data.redraw}, but config.data.train {data.train!r} is generated, with new numbers "
+                "in each problem: set it to 0."
+            )
+        original = read_problems(replace(run, data=replace(data, redraw=0.0)), warn)
+        return original._replace(train=RedrawnProblems(original.train, data.train, run.seed, data.redraw))
     if data.train in GENERATORS:
         train = _generated(data, data.train, run.seed, data.generated_train, "train")
         return Problems(train, _held_out(data, data.validation or data.train, "validation", _VALIDATION_SEED))
@@ -230,7 +240,7 @@ def _checked(
         except UserError as error:
             place = f"{source}, problem {index + 1}" if counted and not generated else source
             raise UserError(f"{place}: {error}") from None
-    return problems.filtered(check.passes) if isinstance(problems, GeneratedProblems) else problems
+    return problems.filtered(check.passes) if isinstance(problems, (GeneratedProblems, RedrawnProblems)) else problems
 
 
 class _Check:

@@ -1,0 +1,102 @@
+"""Rows of arithmetic word problems in their published forms, to question, steps and answer.
+
+- MAWPS and ASDiv-A as one csv (Patel et al. 2021, arXiv:2103.07191): question with `number0`, `number1` in place of its
+  numbers, these, a prefix equation, the answer.
+- SVAMP (the same paper), JSON: Body, Question, infix Equation, Answer.
+- MultiArith (Roy and Roth 2015, arXiv:1608.01413), JSON: sQuestion, lEquations, lSolutions.
+
+An answer is written without needless decimals. A row whose equation cannot be written, or does not evaluate to the
+answer, is left out of the csv, which is for training; of the others, which are tests, it keeps its answer and no steps.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from longshot_jax.data.equations import Tree, decimal, from_infix, from_prefix, number_of, written_steps
+from longshot_jax.errors import UserError
+
+Texts = tuple[str, tuple[str, ...], str]
+
+_COLUMNS = ("Question", "Numbers", "Equation", "Answer")
+_PLACEHOLDER = re.compile(r"\bnumber(\d+)\b")
+_SPACE_BEFORE = re.compile(r" (?=[.,?!;:%)]|'s\b|n't\b)")
+
+
+def from_csv(path: Any, text: str) -> Iterator[tuple[str, Texts]]:
+    """(place, question, steps and answer) of each row that is kept; a UserError for a row of another form."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(
+                f"{path}, line 1: no column {missing[0]}: a csv must have Question, Numbers, Equation and Answer"
+            )
+        for row in reader:
+            place = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise UserError(f"{place}: another number of columns than in line 1: fix or remove the row")
+            numbers = row["Numbers"].split()
+            answer = _number(place, "Answer", row["Answer"])
+            tree = _equation(
+                place, row["Equation"], lambda row=row, numbers=numbers: from_prefix(row["Equation"], numbers)
+            )
+            shown = [decimal(_fraction(place, "Numbers", number)) for number in numbers]
+            steps = written_steps(tree, answer)
+            if steps and None not in shown:
+                yield place, (_question(place, row["Question"], [str(number) for number in shown]), steps, answer)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: broken csv ({error}): fix the row") from None
+
+
+def is_word_problem(row: Any) -> bool:
+    """Whether a JSON object has the fields of SVAMP or MultiArith."""
+    return isinstance(row, dict) and ({"Body", "Question", "Equation"} <= row.keys() or "sQuestion" in row)
+
+
+def from_json_row(place: str, row: dict[str, Any]) -> Texts:
+    """Question, steps and answer of an object of SVAMP or MultiArith; a UserError for another form."""
+    if "sQuestion" in row:
+        question, equations, answers = (row.get(key) for key in ("sQuestion", "lEquations", "lSolutions"))
+        if not (
+            isinstance(equations, list) and len(equations) == 1 and isinstance(answers, list) and len(answers) == 1
+        ):
+            raise UserError(f"{place}: lEquations and lSolutions must be lists of one: fix or remove the item")
+        equation, answer = equations[0], answers[0]
+    else:
+        body, asked = (str(row[key]).strip() for key in ("Body", "Question"))
+        question = f"{body}{'' if body.endswith(('.', '?', '!', ',')) else ','} {asked}"
+        equation, answer = row["Equation"], row.get("Answer")
+    answer = _number(place, "the answer", answer)
+    infix = str(equation).partition("=")[2] if "=" in str(equation) else str(equation)
+    tree = _equation(place, equation, lambda: from_infix(infix))
+    return str(question or "").strip(), written_steps(tree, answer) or (), answer
+
+
+def _question(place: str, text: str, numbers: list[str]) -> str:
+    for found in _PLACEHOLDER.finditer(text):
+        if int(found[1]) >= len(numbers):
+            raise UserError(f"{place}: {found[0]} has no number in the column Numbers: fix or remove the row")
+    return _SPACE_BEFORE.sub("", _PLACEHOLDER.sub(lambda found: numbers[int(found[1])], text))
+
+
+def _equation(place: str, text: Any, read: Any) -> Tree:
+    try:
+        return read()
+    except ValueError as error:
+        raise UserError(f"{place}: {str(text)[:60]!r} is not an equation ({error}): fix or remove it") from None
+
+
+def _fraction(place: str, key: str, value: Any) -> Fraction:
+    try:
+        return number_of(str(value))
+    except ValueError:
+        raise UserError(f"{place}: {key} must be a number, not {str(value)[:40]!r}: fix or remove it") from None
+
+
+def _number(place: str, key: str, value: Any) -> str:
+    number = _fraction(place, key, value)
+    return decimal(number) or str(value).strip()

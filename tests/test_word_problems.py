@@ -1,0 +1,245 @@
+"""Word problems by path (MAWPS and ASDiv-A, SVAMP, MultiArith), their equations, and numbers drawn anew."""
+
+import json
+import re
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_run import tiny
+
+from longshot_jax.data.equations import decimal, evaluate, from_infix, from_prefix, written_steps
+from longshot_jax.data.loader import problem_batches
+from longshot_jax.data.problems import Problem, load_problems
+from longshot_jax.data.redraw import RedrawnProblems, template_of
+from longshot_jax.data.sources import Problems, build_layout, check_problems, read_problems
+from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.errors import UserError
+
+HEAD = "Question,Numbers,Equation,Answer,group_nums,Body,Ques\n"
+ROWS = [
+    '"Ida had number0 pins , and Bo \'s box holds number1 . How many are there ?",12.0 7.0,+ number0 number1,19.0,"[0]",a,b',
+    '"Each of number1 jars holds number0 nuts . number2 are eaten . How many are left ?",6.0 4.0 9.0,'
+    '- * number0 number1 number2,15.0,"[0]",a,b',
+    'What is number0 % of number1 ?,5.0 30.0,* * number0 number1 0.01,1.5,"[0]",a,b',
+    'Too wrong : number0 of number1 ?,5.0 30.0,* number0 number1,160.0,"[0]",a,b',
+    'How long is number0 of number1 ?,1.0 3.0,/ number0 number1,0.3333333333,"[0]",a,b',
+]
+SVAMP = {
+    "ID": "c",
+    "Body": "Jo paid 76 dollars",
+    "Question": "How much?",
+    "Equation": "( 76.0 - 25.0 )",
+    "Answer": 51.0,
+}
+MULTIARITH = {
+    "iIndex": 1,
+    "sQuestion": " Lu has 3 sets of 4. ",
+    "lEquations": ["X=((3.0*4.0)/2.0)"],
+    "lSolutions": [6.0],
+}
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_csv_becomes_questions_with_numbers_and_equations(tmp_path):
+    problems = load_problems(write(tmp_path / "a.csv", HEAD + "\n".join(ROWS) + "\n"))
+    assert problems == [
+        Problem("Ida had 12 pins, and Bo's box holds 7. How many are there?", ("12+7=19",), "19"),
+        Problem("Each of 4 jars holds 6 nuts. 9 are eaten. How many are left?", ("6*4=24", "24-9=15"), "15"),
+        Problem("What is 5% of 30?", ("5*30=150", "150*0.01=1.5"), "1.5"),
+    ]  # not the wrong one, and not the one whose answer cannot be written
+
+
+def test_tests_keep_their_answers_with_and_without_steps(tmp_path):
+    rows = [SVAMP, SVAMP | {"Body": "Jo paid it.", "Answer": 50.0}, MULTIARITH]
+    problems = load_problems(write(tmp_path / "a.json", json.dumps(rows)))
+    assert problems == [
+        Problem("Jo paid 76 dollars, How much?", ("76-25=51",), "51"),
+        Problem("Jo paid it. How much?", (), "50"),
+        Problem("Lu has 3 sets of 4.", ("3*4=12", "12/2=6"), "6"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "named"),
+    [
+        ("a.csv", "Question,Numbers\nx,1\n", "line 1: no column Equation"),
+        ("a.csv", HEAD + ROWS[0] + "\nx,1.0\n", "line 3: another number of columns"),
+        (
+            "a.csv",
+            HEAD + ROWS[0].replace("+ number0 number1", "+ number0 number5"),
+            r"line 2: '\+ number0 number5' is not",
+        ),
+        ("a.csv", HEAD + ROWS[0].replace("+ number0 number1", "+ number0"), r"line 2: .* \(it ends too early\)"),
+        (
+            "a.csv",
+            HEAD + ROWS[0].replace("holds number1", "holds number2"),
+            "line 2: number2 has no number in the column",
+        ),
+        (
+            "a.csv",
+            HEAD + ROWS[0].replace("12.0 7.0", "12.0 x"),
+            r"line 2: '\+ number0 number1' is not an equation \('x' is not",
+        ),
+        ("a.csv", HEAD + ROWS[0].replace("19.0", "n"), "line 2: Answer must be a number, not 'n'"),
+        ("a.csv", HEAD, "holds no problems"),
+        ("a.json", json.dumps([SVAMP | {"Equation": "__import__('os')"}]), "item 1: .* is not an equation"),
+        ("a.json", json.dumps([SVAMP | {"Answer": "many"}]), "item 1: the answer must be a number"),
+        ("a.json", json.dumps([SVAMP | {"Answer": "1e999999999"}]), "item 1: the answer must be a number"),
+        ("a.json", json.dumps([SVAMP | {"Equation": "9**9**9"}]), "item 1: '9[*][*]9[*][*]9' is not an equation"),
+        (
+            "a.json",
+            json.dumps([MULTIARITH | {"lSolutions": []}]),
+            "item 1: lEquations and lSolutions must be lists of one",
+        ),
+        ("a.json", json.dumps([MULTIARITH | {"sQuestion": None}]), 'item 1: "question" is empty'),
+    ],
+)
+def test_broken_rows_are_named(tmp_path, name, text, named):
+    with pytest.raises(UserError, match=named):
+        load_problems(write(tmp_path / name, text))
+
+
+NUMBERS = st.integers(0, 999)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.recursive(NUMBERS, lambda part: st.tuples(st.sampled_from("+-*/"), part, part), max_leaves=5))
+def test_both_notations_give_the_value_that_python_gives(tree):
+    def prefix(part):
+        return str(part) if isinstance(part, int) else f"{part[0]} {prefix(part[1])} {prefix(part[2])}"
+
+    def infix(part):
+        return str(part) if isinstance(part, int) else f"({infix(part[1])} {part[0]} {infix(part[2])})"
+
+    try:
+        expected = eval(re.sub(r"(\d+)", r"Fraction(\1)", infix(tree)))
+    except ZeroDivisionError:
+        assert written_steps(from_infix(infix(tree)), "0") is None
+        return
+    one, other = from_prefix(prefix(tree), ()), from_infix(infix(tree))
+    assert one == other and evaluate(one) == expected
+    steps = written_steps(one, decimal(expected) or "none")
+    if steps:
+        assert all(eval(re.sub(r"(\d+(?:\.\d+)?)", r"Fraction('\1')", step.replace("=", "=="))) for step in steps)
+        assert steps[-1].endswith(f"={decimal(expected)}")
+
+
+def test_numbers_are_written_without_needless_decimals():
+    values = [Fraction("12.0"), Fraction("-0.5"), Fraction(1, 8), Fraction(1, 3), Fraction(100), Fraction(0)]
+    assert [decimal(value) for value in values] == ["12", "-0.5", "0.125", None, "100", "0"]
+
+
+PINS = Problem(
+    "Ida had 12 pins, 1,250 nuts and 7 of 9 jars. How many pins and jars?",
+    ("<<12+7=19>>", "<<19*1250=23750>>"),
+    "23750",
+)
+
+
+def test_new_numbers_are_whole_alike_and_true():
+    template = template_of(PINS)
+    seen = set()
+    for seed in range(60):
+        problem = template.redrawn(np.random.default_rng(seed))
+        pins, nuts, jars = re.fullmatch(
+            r"Ida had (\d\d) pins, (\d,\d{3}) nuts and (\d) of 9 jars\. How many pins and jars\?", problem.question
+        ).groups()
+        pins, nuts, jars = int(pins), int(nuts.replace(",", "")), int(jars)
+        both, total = pins + jars, (pins + jars) * nuts
+        assert problem.steps == (f"<<{pins}+{jars}={both}>>", f"<<{both}*{nuts}={total}>>")
+        assert problem.answer == str(total) and both < 100 and total < 100_000 and jars > 1
+        seen.add((pins, nuts, jars))
+    assert len(seen) == 60
+    division = template_of(Problem("Share 48 nuts among 6, then 3 leave.", ("48/6=8", "8-3=5"), "5"))
+    for seed in range(20):
+        steps = division.redrawn(np.random.default_rng(seed)).steps
+        assert all(eval(step.replace("=", "==")) for step in steps) and not any("-" in s.split("=")[1] for s in steps)
+
+
+@pytest.mark.parametrize(
+    ("question", "steps", "answer"),
+    [
+        ("He works 2 hours.", ("2*60=120",), "120"),  # a constant
+        ("He has 2 pins and 2 nuts.", ("2+2=4",), "4"),  # which 2?
+        ("He has 2 pins, and she twice as many.", ("2*2=4",), "4"),
+        ("He has 4 pins, 2 more, and 6 nuts.", ("4+2=6", "6*6=36"), "36"),  # a result or the nuts?
+        ("He has 5 pins.", ("5/2=2.5",), "2.5"),
+        ("He has 5 pins, and 7 go.", ("5-7=-2",), "-2"),
+        ("He has 5 pins and 6.", ("He has 5+6 = 11 pins.",), "11"),
+        ("He has 5 pins and 6.", ("5+6=12",), "12"),
+        ("He has 5 pins and 6.", ("5+6=11",), "12"),
+        ("It is 5% of 60.", ("5*60=300",), "300"),
+        ("He has 5 pins and 6.", (), "11"),
+    ],
+)
+def test_what_cannot_be_redrawn_stays(question, steps, answer):
+    assert template_of(Problem(question, steps, answer)) is None
+
+
+def test_a_stream_is_redrawn_by_seed_and_place(tmp_path):
+    file = tmp_path / "a.csv"
+    lines = [row.replace("Ida", name).replace("nuts", name) for name in "ABCDEFGHIJKL" for row in ROWS[:2]]
+    write(file, HEAD + "\n".join(lines) + "\n")
+    run = tiny(data__train=str(file), data__test="chains", data__redraw=1.0)
+    problems = read_problems(run)
+    assert isinstance(problems.train, RedrawnProblems) and isinstance(problems.validation, list)
+    plain = read_problems(tiny(data__train=str(file), data__test="chains"))
+    assert list(problems.train) == plain.train and problems.validation == plain.validation
+    stream, again = (problem_batches(read_problems(run).train, 8, seed=3) for _ in range(2))
+    old = problem_batches(plain.train, 8, seed=3)
+    epochs = [problem for number in range(9) for problem in stream[number]]
+    assert epochs[8:16] == again[1] and len({problem.question for problem in epochs}) > 65
+    originals = [problem for number in range(9) for problem in old[number]]
+    shape = [re.sub(r"\d", "0", problem.question) for problem in epochs]
+    assert shape == [re.sub(r"\d", "0", problem.question) for problem in originals]  # the same problems in order
+    half = problem_batches(
+        read_problems(tiny(data__train=str(file), data__test="chains", data__redraw=0.5)).train, 8, seed=3
+    )
+    changed = np.mean(
+        [one != other for number in range(9) for one, other in zip(half[number], old[number], strict=True)]
+    )
+    assert 0.3 < changed < 0.7
+
+
+def test_what_does_not_fit_stays_the_original():
+    layout = build_layout(tiny(), Tokenizer.for_chains())
+    fits = RedrawnProblems([Problem("a=5 b=6 a?", ("5+6=11",), "11")], "a file", 0, 1.0)
+    checked = check_problems(
+        tiny(data__train="file.csv", data__answer_length=14), layout, Problems(fits, [fits[0]])
+    ).train
+    assert any(checked.redrawn(place, fits[0]) != fits[0] for place in range(9))
+    checked.filtered(lambda problem: problem.answer == "11")
+    assert {checked.redrawn(place, fits[0]).answer for place in range(30)} == {"11"}
+
+
+def test_redraw_needs_equations_and_a_file(tmp_path):
+    prose = write(
+        tmp_path / "a.jsonl",
+        "\n".join(json.dumps({"question": f"{n}?", "answer": f"So.\n#### {n}"}) for n in range(30)),
+    )
+    with pytest.raises(UserError, match=r"config\.data\.redraw is 0\.5, but no problem of .*a\.jsonl has equations"):
+        read_problems(tiny(data__train=prose, data__test="chains", data__redraw=0.5))
+    with pytest.raises(
+        UserError, match=r"config\.data\.redraw is 1\.0, but config\.data\.train 'stories' is generated"
+    ):
+        read_problems(tiny(data__train="stories", data__redraw=1.0))
+
+
+def test_the_published_files(shared_data):
+    train = load_problems(str(shared_data / "svamp/mawps_asdiv_train.csv"))
+    assert len(train) == 3071  # of 3,138: the others are wrong, or have numbers of more than four decimals
+    assert sum(template_of(problem) is not None for problem in train) > 2500
+    test = load_problems(str(shared_data / "svamp/SVAMP.json"))
+    assert len(test) == 1000 and sum(not problem.steps for problem in test) == 3
+    for problem in [*train, *test]:
+        assert "number" not in re.sub(r"numbers?\b", "", problem.question)
+        assert all(
+            eval(re.sub(r"(\d+(?:\.\d+)?)", r"Fraction('\1')", step.replace("=", "=="))) for step in problem.steps
+        )
