@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -93,9 +94,10 @@ def test_recipe_trains_a_hugging_face_directory(name, backbone, problems, tmp_pa
     assert len(counts) == 3 and all(run.ppo.min_thoughts <= count <= run.ppo.max_thoughts for count in counts)
 
 
-@pytest.mark.parametrize("name", ["smollm2_stories", "llama32_1b_gsm8k", "single", "multi"])
+@pytest.mark.parametrize("name", ["smollm2_stories", "single"])
 def test_recipe_of_three_phases_runs_them_all(name, backbone, problems, tmp_path):
     run = recipe(name, backbone, problems, iterations=1)
+    run = replace(run, ppo=replace(run.ppo, questions=8, num_trajectories=2, micro_batches=2))
     result = train(run, tmp_path / "run", io.StringIO())
     assert {phase: result.phases[phase]["updates"] for phase in run.phases} == {
         "text": 1,
