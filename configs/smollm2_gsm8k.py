@@ -32,7 +32,7 @@ def get_config():
     text.epochs = 3
     text.max_steps = 0
     text.batch_size = 128
-    text.micro_batch_size = 64
+    text.micro_batch_size = 32
     text.optimizer.warmup_steps = 100
 
     curriculum = config.curriculum
@@ -41,7 +41,7 @@ def get_config():
     curriculum.max_steps_per_stage = 0
     curriculum.question_hidden_updates = 6000  # two stages
     curriculum.batch_size = 128
-    curriculum.micro_batch_size = 64
+    curriculum.micro_batch_size = 16  # 64 would take 149 GB
     curriculum.optimizer.warmup_steps = 100
 
     ppo = config.ppo
