@@ -19,7 +19,7 @@ def get_config():
     config = extend("smollm2_stories.py")
     config.data.train = "svamp/mawps_asdiv_train.csv"
     config.data.test = "svamp/SVAMP.json"
-    config.data.redraw = True  # a few thousand templates give unlimited problems
+    config.data.redraw = 1.0  # a few thousand templates give unlimited problems
     config.data.prompt_length = 160
 
     config.text.epochs = 4
