@@ -43,6 +43,28 @@ def get_config():
     curriculum.optimizer.navigator_learning_rate = 2e-3
     curriculum.optimizer.b2 = 0.98
 
+    # Read by phases ("curriculum", "ppo") alone.
+    ppo = config.ppo
+    ppo.iterations = 300
+    ppo.questions = 128
+    ppo.num_trajectories = 2
+    ppo.epochs = 2
+    ppo.minibatches = 2
+    ppo.gradient = "pathwise"
+    ppo.thought_std = (0.2, 0.2)
+    ppo.baseline = "critic"  # trajectories with one answer have nothing to compare among them
+    ppo.gae_lambda = 1.0
+    ppo.entropy_coefficient = 0.0
+    ppo.kl_coefficient = 0.0
+    ppo.min_thoughts = 0
+    ppo.max_thoughts = 4
+    ppo.rewards.correct = 1.0
+    ppo.rewards.thought_cost = 0.01
+    ppo.optimizer.learning_rate = 3e-4
+    ppo.optimizer.navigator_learning_rate = 2e-3
+    ppo.optimizer.schedule = "linear"
+    ppo.optimizer.b2 = 0.98
+
     config.data.generated_test = 2000
     config.evaluation.questions = 1000
     config.evaluation.batch_size = 500
