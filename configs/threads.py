@@ -1,6 +1,21 @@
-"""Parallel thoughts: two independent chains of three operations, each in a trajectory of its own, one joined answer.
+"""Two independent chains of three operations at once: a trajectory for each, three thoughts, and one joined answer.
 
-python scripts/train.py --config configs/threads.py
+What it is for: the smallest task on which several trajectories pay. One trajectory needs six thoughts in sequence for two
+chains of three operations; two trajectories with roles need three.
+
+What it reaches: 98.2 % [97.5, 98.7] of 2,000 held-out questions with both results right, seed 0 (docs/results.md), after
+2,127 updates. Its controls are at chance: with all thoughts replaced both results are right in about 1 %, with one
+trajectory's replaced in about 10 %. Other seeds and larger numbers of chains have not been run.
+
+Cost: 136,128 sequences; 16 minutes on two CPU cores at a load of seven, not measured alone.
+
+    python scripts/train.py --config configs/threads.py
+    python scripts/eval.py --checkpoint runs/threads --num_trajectories 0 --output threads.json
+
+The values of PPO are for a curriculum that ends before its last stage, so that rewards have to teach the last thought:
+
+    python scripts/train.py --config configs/threads.py --workdir runs/threads_ppo \\
+        --config.phases="('curriculum', 'ppo')" --config.curriculum.stages="(0, 1, 2)"
 """
 
 from longshot_jax.config import default_config

@@ -21,7 +21,7 @@ from longshot_jax.data.problems import Problem
 from longshot_jax.data.threads import ThreadProblems, thread_words
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
-from longshot_jax.evaluation.accuracy import CONTROLS, JOINT_CONTROLS
+from longshot_jax.evaluation.accuracy import CONTROLS, JOINT_CONTROLS, evaluate
 from longshot_jax.evaluation.batches import Batches
 from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.thoughts.answer import decode_answers
@@ -183,6 +183,23 @@ def test_settings_that_cannot_be_joined_are_refused(settings, message):
     config.update_from_flattened_dict(settings)
     with pytest.raises(UserError, match=message):
         parse_config(config)
+
+
+def test_the_count_head_of_a_joined_answer_chooses_from_one_on():
+    reasoner = small_reasoner(roles=ROLES, join=True, max_trajectories=ROLES, vocab_size=TOKENS.vocabulary_size)
+    head, many = reasoner.navigator.count_bias, {}
+    assert head.shape == (ROLES,)
+    decoder = Decoder(nnx.split(reasoner)[0], LAYOUT, 3, LENGTH, max_trajectories=ROLES, joined=ROLES)
+    for number in (1, 3):
+        head[...] = jnp.where(jnp.arange(ROLES) == number - 1, 50.0, 0.0)
+        params = (nnx.split(reasoner)[1],)
+        rule = ThoughtRule("own", 3)
+        many[number] = evaluate(decoder, params, PROBLEMS, rule, num_trajectories=0, batch_size=3, controls=False)
+        assert many[number]["trajectories"] == [number] * len(PROBLEMS)
+    steps = evaluate(
+        decoder, params, PROBLEMS, ThoughtRule("steps", 3), num_trajectories=0, batch_size=3, controls=False
+    )
+    assert steps["trajectories"] == [2, 3, 1] and steps["mean_trajectories"] == 2
 
 
 @pytest.mark.slow

@@ -307,9 +307,10 @@ def _trajectories(run: RunConfig) -> Iterator[str]:
             "config.ppo.target_trajectories forces a number that the model does not choose: set "
             "config.thoughts.max_trajectories."
         )
-    if any(not 2 <= number <= most for number in ppo.target_trajectories):
+    fewest = thoughts.fewest_trajectories
+    if any(not fewest <= number <= most for number in ppo.target_trajectories):
         yield (
-            f"config.ppo.target_trajectories {shown(ppo.target_trajectories)} must lie between 2 and "
+            f"config.ppo.target_trajectories {shown(ppo.target_trajectories)} must lie between {fewest} and "
             f"config.thoughts.max_trajectories {most}."
         )
     if most and ppo.loss_mean == "sequence":

@@ -40,7 +40,7 @@ class NavigatorConfig:
     heads: Annotated[int, COUNT] = 4
     """Heads of graph memory and cross-trajectory attention; they divide `reasoning_dim`."""
     max_trajectories: Annotated[int, NON_NEGATIVE] = 0
-    """Let the model choose 2 to this number of trajectories per question; 0: no choice."""
+    """Let the model choose 2 (with `join` 1) to this number of trajectories per question; 0: no choice."""
 
     roles: Annotated[int, NON_NEGATIVE] = 0
     """Learned embeddings, one a trajectory, each read at a position of its own before the trajectory's thoughts, so that
@@ -57,6 +57,11 @@ class NavigatorConfig:
     def joined(self) -> int:
         """Trajectories of a question's joined answer; 0 if each trajectory has its own."""
         return self.roles if self.join else 0
+
+    @property
+    def fewest_trajectories(self) -> int:
+        """Smallest number of trajectories that the model may choose."""
+        return 1 if self.join else 2
 
     @property
     def reads_others(self) -> bool:

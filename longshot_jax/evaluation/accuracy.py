@@ -56,7 +56,8 @@ def evaluate(
     Returns:
       `accuracy`, `count`, `confidence_interval` (95 %, Wilson), `mean_thoughts`: of the greedy trajectories.
       `by_steps`: the same by the problems' number of steps. `controls`: accuracy by control.
-      `correct` (0 or 1), `answers` (see `answer_texts`), `thoughts` (their number): lists over problems.
+      `correct` (0 or 1), `answers` (see `answer_texts`), `thoughts` (their number, of the longest trajectory): lists over
+      problems. With joined answers also `trajectories`, their numbers, and `mean_trajectories`.
       For N > 0 and answers that are not joined also `sampled_accuracy`: mean over the samples; `any_accuracy`: at least one sample is right (pass@N),
       the upper bound of every choice among them; `distinct_answers`: mean number of different answers; `fusion`:
       accuracy by fusion and fusion control (see `evaluation.fusion_accuracy`), also as `vote_accuracy` and, for an
@@ -89,6 +90,9 @@ def evaluate(
         results |= {f"{kind}_accuracy": fusion[kind] for kind in ("vote", "mean") if kind in fusion}
         if decoder.max_trajectories:
             fusion["vote_adaptive"], results["mean_trajectories"] = adaptive_vote(batches, temperatures)
+    if decoder.joined:
+        number = np.full(len(problems), decoder.joined) if greedy.active is None else greedy.active.sum(axis=1)
+        results |= {"mean_trajectories": float(number.mean()), "trajectories": number.tolist()}
     results["mean_thoughts"] = float(thoughts.mean())
     results["by_steps"] = _by_steps(problems, correct, thoughts)
     results["controls"] = {}

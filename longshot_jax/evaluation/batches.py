@@ -66,7 +66,11 @@ class Batches:
     def run(
         self, temperatures: Temperatures, num_trajectories: int = 0, ensemble: bool = False, adaptive: bool = False
     ) -> Any:
-        """`Trajectories` of all problems: N samples of each, or for N = 0 the greedy trajectory."""
+        """`Trajectories` of all problems: N samples of each, or for N = 0 the greedy trajectory.
+
+        With a joined answer the count head, if there is one, chooses where the rule does not give the numbers.
+        """
+        adaptive = adaptive or bool(self.decoder.joined and self.decoder.max_trajectories and self.counts is None)
         return self._over(
             lambda rows, prompts: self.decoder.decode(
                 self.params,

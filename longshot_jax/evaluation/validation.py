@@ -30,7 +30,8 @@ class Validation:
     """Evaluates `settings.questions` evenly spaced validation problems, with programs that are compiled once.
 
     `max_thoughts` is T, `answer_length` is A. If `steps_written`, the model may write steps before the answer, as in
-    the curriculum; of a joined answer each of the `joined` trajectories writes its own.
+    the curriculum; of a joined answer each of the `joined` trajectories writes its own. `max_trajectories` is the
+    decoder's.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Validation:
         answer_length: int,
         steps_written: bool,
         joined: int = 0,
+        max_trajectories: int = 0,
     ):
         count = min(settings.questions, len(problems))
         self.problems: list[Problem] = [problems[number * len(problems) // count] for number in range(count)]
@@ -56,7 +58,7 @@ class Validation:
         self._lens = Lens(graphdef, layout.tokenizer)
         self._graphdef = graphdef
         self._decoder = Decoder(
-            graphdef, layout, max_thoughts, answer_length, joined=joined, mesh=mesh, decoding=decoding
+            graphdef, layout, max_thoughts, answer_length, max_trajectories, joined=joined, mesh=mesh, decoding=decoding
         )
 
     def __call__(

@@ -65,7 +65,7 @@ class Navigator(nnx.Module):
         if config.cross_attention:
             self.cross_attention = CrossAttention(space, config.heads, rngs, silent)
         if config.max_trajectories:
-            choices = config.max_trajectories - 1
+            choices = config.max_trajectories - config.fewest_trajectories + 1
             self.count_weight = weight(rngs, (hidden_size, choices), ("embed", None), zeros)
             self.count_bias = weight(rngs, (choices,), (None,), zeros)
         if config.step_embeddings:
@@ -187,7 +187,7 @@ class Navigator(nnx.Module):
         return hidden.astype(jnp.float32) @ self.stop_weight[...] + self.stop_bias[...][0]
 
     def count_logits(self, hidden: Float[Array, "B D"]) -> Float[Array, "B choices"]:
-        """Logits of 2, 3, ... trajectories, from h_0; uniform at initialisation."""
+        """Logits of the fewest trajectories, one more, and so on, from h_0; uniform at initialisation."""
         return hidden.astype(jnp.float32) @ self.count_weight[...] + self.count_bias[...]
 
     def value(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:

@@ -1,6 +1,6 @@
 """Number of trajectories of a question: an action taken once, at h_0.
 
-A count head maps the last hidden state of the prompt to a categorical over 2 ... N. Arrays always have room for N
+A count head maps the last hidden state of the prompt to a categorical over 2 ... N, or 1 ... N with a joined answer. Arrays always have room for N
 trajectories; the masks of trajectories beyond the drawn number are False everywhere.
 """
 
@@ -11,8 +11,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from longshot_jax.thoughts.densities import categorical_entropy, categorical_log_prob
 from longshot_jax.thoughts.navigator import Navigator
-
-FEWEST = 2
 
 
 @struct.dataclass
@@ -38,7 +36,7 @@ def draw_count(
         index = jnp.argmax(logits, axis=-1)
     else:
         index = jax.vmap(jax.random.categorical)(keys, logits)
-    number = FEWEST + index.astype(jnp.int32)
+    number = navigator.config.fewest_trajectories + index.astype(jnp.int32)
     if forced is None:
         return number, jnp.ones(number.shape, bool)
     return jnp.where(forced > 0, forced, number), forced == 0
@@ -49,7 +47,8 @@ def score_count(
 ) -> CountScores:
     """Log-prob and entropy of drawn numbers."""
     logits = navigator.count_logits(hidden)
-    log_prob = categorical_log_prob(logits, jnp.clip(number - FEWEST, 0, logits.shape[-1] - 1))
+    index = jnp.clip(number - navigator.config.fewest_trajectories, 0, logits.shape[-1] - 1)
+    log_prob = categorical_log_prob(logits, index)
     return CountScores(
         log_prob=jnp.where(is_action, log_prob, 0.0), entropy=jnp.where(is_action, categorical_entropy(logits), 0.0)
     )

@@ -122,6 +122,7 @@ class RunContext:
             answer_length=answer_length,
             steps_written=steps_written,
             joined=self.run.thoughts.joined,
+            max_trajectories=self.run.thoughts.max_trajectories,
         )
 
     def progress(self, name: str, total: int, done: int, unit: str) -> Progress:
