@@ -12,10 +12,7 @@ Cost: 136,128 sequences; 16 minutes on two CPU cores at a load of seven, not mea
     python scripts/train.py --config configs/threads.py
     python scripts/eval.py --checkpoint runs/threads --num_trajectories 0 --output threads.json
 
-The values of PPO are for a curriculum that ends before its last stage, so that rewards have to teach the last thought:
-
-    python scripts/train.py --config configs/threads.py --workdir runs/threads_ppo \\
-        --config.phases="('curriculum', 'ppo')" --config.curriculum.stages="(0, 1, 2)"
+The values of PPO (phases "curriculum" and "ppo") are a start and no recipe: no run of them has ended.
 """
 
 from longshot_jax.config import default_config

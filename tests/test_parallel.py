@@ -24,6 +24,7 @@ from longshot_jax.errors import UserError
 from longshot_jax.evaluation.accuracy import CONTROLS, JOINT_CONTROLS, evaluate
 from longshot_jax.evaluation.batches import Batches
 from longshot_jax.evaluation.decoder import Decoder
+from longshot_jax.evaluation.results import results_table
 from longshot_jax.thoughts.answer import decode_answers
 from longshot_jax.thoughts.joint import decode_jointly
 from longshot_jax.thoughts.roles import begin_trajectories
@@ -200,6 +201,7 @@ def test_the_count_head_of_a_joined_answer_chooses_from_one_on():
         decoder, params, PROBLEMS, ThoughtRule("steps", 3), num_trajectories=0, batch_size=3, controls=False
     )
     assert steps["trajectories"] == [2, 3, 1] and steps["mean_trajectories"] == 2
+    assert "mean trajectories   2.00" in results_table(steps)
 
 
 @pytest.mark.slow

@@ -48,7 +48,9 @@ def results_table(results: Mapping[str, Any]) -> str:
         for kind, accuracy in results.get("fusion", {}).items()
         if kind != "vote_adaptive"
     ]
-    if "mean_trajectories" in results:
+    if "trajectories" in results:  # of joined answers
+        rows.append(("mean trajectories", f"{results['mean_trajectories']:5.2f}"))
+    elif "mean_trajectories" in results:
         label = f"vote of own number, {results['mean_trajectories']:.2f} on average"
         rows.append((label, _percent(results["fusion"]["vote_adaptive"])))
     rows.append(("mean thoughts", f"{results['mean_thoughts']:5.2f}"))
