@@ -3,11 +3,11 @@
 What it is for: the smallest task on which several trajectories pay. One trajectory needs six thoughts in sequence for two
 chains of three operations; two trajectories with roles need three.
 
-What it reaches: 98.2 % [97.5, 98.7] of 2,000 held-out questions with both results right, seed 0 (docs/results.md), after
-2,127 updates. Its controls are at chance: with all thoughts replaced both results are right in about 1 %, with one
+What it reaches: 98.5 % [97.9, 98.9] of 2,000 held-out questions with both results right, seed 0 (docs/results.md), after
+1,870 updates. Its controls are at chance: with all thoughts replaced both results are right in about 1 %, with one
 trajectory's replaced in about 10 %. Other seeds and larger numbers of chains have not been run.
 
-Cost: 136,128 sequences; 16 minutes on two CPU cores at a load of seven, not measured alone.
+Cost: 119,680 sequences. 16 to 41 minutes on two CPU cores that were busy with other work; not measured alone.
 
     python scripts/train.py --config configs/threads.py
     python scripts/eval.py --checkpoint runs/threads --num_trajectories 0 --output threads.json
