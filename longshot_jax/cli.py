@@ -26,7 +26,15 @@ from longshot_jax.files import local_path
 
 _TOP = "run"  # in help, the group of the settings that are in no other
 # Settings that name files or folders, some of them also a hub's.
-PATH_SETTINGS = ("initialize_from", "model.source", "data.train", "data.validation", "data.test", "data.tokenizer")
+PATH_SETTINGS = (
+    "initialize_from",
+    "model.source",
+    "data.train",
+    "data.validation",
+    "data.test",
+    "data.tokenizer",
+    "data.chat_template",
+)
 # From glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 

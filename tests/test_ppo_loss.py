@@ -199,7 +199,6 @@ def test_kl_in_the_reward_is_charged_where_each_action_was_taken(seed):
         real = list(range(rollout.num_thoughts[b, n] + 1))
         real += [T + 1 + a for a in range(A) if rollout.token_mask[b, n, a]]
         earned = -0.5 * expected[b, n, real]
-        if rollout.token_mask[b, n].any():
-            earned[-1] += answer_reward[b, n]
+        earned[-1] += answer_reward[b, n]  # also where nothing was written
         discounted = np.sum(earned * 0.9 ** np.arange(len(real)))
         assert float(returns[b, n, 0]) == pytest.approx(discounted, abs=1e-4)

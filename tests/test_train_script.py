@@ -36,7 +36,7 @@ def run_script(capsys, *arguments):
         (["--config", TINY, "--config.zzz=3"], "config.zzz is not a setting: scripts/train.py --help lists them all."),
         (["--config", TINY, "--config.ppo.iterations=many"], "config.ppo.iterations is 'many': it must be of type int"),
         (["--config", TINY, "--config.ppo.gradient=both"], "config.ppo.gradient is 'both': it must be one of score, pathwise, mixture, none"),
-        (["--config", TINY, "--config.phases=('ppo','sft')"], "config.phases is 'sft': it must be one of curriculum, ppo"),
+        (["--config", TINY, "--config.phases=('ppo','sft')"], "config.phases is 'sft': it must be one of text, curriculum, ppo"),
         (["--config", TINY, "--config.seed=1.5"], "config.seed is 1.5: it must be of type int"),
         (["--config", TINY, "--config.ppo.trace=1"], "config.ppo.trace has a new name: config.ppo.gae_lambda."),
         (["--config", TINY, "--config", TINY], "--config is given 2 times"),
@@ -148,4 +148,4 @@ def test_every_config_is_a_document(name):
     told = module["__doc__"]
     for part in ("What it is for:", "Cost:", f"--config configs/{name}"):
         assert part in told, part
-    assert any(word in told for word in ("should reach", "expect", "docs/results.md"))
+    assert any(word in told for word in ("should reach", "expect", "docs/results.md", "What it reaches:"))

@@ -20,5 +20,5 @@ def normalised_thoughts(source: Any, initialize_from: Any) -> bool:
                 header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 1 << 24)))
             stored = json.loads(header["__metadata__"]["trained"])["config"]
         return stored.get("thoughts", {}).get("normalised", False) is True
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         return bool(initialize_from) or source != "scratch"  # no run: whoever loads it says what is wrong
