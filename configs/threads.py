@@ -1,18 +1,16 @@
 """Two independent chains of three operations at once: a trajectory for each, three thoughts, and one joined answer.
 
-What it is for: the smallest task on which several trajectories pay. One trajectory needs six thoughts in sequence for two
-chains of three operations; two trajectories with roles need three.
+What it is for: the smallest task that trajectories can share. Two chains of three operations are six thoughts in sequence for
+one trajectory, and three for two with roles; what that gains has not been measured.
 
 What it reaches: 98.5 % [97.9, 98.9] of 2,000 held-out questions with both results right, seed 0 (docs/results.md), after
-1,870 updates. Its controls are at chance: with all thoughts replaced both results are right in about 1 %, with one
+1,870 updates. Its controls are at chance for this seed: with all thoughts replaced both results are right in about 1 %, with one
 trajectory's replaced in about 10 %. Other seeds and larger numbers of chains have not been run.
 
 Cost: 119,680 sequences. 16 to 41 minutes on two CPU cores that were busy with other work; not measured alone.
 
     python scripts/train.py --config configs/threads.py
     python scripts/eval.py --checkpoint runs/threads --num_trajectories 0 --output threads.json
-
-The values of PPO (phases "curriculum" and "ppo") are a start and no recipe: no run of them has ended.
 """
 
 from longshot_jax.config import default_config
@@ -54,28 +52,6 @@ def get_config():
     curriculum.optimizer.learning_rate = 2e-3
     curriculum.optimizer.navigator_learning_rate = 2e-3
     curriculum.optimizer.b2 = 0.98
-
-    # Read by phases ("curriculum", "ppo") alone.
-    ppo = config.ppo
-    ppo.iterations = 300
-    ppo.questions = 128
-    ppo.num_trajectories = 2
-    ppo.epochs = 2
-    ppo.minibatches = 2
-    ppo.gradient = "pathwise"
-    ppo.thought_std = (0.2, 0.2)
-    ppo.baseline = "critic"  # trajectories with one answer have nothing to compare among them
-    ppo.gae_lambda = 1.0
-    ppo.entropy_coefficient = 0.0
-    ppo.kl_coefficient = 0.0
-    ppo.min_thoughts = 0
-    ppo.max_thoughts = 4
-    ppo.rewards.correct = 1.0
-    ppo.rewards.thought_cost = 0.01
-    ppo.optimizer.learning_rate = 3e-4
-    ppo.optimizer.navigator_learning_rate = 2e-3
-    ppo.optimizer.schedule = "linear"
-    ppo.optimizer.b2 = 0.98
 
     config.data.generated_test = 2000
     config.evaluation.questions = 1000

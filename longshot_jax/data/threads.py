@@ -7,13 +7,10 @@ of a test question was seen in training. What parallel trajectories could gain i
 another, so K trajectories of L thoughts suffice where one trajectory needs K · L.
 """
 
-from collections.abc import Sequence
-from typing import SupportsIndex
-
 import numpy as np
 
 from longshot_jax.data.chains import MAX_OPERATIONS, SPLITS, Split, apply_operation, draw_chain
-from longshot_jax.data.problems import Problem
+from longshot_jax.data.problems import GeneratedProblems, Problem
 from longshot_jax.errors import UserError
 
 NAMES = "abcdefghijklmnopqrstuvwxyz"
@@ -64,7 +61,7 @@ def thread_problem(
     return Problem(question, tuple(in_order), ",".join(thread[-1] for thread in values), tuple(values))
 
 
-class ThreadProblems(Sequence[Problem]):
+class ThreadProblems(GeneratedProblems):
     """`count` problems, generated on access; the numbers of chains alternate through `threads`.
 
     Raises UserError, starting with the name of the setting, for numbers out of range.
@@ -90,18 +87,9 @@ class ThreadProblems(Sequence[Problem]):
                 f"threads {max(threads)} of {max(operations)} operations need {names} names, and there are {len(NAMES)}: "
                 "give fewer or shorter chains"
             )
-        self.seed, self.size, self.threads, self.operations = seed, count, threads, operations
-        self.split: Split = split
-        self.interleaved, self.together = interleaved, together
 
-    def __len__(self) -> int:
-        return self.size
+        def problem(index: int) -> Problem:
+            chains = threads[index % len(threads)], operations[index // len(threads) % len(operations)]
+            return thread_problem(seed, index, *chains, split, interleaved, together)
 
-    def __getitem__(self, index: SupportsIndex) -> Problem:  # type: ignore[override]  (no slices)
-        position = index.__index__()
-        if not 0 <= position < self.size:
-            raise IndexError(f"problem {position} of {self.size}")
-        threads = self.threads[position % len(self.threads)]
-        operations = self.operations[position // len(self.threads) % len(self.operations)]
-        form = self.interleaved, self.together
-        return thread_problem(self.seed, position, threads, operations, self.split, *form)
+        super().__init__(count, problem, stride=count * len(threads) * len(operations))
