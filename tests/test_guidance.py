@@ -49,7 +49,7 @@ def test_a_hidden_question_changes_nothing_but_through_the_thoughts(markers):
     """With the thoughts of one question and the keys and values of another, a hidden row's loss is the same."""
     reasoner = small_reasoner("hidden", True, vocab_size=LAYOUT.tokenizer.vocabulary_size)
     layout = replace(LAYOUT, markers=markers)
-    problems, config = ChainProblems(0, 4, (2,), "train"), CurriculumConfig(max_latent_stage=1, question_hidden=1.0)
+    problems, config = ChainProblems(0, 4, (1,), "train"), CurriculumConfig(max_latent_stage=1, question_hidden=1.0)
     whole = curriculum_batch([problems[index] for index in range(2)], 1, config, layout, 9, np.random.default_rng(0))
     assert whole.hidden is not None and whole.hidden.all()
     batch = jax.tree.map(jnp.asarray, replace(whole, hidden=np.array([True, False])))
@@ -62,9 +62,9 @@ def test_a_hidden_question_changes_nothing_but_through_the_thoughts(markers):
     assert np.abs(ours[1, :, 1:] - theirs[1, :, 1:]).max() > 1e-3
 
 
-def test_hidden_questions_are_a_share_that_falls_and_never_those_without_thoughts():
+def test_hidden_questions_are_a_share_that_falls_and_only_of_problems_without_remaining_steps():
     config = CurriculumConfig(question_hidden=0.5, question_hidden_updates=10)
-    chains = ChainProblems(0, 400, (2,), "train")
+    chains = ChainProblems(0, 400, (1,), "train")
     problems = [chains[index] for index in range(400)]
 
     def share(stage, update):
@@ -72,6 +72,11 @@ def test_hidden_questions_are_a_share_that_falls_and_never_those_without_thought
 
     assert share(1, 0) == pytest.approx(0.5, abs=0.1) and share(1, 5) == pytest.approx(0.25, abs=0.08)
     assert share(1, 10) == share(1, 99) == share(0, 0) == 0
+    mixed = [*problems[:2], *(ChainProblems(0, 1, (2,), "train")[0] for _ in range(2))]
+    whole = replace(config, question_hidden=1.0)
+    for stage, hidden in ((1, [True, True, False, False]), (2, [True] * 4)):
+        batch = curriculum_batch(mixed, stage, whole, LAYOUT, 12, np.random.default_rng(0))
+        np.testing.assert_array_equal(batch.hidden, hidden)
     plain = replace(config, question_hidden=0.0)
     assert curriculum_batch(problems, 1, plain, LAYOUT, 9, np.random.default_rng(0)).hidden is None
 

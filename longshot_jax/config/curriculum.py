@@ -76,7 +76,8 @@ class CurriculumConfig:
     max_skipped: Annotated[int, COUNT] = 10
     """Consecutive updates with a non-finite loss or gradient after which the run ends."""
     question_hidden: Annotated[float, FRACTION] = 0.0
-    """Share of problems whose remaining steps and answer do not see the question, only its thoughts, at the first update."""
+    """Share of problems, of those whose steps are all replaced, whose answer sees the thoughts and not the question, at
+    the first update."""
     question_hidden_updates: Annotated[int, NON_NEGATIVE] = 0
     """Updates over which `question_hidden` falls linearly to 0; 0: it stays."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)

@@ -39,7 +39,7 @@ def forcing_probability(config: GuidanceConfig, update: int) -> float:
 
 
 def hidden_share(config: CurriculumConfig, update: int) -> float:
-    """Share of problems whose question is hidden from the answer at an update, counted from 0."""
+    """Share of problems without remaining steps whose answer does not see the question, at an update counted from 0."""
     last = config.question_hidden_updates
     return config.question_hidden * (max(1 - update / last, 0.0) if last else 1.0)
 
@@ -218,9 +218,11 @@ def curriculum_batch(
         text = curriculum_batch(problems, 0, written, layout, most, rng, padding=padding)
     num_thoughts = np.asarray([thoughts for _, thoughts in replaced], np.int32)
     arrays = prompt, prompt_mask, num_thoughts, tokens, token_mask, loss_mask, np.asarray(starts, np.int32)
-    # A question without thoughts has nothing else to answer from. None where there is no share, which compiles to less.
+    # Remaining steps need the question's numbers, and a question without thoughts has nothing else to answer from. None
+    # where there is no share, which compiles to less.
     hidden = None
     if config.question_hidden:
-        hidden = (rng.random(len(problems)) < hidden_share(config, update)) & (num_thoughts > 0)
+        whole = [left_out == len(problem.steps) for problem, (left_out, _) in zip(problems, replaced, strict=True)]
+        hidden = (rng.random(len(problems)) < hidden_share(config, update)) & (num_thoughts > 0) & np.array(whole)
     # NumPy arrays until the batch is placed on the devices.
     return CurriculumBatch(*arrays, steps, text, hidden)  # pyright: ignore[reportArgumentType]
