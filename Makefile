@@ -34,7 +34,7 @@ PARITY := .venv/.installed-parity
 
 # Environments with other versions: the oldest of every need on this Python, the newest on Python 3.12.
 PYTHON312 ?= python3.12
-VERSIONED := $(addprefix tests/test_, jaxlib.py llama.py attention.py tokenizer.py checkpoint.py huggingface_load.py tokenizer_files.py)
+VERSIONED := $(addprefix tests/test_, jaxlib.py llama.py attention.py tokenizer.py checkpoint.py huggingface_load.py tokenizer_files.py loader.py)
 # transformers 4 stands alone: the project needs 5, but others read what it writes with 4.
 test-versions: export LONGSHOT_TRANSFORMERS4 := $(CURDIR)/.venv-transformers4/bin/python
 

@@ -74,7 +74,7 @@ def get_config():
     ppo.epochs = 4
     ppo.minibatches = 2  # of 32 questions: the published effective batch
     ppo.micro_batches = 8  # of 4 questions: the published batch
-    ppo.baseline = "critic"
+    ppo.baseline = "critic"  # the memory bank needs values
     ppo.clip = 0.2
     ppo.gamma = 0.99
     ppo.gae_lambda = 0.95
