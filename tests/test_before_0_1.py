@@ -20,6 +20,7 @@ from longshot_jax.checkpoints.run_folder import read_config
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.config import parse_config
 from longshot_jax.data.chains import ChainProblems
+from longshot_jax.thoughts.rescore import rescore
 from longshot_jax.train import train
 
 FIXTURE = Path(__file__).parent / "fixtures" / "before_0_1"
@@ -47,10 +48,14 @@ def test_folder_answers_as_it_did(folders: Path, name: str):
         assert results[key] == pytest.approx(expected[key], abs=0.02), key
 
 
-# Last seen to fail, with JAX 0.10.1: after eight updates weights of adapters differ by up to 8e-4. Not known is whether JAX
-# rounds otherwise or a change of this project is at fault; the evaluated answers are the same (the tests above).
-@pytest.mark.long
-def test_run_resumes_and_ends_as_it_did(folders: Path):
+# The one change of results since: an update reads the entries of the memory bank that its rollout read, where it chose them
+# anew from the weights of the moment. So that everything else is compared, the test chooses them anew too.
+@pytest.mark.slow
+def test_run_resumes_and_ends_as_it_did(folders: Path, monkeypatch):
+    def choosing_anew(reasoner, rollout, *args, **kwargs):
+        return rescore(reasoner, rollout.replace(bank_slots=None), *args, **kwargs)
+
+    monkeypatch.setattr("longshot_jax.ppo.loss.rescore", choosing_anew)
     stored = read_config(folders / "run")
     assert "stages" in stored and "max_steps" in stored["ppo"], "the fixture has the old keys"
     result = train(parse_config(stored), folders / "run", io.StringIO())
