@@ -4,6 +4,7 @@ import argparse
 import ast
 import ctypes
 import difflib
+import importlib.util
 import os
 import sys
 import textwrap
@@ -21,7 +22,7 @@ from longshot_jax.config.bounds import MAX_INT
 from longshot_jax.config.config_file import load_config
 from longshot_jax.config.declarations import declared, declared_groups, flatten
 from longshot_jax.config.parse import unknown_setting
-from longshot_jax.errors import UserError, first_line, shown
+from longshot_jax.errors import UserError, first_line, run_command, shown
 from longshot_jax.files import local_path
 
 _TOP = "run"  # in help, the group of the settings that are in no other
@@ -242,3 +243,30 @@ def keep_freed_memory() -> bool:
         return False
     options = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: MAX_INT, _TOP_PAD: 64 * 2**20}
     return all([mallopt(option, value) for option, value in options.items()])
+
+
+def main() -> None:
+    """The `longshot` command: `longshot train ...` is `python scripts/train.py ...`, and so for every script."""
+    # A wheel holds the scripts beside this file; a checkout has them in their own folder.
+    folder = Path(__file__).parent / "scripts"
+    folder = folder if folder.is_dir() else Path(__file__).parents[1] / "scripts"
+    verbs = {path.stem: path for path in sorted(folder.glob("*.py"))}
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in verbs:
+        sys.argv = [f"longshot {verb}", *sys.argv[2:]]
+        spec: Any = importlib.util.spec_from_file_location(verb, verbs[verb])
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+        run_command(script.main)
+    elif verb in ("--help", "-h"):
+        print("usage: longshot VERB [options]\n\nlongshot VERB --help says more.\n")
+        for name, path in verbs.items():
+            print(f"  {name:10}{(ast.get_docstring(ast.parse(path.read_text())) or '').splitlines()[0]}")
+    else:
+        run_command(lambda: _refuse(verb, list(verbs)))
+
+
+def _refuse(verb: str, verbs: list[str]) -> NoReturn:
+    near = difflib.get_close_matches(verb, verbs, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it must be one of {', '.join(verbs)}."
+    raise UserError(f"longshot has no verb {shown(verb)}: {hint}")
