@@ -117,8 +117,8 @@ $(LINT): $(RUN)
 	@touch $@
 
 $(PARITY): $(TEST)
-	@echo "Installing PyTorch, which only the parity tests use ..."
-	@$(PIP_INSTALL) -e '.[parity]'
+	@echo "Installing PyTorch and reasoning-gym, which only slow tests use ..."
+	@$(PIP_INSTALL) -e '.[parity,reasoning-gym]'
 	@touch $@
 
 .venv-lowest/.installed: $(MADE) $(NEEDS)

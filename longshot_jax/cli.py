@@ -33,6 +33,7 @@ PATH_SETTINGS = (
     "data.train",
     "data.validation",
     "data.test",
+    "data.grader",
     "data.tokenizer",
     "data.chat_template",
 )

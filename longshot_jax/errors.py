@@ -46,6 +46,15 @@ def first_line(error: BaseException, limit: int = 160) -> str:
     return (lines[0][:limit].rstrip(". ") if lines else "") or type(error).__name__
 
 
+def line_of(error: BaseException, file: str) -> int | None:
+    """The line of a file, the last of the traceback, at which an error of the user's code arose; None if in none."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if os.path.realpath(frame.filename) == os.path.realpath(file)]
+    return lines[-1] if lines else None
+
+
 def machine_fault(error: BaseException) -> str | None:
     """The sentence for an error, or one of its causes, that means this machine: no such device, too little memory."""
     seen: BaseException | None = error

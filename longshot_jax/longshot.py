@@ -16,6 +16,7 @@ from longshot_jax.checkpoints.pretrained import Pretrained, load_pretrained
 from longshot_jax.checkpoints.sidecar import FILE
 from longshot_jax.config.curriculum import has_thoughts
 from longshot_jax.data.layout import Layout
+from longshot_jax.data.own import Grade, by_problem
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError, shown
 from longshot_jax.evaluation.accuracy import evaluate
@@ -208,6 +209,7 @@ class LongShot:
         batch_size: int = 128,
         seed: int = 0,
         controls: bool = True,
+        grade: Grade = by_problem,
     ) -> dict[str, Any]:
         """Accuracy and, with `controls`, its controls: the content of `results.json`.
 
@@ -218,6 +220,7 @@ class LongShot:
             after a supervised phase the thoughts of its stage with the remaining steps written, as evaluated there.
           batch_size: questions per batch; does not affect the results.
           seed: seed of the samples.
+          grade: gives 1 for a problem and the text of a right answer, and less for a wrong one.
         """
         if not len(problems) or batch_size < 1 or num_trajectories < 0:
             raise UserError(
@@ -236,6 +239,7 @@ class LongShot:
             batch_size=min(batch_size, len(problems)),
             seed=seed,
             controls=controls,
+            grade=grade,
         )
         results["config"] = {
             "seed": seed,

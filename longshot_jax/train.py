@@ -18,16 +18,32 @@ from jax.experimental import multihost_utils
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.frozen_source import KEY, FrozenSource, model_folder
-from longshot_jax.checkpoints.initialize import abstract_reasoner, build_reasoner, copied_rows, frozen_source
+from longshot_jax.checkpoints.initialize import (
+    abstract_reasoner,
+    build_reasoner,
+    copied_rows,
+    frozen_source,
+    trained_before,
+)
 from longshot_jax.checkpoints.run_folder import check_same_config, prepare_workdir, write_config
+from longshot_jax.checkpoints.saved_reasoner import CODE, TRAINED_ON
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.curriculum.loop import CurriculumLoop
-from longshot_jax.data.sources import build_layout, build_tokenizer, check_problems, read_problems, store_tokenizer
+from longshot_jax.data.own import OwnCodeError, own_grader
+from longshot_jax.data.sources import (
+    build_layout,
+    build_tokenizer,
+    check_problems,
+    own_code,
+    read_problems,
+    store_tokenizer,
+)
 from longshot_jax.distributed import on_primary
 from longshot_jax.errors import UserError
 from longshot_jax.files import local_path
 from longshot_jax.model.sharding import make_mesh
 from longshot_jax.ppo.loop import PPOLoop
+from longshot_jax.ppo.own_rewards import check_rewards
 from longshot_jax.tables import by_name, text_table
 from longshot_jax.training.context import RunContext
 from longshot_jax.training.tensorboard import RunWriter
@@ -79,6 +95,9 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         tokenizer = build_tokenizer(run, workdir, problems.train, folder, resumed=metadata is not None)
         layout = build_layout(run, tokenizer)
         problems = check_problems(run, layout, problems)
+        grade = own_grader(run.data.grader, problems.train)
+        if "ppo" in run.phases:
+            check_rewards(run, problems.train, lambda text: _note(text, stream))
         abstract = abstract_reasoner(run, tokenizer, mesh, folder)
         # Written after all checks, so a refused run leaves nothing behind.
         on_primary(lambda: write_config(workdir, asdict(run)))
@@ -87,7 +106,13 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         checkpoints = stack.enter_context(Checkpoints(workdir, run.checkpoint.keep_last, run.checkpoint.keep_best))
         writer = stack.enter_context(RunWriter(workdir / "tensorboard", metadata["step"] if metadata else None))
         writer.hyperparameters(asdict(run), [*map(_final_accuracy, run.phases), _BEST])
-        context = RunContext(run, abstract, layout, problems, mesh, checkpoints, writer, stream, source)
+        before = trained_before(run, abstract, folder) if metadata is None else metadata.get(TRAINED_ON, ())
+        context = RunContext(
+            *(run, abstract, layout, problems, mesh, checkpoints, writer, stream, source),
+            grade=grade,
+            code=own_code(run),
+            trained_on=tuple(dict.fromkeys([*before, run.data.train])),
+        )
         stack.enter_context(context.preemption)
         first = 0
         if metadata is not None:
@@ -103,7 +128,10 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
             context.frozen_source = frozen_source(run, folder, params, rows)
         step = 0
         for phase in run.phases[first:]:
-            params, step = loops.pop(0).run(params, metadata, step)
+            try:
+                params, step = loops.pop(0).run(params, metadata, step)
+            except OwnCodeError as error:
+                raise UserError(f"{error}; {context.kept()}.") from None
             metadata, reached = None, context.finished[phase]
             _note(f"{phase}: accuracy {reached['accuracy']:.1%} after {reached['updates']:,} updates", stream)
         checkpoints.wait()
@@ -144,6 +172,13 @@ def _check_config(run: RunConfig, workdir: Path, metadata: dict[str, Any]) -> Fr
     stored = parse_config(metadata["config"])
     moved = (metadata[KEY]["setting"],) if KEY in metadata else ()
     check_same_config(workdir, asdict(stored), asdict(run), (*_MAY_CHANGE, *moved))
+    for setting, now in own_code(run).items():
+        if metadata.get(CODE, {}).get(setting, now) != now:
+            raise UserError(
+                f"the code of config.{setting} has changed since the checkpoint in {workdir}, and the run would end with other "
+                f"parameters: restore it, or start from these weights with --config.initialize_from={workdir} and another "
+                "--workdir."
+            )
     return FrozenSource.find(metadata, stored, run, workdir)
 
 

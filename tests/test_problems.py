@@ -95,7 +95,7 @@ def test_coconut_json_ignores_other_keys(tmp_path):
         ("a.json", '[{"question": "\\ud800", "answer": "b", "steps": []}]', "item 1", "half a character"),
         ("a.json", '[{"question": "a", "answer": "b", "steps": ["\\udfff"]}]', "item 1", "half a character"),
         ("a.csv", "question,answer", "line 1", "no column Question"),
-        ("a.xml", "question,answer", "a.xml", ".json, .jsonl, .csv or .txt"),
+        ("a.xml", "question,answer", "a.xml", ".json, .jsonl, .csv, .parquet or .txt"),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, text, place, words):

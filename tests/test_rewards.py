@@ -131,7 +131,7 @@ def test_thought_cost_is_no_part_of_the_answers_reward():
 def test_reward_reads_nothing_of_the_problem_but_its_outcome():
     fields = {f.name for f in dataclasses.fields(Outcome)}
     own = {"correct", "ended", "num_thoughts", "natural_stop", "num_trajectories"}
-    assert fields == own | {"vote_correct", "diversity"}
+    assert fields == own | {"vote_correct", "diversity", "grade"}
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,14 @@ def shape_from_scratch(run: RunConfig, vocabulary_size: int) -> LlamaConfig:
     )
 
 
+def trained_before(run: RunConfig, abstract: AbstractReasoner, folder: Path | None) -> tuple[str, ...]:
+    """Training problems of the runs that the result of `build_reasoner` comes from, as far as their folders tell."""
+    if run.initialize_from:
+        return SavedReasoner.find(run.initialize_from).trained_on
+    sidecar = None if folder is None else read_sidecar(folder, abstract.backbone.hidden_size)
+    return () if sidecar is None else sidecar.trained_on
+
+
 def build_reasoner(
     run: RunConfig, abstract: AbstractReasoner, folder: Path | None, rows: Mapping[int, int] | None = None
 ) -> nnx.State:

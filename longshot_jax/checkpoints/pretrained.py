@@ -146,6 +146,7 @@ def _trained(
             "run_seed": run.seed,
             "mode": run.curriculum.mode,
             "feedback": run.thoughts.feedback,
+            "trained_on": list(sidecar.trained_on),
         },
         memory=sidecar.memory,
         stage_rule=None if sidecar.stage is None else rule_of_stage(run.supervised(phase), sidecar.stage),

@@ -21,6 +21,9 @@ from longshot_jax.model.sharding import shardings, with_sharding
 from longshot_jax.model.storage import merge_states
 from longshot_jax.thoughts.reasoner import is_trainable, make_reasoner
 
+# In a checkpoint's metadata.
+CODE, TRAINED_ON = "code", "trained_on"
+
 
 @dataclass(frozen=True)
 class SavedReasoner:
@@ -57,6 +60,11 @@ class SavedReasoner:
         return "config" not in self.metadata
 
     @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Training problems of the run and of those that its parameters come from."""
+        return () if self.is_backbone_alone else tuple(self.metadata.get(TRAINED_ON) or (self.run.data.train,))
+
+    @property
     def frozen_source(self) -> FrozenSource | None:
         """The folder of the frozen weights that the checkpoint does not hold; None if it holds all.
 
@@ -78,7 +86,7 @@ class SavedReasoner:
         stage = (
             None if phase == "ppo" else run.supervised(phase).stages[self.metadata.get("progress", {}).get("stage", -1)]
         )
-        return Sidecar(run, phase, self.metadata["step"], rms, memory, params["navigator"], stage)
+        return Sidecar(run, phase, self.metadata["step"], rms, memory, params["navigator"], stage, self.trained_on)
 
     def params(self, mesh: Mesh | None = None) -> nnx.State:
         """The reasoner's parameters, or `backbone` alone, as stored, on the devices of `mesh` or on the host.

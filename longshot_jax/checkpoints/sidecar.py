@@ -35,7 +35,7 @@ class Sidecar:
     """How a reasoner was trained, and its parts besides the backbone.
 
     `thought_rms` is the rms of noise-free thoughts at the start of PPO, and 1 before PPO. `stage` is that of a supervised
-    phase at the checkpoint; None after PPO.
+    phase at the checkpoint; None after PPO. `trained_on` are the training problems of all its runs.
     """
 
     run: RunConfig
@@ -45,6 +45,7 @@ class Sidecar:
     memory: MemoryBank | None
     navigator: nnx.State
     stage: int | None = None
+    trained_on: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Writes the file `FILE` into `folder`."""
@@ -52,6 +53,7 @@ class Sidecar:
         parts = {"navigator": self.navigator, "memory": self.memory, "thought_rms": rms}
         arrays = {name: np.asarray(leaf) for name, leaf in _named(parts).items()}
         trained = {"config": asdict(self.run), "phase": self.phase, "step": self.step, "stage": self.stage}
+        trained["trained_on"] = list(self.trained_on)
         save_file(arrays, folder / FILE, METADATA | {_SETTINGS: json.dumps(trained)})
 
 
@@ -100,7 +102,9 @@ def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:
                 "belongs to another model."
             )
     parts = jax.tree.unflatten(jax.tree.structure(template), [jnp.asarray(arrays[name]) for name in wanted])
-    return Sidecar(run, phase, step, float(parts["thought_rms"]), parts["memory"], parts["navigator"], stage)
+    trained_on = tuple(map(str, trained.get("trained_on") or (run.data.train,)))
+    rms = float(parts["thought_rms"])
+    return Sidecar(run, phase, step, rms, parts["memory"], parts["navigator"], stage, trained_on)
 
 
 def _form(leaf: Any) -> str:

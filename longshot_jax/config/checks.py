@@ -76,6 +76,8 @@ def _data(run: RunConfig) -> Iterator[str]:
     data = run.data
     if not data.operations:
         yield "config.data.operations is empty: it must name at least one number of operations."
+    if data.fields and len(data.fields) not in (2, 3):
+        yield f"config.data.fields is {shown(data.fields)}: name the fields of question and answer, or question, answer and steps."
     if data.length_bucket and data.prompt_length % data.length_bucket:
         yield (
             f"config.data.prompt_length {data.prompt_length} is not a multiple of config.data.length_bucket "
@@ -140,8 +142,18 @@ def _curriculum(run: RunConfig) -> Iterator[str]:
 def _ppo(run: RunConfig) -> Iterator[str]:
     ppo, mode = run.ppo, run.curriculum.mode
     terms = {name: weight for name, weight in vars(ppo.rewards).items() if "target_thoughts" not in name}
-    if "ppo" in run.phases and not any(terms[name] for name in terms if not name.endswith(("_range", "_above"))):
+    if (
+        "ppo" in run.phases
+        and not ppo.reward
+        and not any(terms[name] for name in terms if not name.endswith(("_range", "_above")))
+    ):
         yield "config.ppo.rewards are all 0, and 'ppo' in config.phases learns from rewards alone: set config.ppo.rewards.correct."
+    names = [named.rpartition(":")[2] for named in ppo.reward]
+    if ppo.reward_weights and len(ppo.reward_weights) != len(names):
+        yield f"config.ppo.reward_weights has {len(ppo.reward_weights)} weights for the {len(names)} functions of config.ppo.reward."
+    for name in names:
+        if name in (*terms, "total", "distribution") or names.count(name) > 1:
+            yield f"config.ppo.reward: TensorBoard has another reward {name!r}: give the function another name."
     in_text = mode in ("cot", "no_cot") and not ppo.max_thoughts
     if "ppo" in run.phases and mode != "coconut" and not in_text:
         yield (

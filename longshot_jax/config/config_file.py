@@ -4,13 +4,12 @@ import importlib.util
 import os
 import re
 import sys
-import traceback
 from pathlib import Path
 
 import ml_collections
 
 from longshot_jax.config.parse import RENAMED
-from longshot_jax.errors import UserError, first_line
+from longshot_jax.errors import UserError, first_line, line_of
 
 
 def extend(file: str) -> ml_collections.ConfigDict:
@@ -37,9 +36,8 @@ def load_config(file: Path) -> ml_collections.ConfigDict:
     except UserError:
         raise
     except Exception as error:  # the config file is the user's code
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
-        place = f", line {lines[-1]}" if lines else ""
+        line = line_of(error, str(file))
+        place = f", line {line}" if line else ""
         text = f"{type(error).__name__} ({first_line(error)}){_new_name(error)}"
         raise UserError(f"the config file {file}{place} raises {text}: fix it.") from None
     if not isinstance(config, ml_collections.ConfigDict):

@@ -48,6 +48,8 @@ def default_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(dataclasses.asdict(RunConfig()))
     with config.thoughts.ignore_type():
         config.thoughts.normalised = placeholder(bool)  # until parsed: see _normalised
+    with config.ppo.ignore_type():
+        config.ppo.reward = ml_collections.FieldReference((), field_type=object)  # one name is a text: see _coerced
     return config
 
 
@@ -160,6 +162,8 @@ def _coerced(kind: Any, value: Any, key: str) -> Any:
             raise UserError(f"{key} is {shown(value)}: it must be one of {', '.join(map(str, items))}.")
         return value
     if typing.get_origin(kind) is tuple:
+        if isinstance(value, str) and items == (str, Ellipsis):
+            value = (value,) if value else ()
         if not isinstance(value, list | tuple):
             raise UserError(f"{key} is {shown(value)}: it must be a tuple such as (1, 2).")
         many = items[-1] is Ellipsis

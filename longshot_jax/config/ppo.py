@@ -146,6 +146,10 @@ class PPOConfig:
     """Entries written per iteration."""
     max_skipped: Annotated[int, COUNT] = 10
     """Consecutive updates with a non-finite loss or gradient after which the run ends."""
+    reward: tuple[str, ...] = ()
+    """Reward functions of your own (`my_rewards:brevity`, docs/own.md), added to the terms of `rewards`."""
+    reward_weights: Annotated[tuple[float, ...], REWARD] = ()
+    """Weight of each function of `reward`; empty: 1 each."""
     rewards: RewardWeights = field(default_factory=RewardWeights)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 

@@ -18,13 +18,21 @@ class DataConfig:
     """Problems, tokenizer and lengths."""
 
     train: str = "chains"
-    """Training problems: a file, a hub name (`name:config:split`), or generated (`chains`, `threads`, `prosqa`,
-    `stories`)."""
+    """Training problems: a file, a hub name (`name:config:split`), generated (`chains`, `threads`, `prosqa`, `stories`), a
+    task of reasoning-gym (`reasoning_gym:chain_sum`), or code of your own (`my_task:problems`, docs/own.md)."""
     validation: str = ""
     """Problems that select the best checkpoint, as in `train`. Empty: other problems if `train` is generated, else a
     tenth of the questions of `train`, at most 500, which are removed from it with all their copies."""
     test: str = "chains"
     """Default problems of `scripts/eval.py`. Training reads them only to compare them with its own problems."""
+    fields: tuple[str, ...] = ()
+    """Fields of question and answer, or of question, answer and steps, of all JSON, CSV and Parquet files and hub data
+    sets; empty: `question`, `answer`, `steps`, and the published forms."""
+    grader: str = ""
+    """Code of your own that grades an answer (`my_task:grade`, docs/own.md), in PPO and evaluations; empty: the rule of
+    `data/grading.py`, and the task's own for reasoning-gym."""
+    parameters: str = ""
+    """Parameters of a task of reasoning-gym, as JSON: `{"max_terms": 3}`."""
     redraw: Annotated[float, FRACTION] = 0.0
     """Probability that a training problem gets new numbers when it is read, if its steps are equations with whole
     results whose numbers stand in its question; validation and test problems never do."""

@@ -6,25 +6,34 @@ The suffix of a local file states its form; `name:config:split` is a data set on
             may hold the steps as lists that are independent of one another; or SVAMP, MultiArith (`data.word_problems`)
     .jsonl  one object per line with `question` and `answer`, prose that ends in `#### N`: GSM8K as published
     .csv    MAWPS and ASDiv-A with number placeholders and prefix equations (`data.word_problems`)
+    .parquet  rows with `question`, `answer` and perhaps `steps`, as on the hub
     .txt    one `question||<<a+b=c>> <<...>> #### N` per line: the equation form of GSM8K
+
+With `data.fields` a JSON, CSV or Parquet file or a hub data set may have any fields (`data.fields`).
 """
 
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
+from longshot_jax.data.fields import csv_rows, parquet_rows, texts_of
+from longshot_jax.data.grading import same_answer
 from longshot_jax.data.hub import cache_alone, hub_reachable
 from longshot_jax.data.word_problems import from_csv, from_json_row, is_word_problem
-from longshot_jax.errors import UserError, first_line
+from longshot_jax.errors import UserError, first_line, shown
 from longshot_jax.files import local_path
 
 _EQUATION = re.compile(r"<<[^<>]+>>")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # expressible in JSON, not in UTF-8
+T = TypeVar("T")
+Read = Callable[[str, T], "Problem"]  # from the place for messages, and a row or line
 _ATTEMPTS = 1000  # to find a generated problem that passes a filter
+_TOO_LONG = "is short enough: raise config.data.prompt_length and config.data.answer_length"
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?):(?P<config>[\w.+-]+):(?P<split>[\w.+\[\]%:-]+)", re.ASCII)
 
 
@@ -41,6 +50,10 @@ class Problem:
     answer: str
     threads: tuple[tuple[str, ...], ...] = ()
 
+    def grade(self, answer: str) -> float:
+        """1 if the text of an answer is right by the problem's own rule, else 0."""
+        return float(same_answer(answer, self.answer))
+
 
 class GeneratedProblems(Sequence[Problem]):
     """`count` problems, generated on access: `problem(index)`, or what replaces it, `stride` later in the stream."""
@@ -49,12 +62,15 @@ class GeneratedProblems(Sequence[Problem]):
         if count < 1:
             raise UserError(f"count must be at least 1 problem, not {count}")
         self.size, self.problem, self.stride = count, problem, stride
-        self._wanted: Callable[[Problem], bool] = lambda _: True
+        self._wanted: tuple[tuple[Callable[[Problem], bool], str], ...] = ()
 
-    def filtered(self, wanted: Callable[[Problem], bool]) -> "GeneratedProblems":
-        """The same number of problems; unwanted ones are replaced by later ones of the stream."""
+    def filtered(self, wanted: Callable[[Problem], bool], fault: str = _TOO_LONG) -> "GeneratedProblems":
+        """The same number of problems; unwanted ones are replaced by later ones of the stream.
+
+        `fault` follows "none of 1000 generated problems" in the error if no later one is wanted.
+        """
         chosen = GeneratedProblems(self.size, self.problem, self.stride)
-        chosen._wanted = wanted
+        chosen._wanted = (*self._wanted, (wanted, fault))
         return chosen
 
     def __len__(self) -> int:
@@ -64,39 +80,66 @@ class GeneratedProblems(Sequence[Problem]):
         position = index.__index__()
         if not 0 <= position < self.size:
             raise IndexError(f"problem {position} of {self.size}")
+        fault: str | None = ""
         for attempt in range(_ATTEMPTS):
             problem = self.problem(position + attempt * self.stride)
-            if self._wanted(problem):
+            fault = next((fault for wanted, fault in self._wanted if not wanted(problem)), None)
+            if fault is None:
                 return problem
+        raise UserError(f"none of {_ATTEMPTS} generated problems {fault}")
+
+
+def checked_problem(place: str, problem: Any) -> Problem:
+    """A problem that code gave, without white space around its texts; a UserError if it is none or a text is unusable."""
+    if not isinstance(problem, Problem):
         raise UserError(
-            f"none of {_ATTEMPTS} generated problems is short enough: raise config.data.prompt_length and "
-            "config.data.answer_length"
+            f"{place}: {shown(problem, 40)} is no problem: give a longshot_jax.data.problems.Problem(question, steps, answer)"
         )
+    steps: Any = problem.steps
+    return replace(
+        problem,
+        question=_text(place, "question", problem.question),
+        steps=_steps(place, "steps", list(steps) if isinstance(steps, tuple) else steps),
+        answer=_text(place, "answer", problem.answer),
+    )
 
 
-def load_problems(source: str) -> list[Problem]:
-    """All problems of `source` in order: a `.json`, `.jsonl`, `.csv` or `.txt` file, or `name:config:split` on the hub.
+def load_problems(source: str, fields: Sequence[str] = ()) -> list[Problem]:
+    """All problems of `source` in order: a file, or `name:config:split` on the hub.
 
-    In a prose answer (GSM8K) each line before `#### N` is a step, including calculator marks `<<...>>`.
+    In a prose answer (GSM8K) each line before `#### N` is a step, including calculator marks `<<...>>`. `fields` names
+    the fields of question, answer and, if there are any, steps (`data.fields`).
 
     Raises UserError, naming the file and line (or item, counted from 1), if a source is missing, empty, unreadable or
     of another form, or if the hub is out of reach.
     """
     path = local_path(source, "the data file")
+    named_row = partial(_from_named_row, fields) if fields else None
     if path.exists():
-        return _from_file(path)
+        return _from_file(path, named_row)
     named = _HUB_NAME.fullmatch(source)
     if named:
-        return _from_hub(source, named["name"], named["config"], named["split"])
+        return _from_hub(source, named["name"], named["config"], named["split"], named_row or _from_hub_row)
     raise UserError(
-        f"there is no data file {source}: give a .json, .jsonl, .csv or .txt file, or a hub data set as name:config:split"
+        f"there is no data file {source}: give a .json, .jsonl, .csv, .parquet or .txt file, or a hub data set as "
+        "name:config:split"
     )
 
 
-def _from_file(path: Path) -> list[Problem]:
+def _from_file(path: Path, named_row: Read[Any] | None) -> list[Problem]:
     suffix = path.suffix.lower()
-    if suffix not in (".json", ".jsonl", ".csv", ".txt") or not path.is_file():
-        raise UserError(f"{path} is not a data file: give a file that ends in .json, .jsonl, .csv or .txt")
+    if suffix not in (".json", ".jsonl", ".csv", ".parquet", ".txt") or not path.is_file():
+        raise UserError(f"{path} is not a data file: give a file that ends in .json, .jsonl, .csv, .parquet or .txt")
+    if suffix == ".parquet":
+        problems = [(named_row or _from_hub_row)(*row) for row in parquet_rows(path)]
+    else:
+        problems = _from_text_file(path, suffix, named_row)
+    if not problems:
+        raise UserError(f"{path} holds no problems: give a file with at least one")
+    return problems
+
+
+def _from_text_file(path: Path, suffix: str, named_row: Read[Any] | None) -> list[Problem]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -104,20 +147,19 @@ def _from_file(path: Path) -> list[Problem]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
     if suffix == ".json":
-        problems = _from_json(path, text)
-    elif suffix == ".csv":
-        problems = [_from_texts(*row) for row in from_csv(path, text)]
-    else:
-        from_line = _from_json_line if suffix == ".jsonl" else _from_equation_line
-        # Only newlines end a line: U+2028 may occur in a question.
-        lines = enumerate(text.split("\n"), start=1)
-        problems = [from_line(f"{path}, line {number}", line) for number, line in lines if line.strip()]
-    if not problems:
-        raise UserError(f"{path} holds no problems: give a file with at least one")
-    return problems
+        return _from_json(path, text, named_row or _from_item)
+    if suffix == ".csv" and named_row:
+        return [named_row(*row) for row in csv_rows(path, text)]
+    if suffix == ".csv":
+        return [_from_texts(*row) for row in from_csv(path, text)]
+    from_json_line = partial(_from_json_line, named_row or _from_prose_row)
+    from_line: Read[str] = from_json_line if suffix == ".jsonl" else _from_equation_line
+    # Only newlines end a line: U+2028 may occur in a question.
+    lines = enumerate(text.split("\n"), start=1)
+    return [from_line(f"{path}, line {number}", line) for number, line in lines if line.strip()]
 
 
-def _from_json(path: Path, text: str) -> list[Problem]:
+def _from_json(path: Path, text: str, from_item: Read[Any]) -> list[Problem]:
     if not text.strip():
         return []
     try:
@@ -130,7 +172,7 @@ def _from_json(path: Path, text: str) -> list[Problem]:
         raise UserError(f"{path}: unreadable JSON ({error}): fix the file") from None
     if not isinstance(items, list):
         raise UserError(f"{path} holds no JSON list: give a list of objects with question, steps and answer")
-    return [_from_item(f"{path}, item {number}", item) for number, item in enumerate(items, start=1)]
+    return [from_item(f"{path}, item {number}", item) for number, item in enumerate(items, start=1)]
 
 
 def _from_item(place: str, item: Any) -> Problem:
@@ -142,13 +184,22 @@ def _from_texts(place: str, texts: tuple[str, tuple[str, ...], str]) -> Problem:
     return Problem(_text(place, "question", question), steps, answer)
 
 
-def _from_json_line(place: str, line: str) -> Problem:
+def _from_json_line(from_row: Read[Any], place: str, line: str) -> Problem:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         fault = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
         raise UserError(f"{place}: broken JSON ({fault}): fix or remove the line") from None
-    return _from_prose_row(place, row)
+    return from_row(place, row)
+
+
+def _from_named_row(fields: Sequence[str], place: str, row: Any) -> Problem:
+    question, steps, answer = texts_of(row, fields, place)
+    prose = _text(place, fields[1], answer)
+    if prose.split("\n")[-1].startswith("####"):
+        told = _from_prose_row(place, {"question": question, "answer": prose})
+        return replace(told, steps=_steps(place, "steps", steps)) if steps else told
+    return Problem(_text(place, fields[0], question), _steps(place, fields[-1], steps), prose)
 
 
 def _from_equation_line(place: str, line: str) -> Problem:
@@ -164,7 +215,7 @@ def _from_equation_line(place: str, line: str) -> Problem:
     return Problem(_text(place, "question", question), steps, _text(place, "answer", answer))
 
 
-def _from_hub(source: str, name: str, config: str, split: str) -> list[Problem]:
+def _from_hub(source: str, name: str, config: str, split: str, from_row: Read[Any]) -> list[Problem]:
     advice = "give a local .json, .jsonl or .txt file instead"
     offline = not hub_reachable()
     import datasets  # takes more than a second
@@ -180,7 +231,7 @@ def _from_hub(source: str, name: str, config: str, split: str) -> list[Problem]:
         raise UserError(
             f"the hub data set {source} cannot be loaded ({first_line(error)}): fix the name or {advice}"
         ) from None
-    problems = [_from_hub_row(f"{source}, item {number}", row) for number, row in enumerate(rows, start=1)]
+    problems = [from_row(f"{source}, item {number}", row) for number, row in enumerate(rows, start=1)]
     if not problems:
         raise UserError(f"the hub data set {source} holds no problems: choose another split or {advice}")
     return problems

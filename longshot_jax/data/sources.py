@@ -1,6 +1,6 @@
 """The problems, tokenizer and layout of a run's settings, and the check that problems fit."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,8 +11,10 @@ from longshot_jax.config.run import DataConfig, RunConfig
 from longshot_jax.data.chains import ChainProblems, Split, chain_words
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.overlap import question_key, spaced_questions, without
+from longshot_jax.data.own import load_code, names_code, own_problems
 from longshot_jax.data.problems import GeneratedProblems, Problem, load_problems
 from longshot_jax.data.prosqa import ProsQAProblems
+from longshot_jax.data.reasoning_gym import CONTAMINATION, PREFIX, TEMPLATED, gym_problems, version
 from longshot_jax.data.redraw import RedrawnProblems
 from longshot_jax.data.stories import StoryProblems
 from longshot_jax.data.threads import ThreadProblems, thread_words
@@ -24,6 +26,7 @@ from longshot_jax.files import local_path, replacing_folder
 _VALIDATION_SEED, _TEST_SEED = 7_000_003, 7_000_019
 _VALIDATION_STRIDE, _MAX_VALIDATION = 10, 500  # a tenth of the training questions, at most 500, is for validation
 _BPE_PROBLEMS = 20_000
+_BPE_OWN_PROBLEMS = 2_000  # some tasks of reasoning-gym take a tenth of a second each
 _FIRST_COMPARED = 1_000  # generated problems that are compared with a training file
 _FIRST_CHECKED = 64  # generated problems that are checked before training
 
@@ -61,20 +64,23 @@ def read_problems(run: RunConfig, warn: Callable[[str], object] = lambda _: None
     """
     data = run.data
     if data.redraw:
-        if data.train in GENERATORS:
+        original = read_problems(replace(run, data=replace(data, redraw=0.0)), warn)
+        if not isinstance(original.train, list):
             raise UserError(
                 f"config.data.redraw is {data.redraw}, but config.data.train {data.train!r} is generated, with new numbers "
                 "in each problem: set it to 0."
             )
-        original = read_problems(replace(run, data=replace(data, redraw=0.0)), warn)
         return original._replace(train=RedrawnProblems(original.train, data.train, run.seed, data.redraw))
-    if data.train in GENERATORS:
-        train = _generated(data, data.train, run.seed, data.generated_train, "train")
-        return Problems(train, _held_out(data, data.validation or data.train, "validation", _VALIDATION_SEED))
-    train = load_problems(data.train)
+    if (note := contamination((data.train,), data.validation)) and data.validation:
+        warn(f"warning: config.data.validation: {note}.")
+    train = _read(data, "train", "train", run.seed, data.generated_train)
+    if not isinstance(train, list):
+        return Problems(
+            train, _held_out(data, "validation" if data.validation else "train", "validation", _VALIDATION_SEED)
+        )
     keys = [question_key(problem) for problem in train]
     if data.validation:
-        validation = _held_out(data, data.validation, "validation", _VALIDATION_SEED)
+        validation = _held_out(data, "validation", "validation", _VALIDATION_SEED)
         shared = _overlap(data, "validation", validation, keys, warn)
     else:
         chosen = spaced_questions(keys, _VALIDATION_STRIDE, _MAX_VALIDATION)
@@ -122,13 +128,40 @@ def _overlap(
 
 def test_problems(run: RunConfig) -> Sequence[Problem]:
     """The problems of `data.test`, held out from training; a UserError if it is unreadable."""
-    return _held_out(run.data, run.data.test, "test", _TEST_SEED)
+    return _held_out(run.data, "test", "test", _TEST_SEED)
 
 
-def _held_out(data: DataConfig, source: str, split: Split, seed: int) -> Sequence[Problem]:
+def contamination(trained_on: Iterable[str], source: str) -> str:
+    """What must be said beside an accuracy on `source` of a model that was trained on these sources; "" if nothing."""
+    return CONTAMINATION if TEMPLATED in trained_on and not source.startswith(PREFIX) else ""
+
+
+def own_code(run: RunConfig) -> dict[str, str]:
+    """Fingerprints of the code of the user, or the version of its library, by the setting that names it."""
+    named = {f"data.{setting}": getattr(run.data, setting) for setting in ("train", "validation", "grader")}
+    if "ppo" in run.phases:
+        named |= {f"ppo.reward[{place}]": reward for place, reward in enumerate(run.ppo.reward)}
+    return {
+        setting: version() if source.startswith(PREFIX) else load_code(source, f"config.{setting}").fingerprint
+        for setting, source in named.items()
+        if source.startswith(PREFIX) or names_code(source)
+    }
+
+
+def _held_out(data: DataConfig, setting: str, split: Split, seed: int) -> Sequence[Problem]:
+    return _read(data, setting, split, seed, data.generated_test)
+
+
+def _read(data: DataConfig, setting: str, split: Split, seed: int, count: int) -> Sequence[Problem]:
+    """The problems that a setting of `data` names; those that are not a list are generated, and differ between splits."""
+    source = getattr(data, setting)
     if source in GENERATORS:
-        return _generated(data, source, seed, data.generated_test, split)
-    return load_problems(source)
+        return _generated(data, source, seed, count, split)
+    if source.startswith(PREFIX):
+        return gym_problems(source, data.parameters, seed, count, split)
+    if names_code(source):
+        return own_problems(load_code(source, f"config.data.{setting}"), count, split)
+    return load_problems(source, data.fields)
 
 
 def _generated(data: DataConfig, kind: str, seed: int, count: int, split: Split) -> Sequence[Problem]:
@@ -171,7 +204,8 @@ def build_tokenizer(
     if kind in ("bpe", "model") and previous is not None and previous.is_dir():
         return Tokenizer.load(str(previous), multiple, template)  # its ids index the loaded embedding
     if kind == "bpe":
-        stride = max(len(problems) // _BPE_PROBLEMS, 1)
+        quick = run.data.train in GENERATORS or not isinstance(problems, GeneratedProblems)
+        stride = max(len(problems) // (_BPE_PROBLEMS if quick else _BPE_OWN_PROBLEMS), 1)
         texts = (_text(problems[index]) for index in range(0, len(problems), stride))
         return Tokenizer.train_bpe(texts, run.data.bpe_vocabulary, multiple)
     if kind == "model":
@@ -216,7 +250,7 @@ def check_problems(run: RunConfig, layout: Layout, problems: Problems) -> Proble
     """
     data = run.data
     needy = [phase for phase in run.phases if phase != "ppo" and run.supervised(phase).mode != "no_cot"]
-    some = islice(problems.train, _FIRST_CHECKED if data.train in GENERATORS else None)
+    some = islice(problems.train, None if isinstance(problems.train, (list, RedrawnProblems)) else _FIRST_CHECKED)
     if needy and not any(problem.steps for problem in some):
         raise UserError(
             f"no problem of {data.train} has written steps, from which {needy[0]!r} in config.phases learns: give "
@@ -232,7 +266,7 @@ def _checked(
     run: RunConfig, layout: Layout, problems: Sequence[Problem], source: str, counted: bool
 ) -> Sequence[Problem]:
     """`counted`: indices of the problems equal those of the file, because the file was not split."""
-    generated = source in GENERATORS
+    generated = not isinstance(problems, (list, RedrawnProblems))
     check = _Check(run, layout)
     for index in range(min(len(problems), _FIRST_CHECKED) if generated else len(problems)):
         try:

@@ -33,7 +33,8 @@ def from_csv(path: Any, text: str) -> Iterator[tuple[str, Texts]]:
         missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
             raise UserError(
-                f"{path}, line 1: no column {missing[0]}: a csv must have Question, Numbers, Equation and Answer"
+                f"{path}, line 1: no column {missing[0]}: a csv must have Question, Numbers, Equation and "
+                "Answer, or its columns be named as config.data.fields"
             )
         for row in reader:
             place = f"{path}, line {reader.line_num}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from longshot_jax.data.own import Grade, by_problem
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.batches import Batches, answer_texts, are_correct
 from longshot_jax.evaluation.controls import replaced_trajectories
@@ -40,6 +41,7 @@ def evaluate(
     seed: int = 0,
     controls: bool = True,
     watch: Callable[[Any], None] | None = None,
+    grade: Grade = by_problem,
 ) -> dict[str, Any]:
     """Evaluates a model; returns the content of `results.json` without `config`.
 
@@ -51,6 +53,7 @@ def evaluate(
       batch_size: problems decoded at once.
       seed: seed of the samples and of the noise control.
       controls: whether to run the controls; a model without thoughts has none.
+      grade: gives 1 for a right answer.
       watch: called once with the greedy `Trajectories` of all problems (N = 1), as NumPy arrays.
 
     Returns:
@@ -64,14 +67,14 @@ def evaluate(
       ensemble, `mean_accuracy`; with a count head, `mean_trajectories`: mean number of trajectories in `vote_adaptive`.
     """
     problems = [problems[index] for index in range(len(problems))]
-    batches = Batches(decoder, params, problems, rule, memory, batch_size, seed)
+    batches = Batches(decoder, params, problems, rule, memory, batch_size, seed, grade)
     temperatures = make_temperatures() if temperatures is None else temperatures
 
     greedy = batches.run(temperatures)
     if watch is not None:
         watch(greedy)
     answers = [texts[0] for texts in answer_texts(greedy.tokens, decoder.layout)]
-    correct = are_correct(answers, problems)
+    correct = are_correct(answers, problems, grade)
     thoughts = greedy.num_thoughts.max(axis=1)
     low, high = wilson_interval(int(correct.sum()), len(correct))
     results: dict[str, Any] = {
@@ -82,7 +85,7 @@ def evaluate(
     if num_trajectories and not decoder.joined:
         samples = batches.run(temperatures, num_trajectories)
         texts = answer_texts(samples.tokens, decoder.layout)
-        right = np.stack([are_correct(column, problems) for column in zip(*texts, strict=True)], axis=1)
+        right = np.stack([are_correct(column, problems, grade) for column in zip(*texts, strict=True)], axis=1)
         results["sampled_accuracy"] = float(right.mean())
         results["any_accuracy"] = float(right.any(axis=1).mean())
         results["distinct_answers"] = float(np.mean([distinct(answers) for answers in texts]))

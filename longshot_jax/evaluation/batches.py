@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
-from longshot_jax.data.grading import extract_answer, same_answer
+from longshot_jax.data.grading import extract_answer
 from longshot_jax.data.grouping import choose_shapes, smallest_shape
 from longshot_jax.data.layout import Layout
+from longshot_jax.data.own import Grade, by_problem
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.decoder import Decoder, Trajectories, full_batches
 from longshot_jax.model.sharding import fetch
@@ -38,8 +39,10 @@ class Batches:
         memory: MemoryBank | None,
         batch_size: int,
         seed: int,
+        grade: Grade = by_problem,
     ):
         self.decoder, self.params, self.problems, self.memory = decoder, params, problems, memory
+        self.grade = grade
         self.key = jax.random.key(seed)
         self.prompt, self.mask = decoder.layout.prompts(problems)
         # Grouped by length where prompts are padded by a bucket; otherwise all have one.
@@ -105,7 +108,7 @@ class Batches:
 
     def accuracy(self, answers: Sequence[str]) -> float:
         """Proportion of right answers."""
-        return float(are_correct(answers, self.problems).mean())
+        return float(are_correct(answers, self.problems, self.grade).mean())
 
 
 def answer_texts(tokens: Int[np.ndarray, "B N A"], layout: Layout, whole: bool = False) -> list[list[str]]:
@@ -125,7 +128,12 @@ def answer_texts(tokens: Int[np.ndarray, "B N A"], layout: Layout, whole: bool =
     return [[text(ids) for ids in row] for row in tokens.tolist()]
 
 
-def are_correct(answers: Sequence[str], problems: Sequence[Problem]) -> Bool[np.ndarray, " Q"]:
-    """Whether each problem's answer is right."""
+def grades(answers: Sequence[str], problems: Sequence[Problem], grade: Grade) -> Float[np.ndarray, " Q"]:
+    """The grade, 0 to 1, of each problem's answer; an unfinished one has 0."""
     pairs = zip(answers, problems, strict=True)
-    return np.asarray([same_answer(answer, problem.answer) for answer, problem in pairs], bool)
+    return np.asarray([0 if told.endswith(UNFINISHED) else grade(problem, told) for told, problem in pairs], np.float32)
+
+
+def are_correct(answers: Sequence[str], problems: Sequence[Problem], grade: Grade) -> Bool[np.ndarray, " Q"]:
+    """Whether each problem's answer is right: its grade is 1."""
+    return grades(answers, problems, grade) >= 1

@@ -38,6 +38,8 @@ def results_table(results: Mapping[str, Any]) -> str:
     """The results as a table in text; accuracies in per cent."""
     low, high = results["confidence_interval"]
     rows = [("greedy accuracy", f"{_percent(results['accuracy'])}   [{_percent(low)}, {_percent(high)}]")]
+    if note := results.get("config", {}).get("contamination"):
+        rows.append(("NOT HELD OUT", note))
     trajectories = results.get("config", {}).get("num_trajectories", "N")
     if "sampled_accuracy" in results:
         rows.append(("sampled accuracy", _percent(results["sampled_accuracy"])))

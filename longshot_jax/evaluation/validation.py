@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from longshot_jax.config.model import DecodingConfig
 from longshot_jax.config.run import EvaluationConfig
 from longshot_jax.data.layout import Layout
+from longshot_jax.data.own import Grade, by_problem
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.decoder import Decoder
@@ -48,6 +49,7 @@ class Validation:
         steps_written: bool,
         joined: int = 0,
         max_trajectories: int = 0,
+        grade: Grade = by_problem,
     ):
         count = min(settings.questions, len(problems))
         self.problems: list[Problem] = [problems[number * len(problems) // count] for number in range(count)]
@@ -56,7 +58,7 @@ class Validation:
         self._batch_size = -(-min(settings.batch_size, count) // parts) * parts
         layout = replace(layout, steps_written=steps_written)
         self._lens = Lens(graphdef, layout.tokenizer)
-        self._graphdef = graphdef
+        self._graphdef, self._grade = graphdef, grade
         self._decoder = Decoder(
             graphdef, layout, max_thoughts, answer_length, max_trajectories, joined=joined, mesh=mesh, decoding=decoding
         )
@@ -83,6 +85,7 @@ class Validation:
             batch_size=self._batch_size,
             controls=False,
             watch=watched.append,
+            grade=self._grade,
         )
         if few:
             return results

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from longshot_jax.data.grading import same_answer
 from longshot_jax.data.loader import prefetched, problem_batches
 from longshot_jax.data.problems import Problem
-from longshot_jax.evaluation.batches import answer_texts
+from longshot_jax.evaluation.batches import UNFINISHED, answer_texts, grades
 from longshot_jax.evaluation.fusion_accuracy import choose
 from longshot_jax.model.sharding import fetch, place_batch
+from longshot_jax.ppo.own_rewards import own_rewards
 from longshot_jax.ppo.rewards import Outcome, answer_rewards, shared_rewards, thought_cost_rewards
 from longshot_jax.ppo.update import PPOPrograms
 from longshot_jax.thoughts.rollout import Temperatures
@@ -41,7 +41,7 @@ class PPOLoop:
         config, layout = self.config, context.layout
         self.problems = problem_batches(context.problems.train, config.questions, run.seed + 1)
         self.evaluation = context.validation(config.max_thoughts, answer_length=run.sampled_length, steps_written=False)
-        self.rule = rule_after(run, "ppo")
+        self.rule, self.own_rewards = rule_after(run, "ppo"), own_rewards(run)
         self.first_norm: float | None = None
         self.annealed = [
             anneal(getattr(config, name), getattr(config, f"{name}_annealing"), config.iterations)
@@ -163,9 +163,14 @@ class PPOLoop:
             np.int32(iteration),
         )
         ended, previous = fetch((outcome, pending[1] if pending else {}))
-        outcomes = self._outcomes(ended, questions.problems)
+        texts = answer_texts(ended["tokens"], context.layout)
+        outcomes = self._outcomes(ended, questions.problems, texts)
         active = ended.get("active", np.ones(outcomes.correct.shape, bool))
-        terms = {name: term * active for name, term in answer_rewards(outcomes, config.rewards).items()}
+        terms = answer_rewards(outcomes, config.rewards)
+        answers = [[text.removesuffix(UNFINISHED) for text in row] for row in texts]
+        for name, reward in self.own_rewards.items():
+            terms[name] = reward(questions.problems, answers, outcomes, f" in iteration {iteration + 1}")
+        terms = {name: term * active for name, term in terms.items()}
         zero = np.zeros(outcomes.correct.shape, np.float32)
         answer_reward = np.asarray(sum(terms.values(), zero), np.float32)
         costs = thought_cost_rewards(outcomes.num_thoughts, config.max_thoughts, config.rewards.thought_cost)
@@ -181,11 +186,10 @@ class PPOLoop:
         metrics |= self._rollout_metrics(outcomes, active, ended, total, iteration)
         return state, metrics, (pending[0], as_numbers(previous)) if pending else None
 
-    def _outcomes(self, ended: dict[str, np.ndarray], problems: Sequence[Problem]) -> Outcome:
-        texts = answer_texts(ended["tokens"], self.context.layout)
-        correct = [
-            [same_answer(text, problem.answer) for text in row] for row, problem in zip(texts, problems, strict=True)
-        ]
+    def _outcomes(self, ended: dict[str, np.ndarray], problems: Sequence[Problem], texts: list[list[str]]) -> Outcome:
+        columns = [grades(column, problems, self.context.grade) for column in zip(*texts, strict=True)]
+        grade = np.stack(columns, axis=1)
+        correct = grade >= 1
         count = ended.get("num_trajectories", np.full(len(problems), self.config.num_trajectories, np.int32))
         voted = None
         if self.config.rewards.vote_correct:
@@ -195,13 +199,14 @@ class PPOLoop:
             ]
             voted = np.asarray([row[index] for row, index in zip(correct, chosen, strict=True)], bool)[:, None]
         return Outcome(
-            np.asarray(correct, bool),
+            correct,
             ended["ended"],
             ended["num_thoughts"],
             ended["natural_stop"],
             count[:, None],
             voted,
             ended.get("diversity"),
+            grade if self.context.run.data.grader else None,
         )
 
     def _rollout_metrics(

@@ -28,6 +28,7 @@ class Outcome:
       num_trajectories: number of trajectories of the question.
       vote_correct: whether the question's majority answer is correct; None if no reward needs it.
       diversity: distance of the thoughts to the question's other trajectories, 0 to 1; None if no reward needs it.
+      grade: what the user's grader gives, 0 to 1, of which 1 is correct; None without one.
     """
 
     correct: Bool[np.ndarray, "B N"]
@@ -37,11 +38,12 @@ class Outcome:
     num_trajectories: Int[np.ndarray, "B #N"]
     vote_correct: Bool[np.ndarray, "B #N"] | None = None
     diversity: Float[np.ndarray, "B N"] | None = None
+    grade: Float[np.ndarray, "B N"] | None = None
 
 
 # Each term has the name of its weight. To add a term, add a weight to `config.ppo.RewardWeights` and a line here.
 TERMS: Mapping[str, Callable[[Outcome, RewardWeights], Any]] = {
-    "correct": lambda outcome, _: outcome.correct,
+    "correct": lambda outcome, _: outcome.correct if outcome.grade is None else outcome.grade,
     "wrong": lambda outcome, _: ~outcome.correct,
     "no_thought": lambda outcome, _: outcome.num_thoughts == 0,
     "on_target": lambda outcome, weights: outcome.num_thoughts == weights.target_thoughts,

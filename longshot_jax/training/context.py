@@ -11,8 +11,10 @@ from jax.sharding import Mesh
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.frozen_source import KEY, FrozenSource, join_frozen, split_frozen
+from longshot_jax.checkpoints.saved_reasoner import CODE, TRAINED_ON
 from longshot_jax.config import RunConfig
 from longshot_jax.data.layout import Layout
+from longshot_jax.data.own import Grade, by_problem
 from longshot_jax.data.problems import Problem
 from longshot_jax.data.sources import Problems
 from longshot_jax.distributed import Preemption
@@ -38,6 +40,9 @@ class RunContext:
       stream: output stream of the progress; None is standard error.
       frozen_source: folder of the backbone's weights as they were before all phases, or None; checkpoints do not hold them
         while no phase has trained them.
+      grade: of an answer, 0 to 1.
+      code: fingerprints of the user's code.
+      trained_on: training problems of this run and of those that its parameters come from.
       seconds_before: time spent by earlier starts of the run, up to the checkpoint.
       best: highest metric of all checkpoints, and its step.
       finished: updates, sequences, seconds and accuracy of each finished phase.
@@ -52,6 +57,9 @@ class RunContext:
     writer: RunWriter
     stream: Any = None
     frozen_source: FrozenSource | None = None
+    grade: Grade = by_problem
+    code: dict[str, str] = field(default_factory=dict)
+    trained_on: Sequence[str] = ()
     seconds_before: float = 0.0
     best: tuple[float, int] | None = None
     finished: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -80,6 +88,8 @@ class RunContext:
             "seconds": self.seconds,
             "best": self.best,
             "finished": self.finished,
+            CODE: self.code,
+            TRAINED_ON: list(self.trained_on),
         }
         phases = self.run.phases[: self.run.phases.index(phase) + 1]
         if self.frozen_source is not None and all(self.run.trainable(done) != "all" for done in phases):
@@ -123,6 +133,7 @@ class RunContext:
             steps_written=steps_written,
             joined=self.run.thoughts.joined,
             max_trajectories=self.run.thoughts.max_trajectories,
+            grade=self.grade,
         )
 
     def progress(self, name: str, total: int, done: int, unit: str) -> Progress:
@@ -136,13 +147,13 @@ class RunContext:
         optimizer = f"{key.rpartition('.')[0]}.optimizer"
         raise UserError(
             f"{int(in_a_row)} updates in a row were skipped because the loss or its gradient was not finite ({key} "
-            f"allows fewer than {allowed}); {self._kept()}: lower {optimizer}.learning_rate or {optimizer}.clip_norm in a new --workdir."
+            f"allows fewer than {allowed}); {self.kept()}: lower {optimizer}.learning_rate or {optimizer}.clip_norm in a new --workdir."
         )
 
     def refuse_to_go_on(self, what: str, phase: str) -> NoReturn:
         """Raises a UserError for a run that goes wrong."""
         advice = f"lower config.{phase}.optimizer.learning_rate, or raise warmup_steps, in a new --workdir"
-        raise UserError(f"{what}; {self._kept()}: {advice}.")
+        raise UserError(f"{what}; {self.kept()}: {advice}.")
 
     def check_thought_norm(self, first: float | None, results: Mapping[str, Any], phase: str) -> float | None:
         """The norm of thoughts at the first evaluation of a phase that has any.
@@ -162,7 +173,8 @@ class RunContext:
             )
         return now if first is None else first
 
-    def _kept(self) -> str:
+    def kept(self) -> str:
+        """For the sentence of an error: which checkpoint is left."""
         last = self.checkpoints.latest_step
         return "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is intact"
 

@@ -1,0 +1,61 @@
+"""Question, answer and steps by the names of their fields, and the rows of CSV and Parquet files."""
+
+import csv
+import difflib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from longshot_jax.errors import UserError, first_line
+
+Texts = tuple[Any, Any, Any]
+
+
+def texts_of(row: Any, fields: Sequence[str], place: str) -> Texts:
+    """Question, steps and answer of a row; a UserError if a field is missing.
+
+    Numbers become texts. Steps may be a list, or one text with a step a line; a field that is not named, or empty, has none.
+    """
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: not an object with fields: fix or remove it")
+    for name in fields:
+        if name not in row:
+            near = difflib.get_close_matches(name, [str(key) for key in row], 1)
+            advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(str, row))}"
+            raise UserError(f"{place}: there is no field {name!r} of config.data.fields: {advice}")
+    question, answer, *steps = (_plain(row[name]) for name in fields)
+    lines = steps[0] if steps and steps[0] is not None else []
+    return question, lines.strip().splitlines() if isinstance(lines, str) else lines, answer
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value != value:  # a missing number in Parquet
+        return None
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, row) of a csv with a head; a UserError for a row of another length."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            place = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise UserError(f"{place}: another number of columns than in line 1: fix or remove the row")
+            yield place, row
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: broken csv ({error}): fix the row") from None
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row) of a Parquet file; a UserError if it is none."""
+    import pyarrow.parquet  # takes half a second
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except Exception as error:  # of many types
+        raise UserError(f"{path} cannot be read as Parquet ({first_line(error)}): give another file") from None
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
