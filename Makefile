@@ -9,6 +9,7 @@
 #   make campaign   thousands of damaged inputs, each refused or read right (docs/reliability.md); SEED=0, INPUTS=10000
 #   make campaign-kills  runs that are killed at random moments and go on, bit for bit; SEED=0, KILLS=100
 #   make lint       ruff and pyright
+#   make docs       the site of docs/, into build/site; a broken link fails
 #   make venv       the environment alone
 #   make clean      remove what tools left behind; .venv and runs/ stay
 
@@ -30,6 +31,7 @@ MADE := .venv/.made
 RUN := .venv/.installed-$(ACCELERATOR)
 TEST := .venv/.installed-test
 LINT := .venv/.installed-lint
+DOCS := .venv/.installed-docs
 PARITY := .venv/.installed-parity
 
 # Environments with other versions: the oldest of every need on this Python, the newest on Python 3.12.
@@ -42,7 +44,7 @@ SEED := 0
 INPUTS := 10000
 KILLS := 100
 
-.PHONY: venv test test-slow test-versions campaign campaign-kills lint demo plan-gpu bench-gpu clean
+.PHONY: venv test test-slow test-versions campaign campaign-kills lint docs demo plan-gpu bench-gpu clean
 
 venv: $(RUN)
 
@@ -67,6 +69,9 @@ lint: $(LINT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
+
+docs: $(DOCS)
+	$(PY) -m mkdocs build --strict --quiet
 
 plan-gpu: .venv-gpu/.installed
 
@@ -114,6 +119,11 @@ $(TEST): $(RUN)
 $(LINT): $(RUN)
 	@echo "Installing ruff and pyright ..."
 	@$(PIP_INSTALL) -e '.[lint]'
+	@touch $@
+
+$(DOCS): $(RUN)
+	@echo "Installing mkdocs ..."
+	@$(PIP_INSTALL) -e '.[docs]'
 	@touch $@
 
 $(PARITY): $(TEST)

@@ -231,7 +231,8 @@ def think(
     Args:
       memory: read at every step, constant.
       stop_rule: forced stops and stop decisions.
-      noise, thought_std: an action is its mean + thought_std · noise, noise standard normal; std 0 is deterministic.
+      noise: standard normal; an action is its mean + thought_std · noise.
+      thought_std: standard deviation of an action; 0 is deterministic.
       ensemble: feed every trajectory the mean of all that continue, and stop all by majority.
       replay: a recorded rollout to repeat.
       teaching: changes that a curriculum makes to the thoughts fed back.
