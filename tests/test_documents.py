@@ -1,11 +1,17 @@
 """The documents say what the code says: settings that messages name, commands, links."""
 
 import ast
+import os
+import pkgutil
 import re
+import runpy
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+from longshot_jax import cli
 from longshot_jax.config import RunConfig
 from longshot_jax.config.declarations import declared
 
@@ -64,3 +70,90 @@ def test_every_setting_that_a_message_names_is_in_the_table_of_troubles_and_no_o
 )
 def test_the_search_for_settings_finds_them(text: str, named: set[str]):
     assert named_settings(text) == named
+
+
+# Commands.
+
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+MAKEFILE = (ROOT / "Makefile").read_text()
+_START = re.compile(
+    r"(?:(?:^|\s)(?:[A-Z_]+=\S*\s+)*)((?:\S*python3?\s+scripts/|longshot\s+(?=[a-z])|make\s+(?=[\w-]))\S.*)"
+)
+
+
+class Parsed(Exception):
+    """Stands for what a command would do after its arguments were read."""
+
+
+def commands(text: str) -> list[str]:
+    """Commands of a Markdown text, in blocks and in spans of code, each on one line; what stands for anything is left out."""
+    blocks = re.findall(r"^ *```[^\n]*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
+    blocks.append("\n".join(re.findall(r"^(?: {4}|\t)(.*)", prose, re.MULTILINE)))
+    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    lines += [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose)]
+    found = [match[1].partition(" #")[0].strip() for line in lines if (match := _START.match(line))]
+    return [command for command in found if not re.search(r"\.\.\.|\b[A-Z]{3,}\b(?!=)|\[", command.replace("[1]", ""))]
+
+
+def places() -> list[tuple[str, str]]:
+    texts = [(path.name, path.read_text()) for path in DOCUMENTS]
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        texts.append((path.name, ast.get_docstring(ast.parse(path.read_text())) or ""))
+    return list(dict.fromkeys((name, command) for name, text in texts for command in commands(text)))
+
+
+def test_the_search_for_commands_finds_them():
+    text = "a `python scripts/plan.py --config a.py\n--devices 8`\n\n    make lint  # x\n\n```\nA=1 longshot train --config \\\n b\nmake ...\n```\n"
+    assert sorted(commands(text)) == [
+        "longshot train --config  b",
+        "make lint",
+        "python scripts/plan.py --config a.py --devices 8",
+    ]
+    assert {name for name, _ in places()} >= {"README.md", "training.md", "results.md", "performance.md", "tiny.py"}
+
+
+@pytest.mark.parametrize(("name", "command"), places())
+def test_every_command_can_be_given_as_it_stands(name: str, command: str, monkeypatch: pytest.MonkeyPatch):
+    """Its options, its config file, and its settings are read by the parsers of the command, which then does nothing."""
+    words = shlex.split(command)
+    if words[0] == "make":
+        check_make(words[1:])
+        return
+    script = f"scripts/{words[1]}.py" if words[0] == "longshot" else words[1]
+    read_options, read_config = cli.OptionParser.parse_args, cli.parse_command
+
+    def parse_args(parser, *given):
+        read_options(parser, *given)
+        raise Parsed
+
+    def parse_command(*given):
+        read_config(*given)
+        raise Parsed
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [script, *words[2:]])
+    monkeypatch.setattr(cli.OptionParser, "parse_args", parse_args)
+    monkeypatch.setattr(cli, "parse_command", parse_command)
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # commands set variables
+    try:
+        runpy.run_path(str(ROOT / script))["main"]()
+    except SystemExit as ended:
+        assert "--help" in words and not ended.code
+    except Parsed:
+        pass
+    else:
+        raise AssertionError("the command reads its arguments in another way")
+
+
+def check_make(words: list[str]) -> None:
+    """Each target has a rule, each variable a value in the Makefile."""
+    for word in words:
+        variable, equals, _ = word.partition("=")
+        wanted = rf"^{re.escape(variable)} *[?:]?=" if equals else rf"^{re.escape(word)}:"
+        assert re.search(wanted, MAKEFILE, re.MULTILINE), f"the Makefile has no {word}"
+
+
+@pytest.mark.parametrize("name", re.findall(r"^::: ([\w.]+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE))
+def test_the_interface_in_python_exists_and_is_described(name: str):
+    assert pkgutil.resolve_name(name).__doc__
