@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from builders import QUICK, ragged_prompts, small_reasoner
 from flax import nnx
 
@@ -16,6 +17,7 @@ from longshot_jax.training.state import start_state
 ROWS, STEPS = 4, 2
 
 
+@pytest.mark.slow
 def test_dropout_does_not_depend_on_micro_batches_and_changes_with_every_update():
     graphdef, params = nnx.split(small_reasoner(num_hidden_layers=1))
     prompt, mask = ragged_prompts([3, 6, 1, 4], 6)

@@ -282,7 +282,7 @@ def test_cached_equals_uncached_where_thoughts_read_actions(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ALL[1::7], ids=str)  # as above
+@pytest.mark.parametrize("case", ALL[1::14], ids=str)  # every value of every setting
 @pytest.mark.usefixtures("fresh_caches")
 def test_cached_equals_uncached_in_more_combinations(case):
     check_cached_is_uncached(*case, examples=6)

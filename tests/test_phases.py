@@ -44,7 +44,7 @@ def test_each_phase_says_what_it_reached(finished):
 
 
 @pytest.mark.parametrize(
-    "batches", [pytest.param(55, marks=pytest.mark.slow), 75]
+    "batches", [pytest.param(55, marks=pytest.mark.long), pytest.param(75, marks=pytest.mark.slow)]
 )  # in each phase; the second after the first one's end
 def test_interrupted_in_either_phase_it_ends_with_the_same_bits(finished, tmp_path, monkeypatch, batches):
     def stop(taken: int) -> None:

@@ -93,7 +93,8 @@ def test_ratio_is_one_in_the_first_update(dtype):
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("gradient", [pytest.param("score", marks=pytest.mark.slow), "pathwise"])
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", [pytest.param("score", marks=pytest.mark.long), "pathwise"])
 def test_gradient_does_not_depend_on_micro_batches(gradient):
     reasoner = small_reasoner("hidden", normalised=True)
     config = replace(PPO, gradient=gradient, kl_coefficient=0.1, loss_mean="sequence", token_entropy_coefficient=0.1)

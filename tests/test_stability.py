@@ -15,7 +15,9 @@ CURRICULUM = {"phases": ("curriculum",), "data__generated_train": 4096, "curricu
 
 def test_a_loss_that_diverges_ends_the_run_with_its_last_checkpoint(tmp_path):
     """A learning rate that grows until nothing learned is left."""
-    rate = {"curriculum__optimizer__learning_rate": 10.0, "curriculum__optimizer__warmup_steps": 250}
+    rate = {
+        "curriculum__optimizer__learning_rate": 10.0, "curriculum__optimizer__warmup_steps": 250, "checkpoint__every": 40,
+    }  # fmt: skip
     with pytest.raises(UserError, match=r"loss of stage 1 diverges: .* the checkpoint of step \d+ is intact: lower "
                                         r"config\.curriculum\.optimizer\.learning_rate"):  # fmt: skip
         train(tiny(**CURRICULUM | rate, curriculum__stages=(1,)), tmp_path, io.StringIO())

@@ -121,7 +121,9 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("batches", [7, 17])  # in the second stage of the curriculum; in PPO, after moments were saved
+@pytest.mark.parametrize(
+    "batches", [pytest.param(7, marks=pytest.mark.slow), 17]
+)  # in the second stage of the curriculum; in PPO, after moments were saved
 def test_interrupted_run_ends_with_the_same_bits(finished, tmp_path, monkeypatch, batches):
     folder, *_ = finished
 
@@ -152,6 +154,7 @@ def count_compilations(run, folder):
 
 
 @pytest.mark.law
+@pytest.mark.slow
 def test_longer_runs_compile_nothing_more(finished, tmp_path):
     # Twice as many updates of each kind: more batches, evaluations and checkpoints, and a second epoch.
     short = count_compilations(tiny(), tmp_path / "short")
@@ -238,7 +241,8 @@ def test_running_loss_and_annealing():
 def test_a_stage_ends_early_at_its_loss(tmp_path):
     # Any loss is below this: a stage ends as soon as its running loss counts.
     result = train(
-        tiny(phases=("curriculum",), curriculum__stage_loss=99.0, curriculum__max_steps_per_stage=25),
+        tiny(phases=("curriculum",), curriculum__stage_loss=99.0, curriculum__max_steps_per_stage=25,
+             checkpoint__every=50),
         tmp_path, io.StringIO(),
     )  # fmt: skip
     assert result.phases["curriculum"]["updates"] == 21 + 21 + 25

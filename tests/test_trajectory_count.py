@@ -53,7 +53,7 @@ def reading():
     return small_reasoner("navigator", memory_top=2, reads="all", max_trajectories=MOST), small_bank()
 
 
-@pytest.mark.parametrize("ensemble", [False, True])
+@pytest.mark.parametrize("ensemble", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_ratio_is_one_and_trajectories_beyond_their_count_are_masked(reading, ensemble):
     reasoner, bank = reading
     rollout, recorded = sample(reasoner, bank, ensemble=ensemble)
