@@ -4,12 +4,15 @@ python scripts/convert.py from-hf DIR OUT     makes a run folder from a Hugging 
 python scripts/convert.py to-hf CKPT DIR      makes a directory that transformers and LongShot load from a run folder
 """
 
+from pathlib import Path
+
 from longshot_jax.errors import run_command
 
 
 def main() -> None:
     from longshot_jax.checkpoints.convert import from_hf, to_hf
     from longshot_jax.cli import OptionParser
+    from longshot_jax.evaluation.model_card import write_model_card
 
     parser = OptionParser(description="Convert parameters from and to Hugging Face directories.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -25,6 +28,7 @@ def main() -> None:
         from_hf(flags.directory, flags.out)
     else:
         to_hf(flags.checkpoint, flags.directory, flags.dtype)
+        print(write_model_card(Path(flags.checkpoint).expanduser(), Path(flags.directory).expanduser()))
 
 
 if __name__ == "__main__":

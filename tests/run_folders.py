@@ -29,9 +29,11 @@ PPO = RunConfig(
 CURRICULUM = RunConfig(phases=("curriculum",), markers="answer")
 
 
-def save_run(folder: Path, run: RunConfig, phase: str, metric: float | None = 0.5, seed: int = 0) -> Reasoner:
+def save_run(
+    folder: Path, run: RunConfig, phase: str, metric: float | None = 0.5, seed: int = 0, tokens: Tokenizer | None = None
+) -> Reasoner:
     """A run folder as training leaves it, with random weights; optimizer and the like are left out."""
-    tokens = Tokenizer.for_chains()
+    tokens = tokens or Tokenizer.for_chains()
     shape = LlamaConfig(tokens.vocabulary_size, 16, 24, 1, 2, 2, 8, tie_word_embeddings=True)
     backbone = Llama(shape, nnx.Rngs(seed), weight_dtype=jnp.dtype(run.model.weight_dtype), lora=run.lora)
     reasoner = Reasoner(backbone, run.thoughts, nnx.Rngs(seed))

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from builders import ADAPTERS
+from commands import start
 from run_folders import PPO, save_run
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -20,10 +21,12 @@ from tiny_run import tiny
 from longshot_jax import LongShot
 from longshot_jax.checkpoints.convert import from_hf, to_hf
 from longshot_jax.checkpoints.initialize import abstract_reasoner, build_reasoner
+from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.checkpoints.sidecar import FILE, read_sidecar
 from longshot_jax.config.model import ModelConfig
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
+from longshot_jax.evaluation.model_card import model_card
 from longshot_jax.model.huggingface import read_config
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.rope import RopeScaling
@@ -237,3 +240,40 @@ def test_transformers_loads_the_merged_llama_with_equal_logits(run, exported):
     with torch.no_grad():
         theirs = model(torch.from_numpy(TOKENS)).logits.numpy()
     np.testing.assert_allclose(run[1].logits(TOKENS), theirs, atol=1e-4, rtol=0)
+
+
+def test_an_export_has_a_model_card_that_is_never_overwritten(run, tmp_path, capsys):
+    folder, out = tmp_path / "run", tmp_path / "export"
+    shutil.copytree(run[0], folder)
+    results = {
+        "accuracy": 0.75, "count": 4, "confidence_interval": [0.3, 0.95], "mean_thoughts": 1.5, "by_steps": {},
+        "controls": {"zero": 0.25, "swap": 0.0}, "correct": [1, 1, 1, 0],
+        "config": {"step": 7, "phase": "ppo", "seed": 3, "data": str(tmp_path / "held_out.json")},
+    }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(results))
+    results["config"]["step"] = 8
+    (folder / "of_another_checkpoint.json").write_text(json.dumps(results))
+    (folder / "damaged.json").write_text('{"correct": [1], "config": {"step": 7, "phase": "ppo"}}')
+    assert start("convert.py", "to-hf", folder, out) == 0
+    assert "README.md holds 1 results of the run folder" in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name:") and "# export\n" in card
+    assert "On `held_out.json` (`results.json`, seed 3):" in card and "of_another_checkpoint" not in card
+    assert "greedy accuracy   75.0 %   [ 30.0 %,  95.0 %]" in card
+    assert "thoughts: zero    25.0 %" in card and "thoughts: swap     0.0 %" in card
+    assert "Checkpoint: step 7 of phase `ppo`" in card and '"feedback": "navigator"' in card
+    assert "- `ppo` (lora weights): not finished at this checkpoint" in card and str(tmp_path) not in card
+
+    (out / "README.md").write_text("mine")
+    assert start("convert.py", "to-hf", folder, out, "--dtype", "bfloat16") == 0
+    assert "README.md was there and is kept; remove it" in capsys.readouterr().out
+    assert (out / "README.md").read_text() == "mine"
+    assert load_file(out / "model.safetensors")["model.norm.weight"].dtype.name == "bfloat16"
+
+
+def test_a_card_tells_what_each_finished_phase_did(run):
+    saved = SavedReasoner.find(run[0])
+    figures = {"updates": 1200, "sequences": 9600, "seconds": 1.0, "accuracy": 0.5}
+    card = model_card("x", replace(saved, metadata=saved.metadata | {"finished": {"ppo": figures}}), {})
+    assert "- `ppo` (lora weights): 1,200 updates, 9,600 sequences, validation accuracy 50.0%" in card
+    assert "No evaluation of this checkpoint was in the run folder" in card

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from longshot_jax.planning import compilers
-from longshot_jax.planning.accelerators import ACCELERATORS
+from longshot_jax.training.accelerators import ACCELERATORS
 
 ROOT = Path(__file__).parents[1]
 PYTHON = Path(sys.executable) if compilers.installed() else ROOT / ".venv-gpu" / "bin" / "python"
@@ -39,7 +39,7 @@ PRODUCTS = """
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from longshot_jax.config.model import MeshConfig
-from longshot_jax.planning.accelerators import ACCELERATORS
+from longshot_jax.training.accelerators import ACCELERATORS
 from longshot_jax.planning.compilers import planned_mesh
 from longshot_jax.planning.hlo import operations
 written = {}

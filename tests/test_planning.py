@@ -19,13 +19,14 @@ from tiny_run import tiny
 from longshot_jax.config.model import MeshConfig
 from longshot_jax.errors import UserError
 from longshot_jax.model.llama import Llama, LlamaConfig
-from longshot_jax.planning import accelerators, compilers
+from longshot_jax.planning import compilers
 from longshot_jax.planning.arithmetic import Arithmetic, Product, count
 from longshot_jax.planning.compilers import planned_mesh
 from longshot_jax.planning.plan import advice, as_json, make_plan
 from longshot_jax.planning.report import report
 from longshot_jax.planning.search import largest_that_fits
 from longshot_jax.planning.shapes import planned_backbone
+from longshot_jax.training import accelerators
 
 ROOT = Path(__file__).parents[1]
 

@@ -80,9 +80,16 @@ def test_ratio_is_one_in_the_first_update(dtype):
         and bool(jnp.any(~rollout.thought_mask))
     )
     config = replace(PPO, memory_slots=9)
-    _, after, metrics = updated(
-        reasoner, config, (rollout, recorded, *rewards()), optax.sgd(0.1), memory=bank, reference=True
-    )
+    graph, state = begun(reasoner, config, optax.sgd(0.1), memory=bank, reference=True)
+    update = jax.jit(policy_update(graph, optax.sgd(0.1), config, OPENING))
+    after, metrics = update(state, rollout, recorded, *rewards())
+    # What the sampler recorded is compared with the pass of the update, here as it is and with half a nat more per token.
+    rounding = 1e-4 if dtype == jnp.float32 else 0.1
+    assert metrics["sampler_difference"] < rounding
+    more = recorded.tokens.log_probs + jnp.where(rollout.token_mask, 0.5, 0.0)
+    _, shifted = update(state, rollout, replace(recorded, tokens=replace(recorded.tokens, log_probs=more)), *rewards())
+    share = jnp.sum(rollout.token_mask) / count_actions(rollout, config)
+    assert shifted["sampler_difference"] == pytest.approx(0.5 * share, abs=rounding)
     for kind in ("stops", "thoughts", "tokens"):
         assert metrics[f"{kind}/ratio"] == pytest.approx(1.0, abs=1e-4)
         assert metrics[f"{kind}/ratio_max"] == pytest.approx(1.0, abs=1e-3)
@@ -115,6 +122,8 @@ def test_gradient_does_not_depend_on_micro_batches(gradient):
 def test_sums_do_not_depend_on_minibatches():
     reasoner = small_reasoner("navigator")
     rollout, recorded = rolled_out(reasoner)
+    moved = recorded.tokens.log_probs + jnp.where(rollout.token_mask, 0.3, 0.0)  # or all ratios were 1
+    recorded = replace(recorded, tokens=replace(recorded.tokens, log_probs=moved))
     advantages, returns = estimate_advantages(rollout, recorded, *rewards(), PPO)
     whole = Experience(rollout, recorded, None, advantages, returns)
 

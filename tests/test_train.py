@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from metric_entries import entries_and_tags, tags_of
 from tiny_run import tiny, watch_batches
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
@@ -85,9 +86,14 @@ def test_everything_is_on_tensorboard(finished):
         "curriculum/loss", "curriculum/gradient_norm", "ppo/loss", "ppo/value_loss", "ppo/kl", "ppo/stop_entropy",
         "ppo/tokens/ratio", "ppo/thoughts/clip_fraction", "reward/correct", "reward/total", "rollout/thoughts",
         "rollout/accuracy_with_2_thoughts", "evaluation/accuracy", "evaluation/accuracy_of_1_steps",
-        "temperature/thought_std",
+        "temperature/thought_std", "reward/std", "reward/equal_questions", "ppo/sampler_difference", "time/evaluation",
     }  # fmt: skip
     assert wanted <= set(tags["scalars"])
+    assert entries_and_tags(tags_of(folder / "tensorboard"))[1] == set(), "tags that docs/metrics.md does not explain"
+    for name in ("time/rollout", "time/rewards", "time/update", "speed/tokens_per_second", "speed/thoughts_per_second"):
+        assert [event.step for event in events.Scalars(name)] == list(range(15, 21))
+        assert all(event.value > 0 for event in events.Scalars(name))
+    assert all(event.value < 1e-4 for event in events.Scalars("ppo/sampler_difference"))
     assert {"rollout/thoughts_taken", "reward/distribution"} <= set(tags["histograms"])
     # Of the curriculum too: its stages 1 and 2 take thoughts.
     assert [event.step for event in events.Histograms("evaluation/thought_norms")][:2] == [8, 12]

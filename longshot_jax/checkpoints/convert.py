@@ -7,6 +7,7 @@ tokenizer, including the latent tokens, is in the folder `tokenizer` beside the 
 """
 
 import os
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from longshot_jax.data.tokenizer_files import TokenizerFiles, files_of
 from longshot_jax.errors import UserError
 from longshot_jax.files import local_path, unwritable
 from longshot_jax.model.huggingface import load_weights, read_config, save_weights
-from longshot_jax.model.huggingface.weights import refuse_foreign
+from longshot_jax.model.huggingface.weights import CARD, refuse_foreign
 from longshot_jax.model.storage import float_dtype, plain_weights
 
 _TRAINED = "trainable.backbone"
@@ -64,7 +65,8 @@ def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32") ->
     """Writes the best checkpoint, or the newest if none has a metric, as a Hugging Face directory with its tokenizer.
 
     `transformers` loads the backbone, with adapters merged into its matrices. Navigator and memory bank are in a
-    separate file (`checkpoints.sidecar`); `load_pretrained` restores the whole reasoner from the directory.
+    separate file (`checkpoints.sidecar`); `load_pretrained` restores the whole reasoner from the directory. The README.md
+    of an earlier export stays as it is.
 
     Args:
       checkpoint: run folder.
@@ -90,6 +92,8 @@ def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32") ->
     alone = TokenizerFiles.read(files_of(checkpoint / "tokenizer"))
 
     def write_beside(partial: Path) -> None:
+        if os.path.lexists(folder / CARD):
+            shutil.copy2(folder / CARD, partial / CARD)
         if sidecar is not None:
             sidecar.write(partial)
         if tokenizer is not None:

@@ -126,7 +126,7 @@ class Decoder:
         return self._decode_given(params, *self._placed((*prompts, thoughts, num_thoughts, counts, roles)))
 
     @property
-    def _opening(self) -> tuple[int, ...]:
+    def opening(self) -> tuple[int, ...]:
         return self.layout.joint_opening if self.joined else self.layout.opening
 
     def _placed(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -164,7 +164,7 @@ class Decoder:
                 copies,
                 self.max_thoughts,
                 self.answer_length,
-                self._opening,
+                self.opening,
                 self.layout.tokenizer.ends,
                 ensemble=ensemble,
                 coupling=self.coupling,
@@ -212,7 +212,7 @@ class Decoder:
         encoded = begin_trajectories(reasoner, encode(reasoner, prompt, mask), shape[1], active, roles)
         embeddings = embeddings.astype(reasoner.backbone.compute_dtype)
         thoughts = think_given(reasoner, encoded, embeddings, num_thoughts)
-        static = self._opening, self.layout.tokenizer.ends, self.answer_length
+        static = self.opening, self.layout.tokenizer.ends, self.answer_length
         if self.joined:
             answers = decode_jointly(
                 reasoner, encoded, thoughts, *static, temperature, keys, text_end=self.layout.text_end, active=active

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh
 from longshot_jax.config.model import MeshConfig
 from longshot_jax.errors import UserError, first_line
 from longshot_jax.model.sharding import AXES, make_mesh
-from longshot_jax.planning.accelerators import accelerator_named
+from longshot_jax.training.accelerators import accelerator_named
 
 COMPILERS = ("cuda", "cpu")
 NODE = 8  # GPUs that NVLink connects

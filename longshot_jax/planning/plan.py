@@ -26,7 +26,6 @@ from longshot_jax.config import RunConfig
 from longshot_jax.errors import UserError
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import AXES
-from longshot_jax.planning.accelerators import ACCELERATORS, accelerator_named
 from longshot_jax.planning.arithmetic import Arithmetic, count
 from longshot_jax.planning.compilers import compiled, planned_mesh
 from longshot_jax.planning.hlo import operations
@@ -41,6 +40,7 @@ from longshot_jax.planning.phases import (
 from longshot_jax.planning.search import largest_that_fits
 from longshot_jax.planning.shapes import planned_backbone
 from longshot_jax.planning.traffic import Traffic
+from longshot_jax.training.accelerators import ACCELERATORS, accelerator_named
 
 SPARE = 0.1  # fraction of the memory that must stay free
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from longshot_jax.planning.accelerators import ACCELERATORS
 from longshot_jax.planning.plan import Plan, advice, as_json
 from longshot_jax.planning.traffic import PARTS
 from longshot_jax.tables import by_name, text_table
+from longshot_jax.training.accelerators import ACCELERATORS
 
 
 def report(plan: Plan) -> str:

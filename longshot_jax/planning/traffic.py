@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from longshot_jax.planning.accelerators import Accelerator
 from longshot_jax.planning.hlo import Operation
+from longshot_jax.training.accelerators import Accelerator
 
 _STATE = ("state.trainable", "state.frozen")  # arguments of a phase's programs, by the names that JAX gives them
 

@@ -1,6 +1,6 @@
 """The PPO phase of a run: each iteration is a rollout, its rewards and an update."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -21,16 +21,24 @@ from longshot_jax.thoughts.stopping import Lengths, rule_after
 from longshot_jax.training.context import RunContext, as_numbers
 from longshot_jax.training.schedules import anneal
 from longshot_jax.training.state import TrainState
+from longshot_jax.training.tensorboard import samples_table
+from longshot_jax.training.throughput import Clock, ModelFlops, answer_lengths
+
+_SHOWN = 4  # questions, and trajectories of each, in the table of samples
 
 
 @dataclass
 class Questions:
-    """Input of an iteration: problems and, on the devices, prompts [B, S], their mask and lengths [B, N]."""
+    """Input of an iteration: problems and, on the devices, prompts [B, S], their mask and lengths [B, N].
+
+    `prompt_tokens` is the number of real tokens of all prompts.
+    """
 
     problems: Sequence[Problem]
     prompt: Array
     mask: Array
     lengths: Lengths
+    prompt_tokens: int
 
 
 class PPOLoop:
@@ -48,6 +56,9 @@ class PPOLoop:
             for name in ("thought_std", "stop_temperature", "token_temperature")
         ]
         self.programs = PPOPrograms(run, context.abstract, context.mesh, layout.opening, layout.tokenizer.ends)
+        self.flops = ModelFlops.of(context.abstract, context.mesh, config.trainable)
+        self.clock = Clock()
+        self.samples: list[dict[str, Any]] = []  # rows of a table of the last rollout
 
     def make_questions(self, iteration: int, problems: list[Problem]) -> Questions:
         """Input of an iteration; a pure function of seed and iteration."""
@@ -66,7 +77,9 @@ class PPOLoop:
                 count = rng.choice(np.asarray(config.target_trajectories, np.int32), size=config.questions)
         # NumPy arrays, placed by the next line.
         lengths = Lengths(fewest, most, count)  # pyright: ignore[reportArgumentType]
-        return Questions(problems, *place_batch((prompt, mask, lengths), self.context.mesh))
+        return Questions(
+            problems, *place_batch((prompt, mask, lengths), self.context.mesh), prompt_tokens=int(mask.sum())
+        )
 
     def temperatures(self, iteration: int, thought_std: float | None = None) -> Temperatures:
         """Temperatures of an iteration; `thought_std` is relative to the rms of the thoughts."""
@@ -106,7 +119,8 @@ class PPOLoop:
             if metadata is None:
                 state = self._measure_thoughts(state, self.make_questions(0, cast(list[Problem], self.problems[0])))
                 save(self._evaluate(state, offset, shown))
-            pending: tuple[int, dict[str, Array]] | None = None
+            pending: tuple[int, dict[str, Any]] | None = None
+            self.clock.lap()
             while done < config.iterations:
                 state, metrics, finished = self._iteration(state, done, offset + done + 1, next(inputs), pending)
                 if finished is not None:
@@ -115,9 +129,14 @@ class PPOLoop:
                 shown.advance()
                 last = done == config.iterations
                 measured = last or (every and done % every == 0)
-                accuracy = self._evaluate(state, offset + done, shown) if measured else None
+                accuracy = None
+                if measured:
+                    self._finish_update(metrics)
+                    accuracy = self._evaluate(state, offset + done, shown)
+                    metrics["time/evaluation"] = self.clock.lap()
                 stops = context.preemption.requested()
                 if last or stops or done % save_every == 0 or context.improves(accuracy):
+                    self._finish_update(metrics)
                     self._log_update(offset, pending[0], as_numbers(fetch(pending[1])), shown)
                     pending = None
                     if last:
@@ -130,6 +149,8 @@ class PPOLoop:
                     save(accuracy)
                 if stops:
                     context.exit_when_saved(offset + done)
+                if pending is None:
+                    self.clock.lap()  # a checkpoint is no part of an iteration
         return state.params, offset + done
 
     def _measure_thoughts(self, state: TrainState, first: Questions) -> TrainState:
@@ -147,8 +168,8 @@ class PPOLoop:
         iteration: int,
         step: int,
         questions: Questions,
-        pending: tuple[int, dict[str, Array]] | None,
-    ) -> tuple[TrainState, dict[str, Array], tuple[int, dict[str, float]] | None]:
+        pending: tuple[int, dict[str, Any]] | None,
+    ) -> tuple[TrainState, dict[str, Any], tuple[int, dict[str, float]] | None]:
         """One rollout and its update, step `step` of the run.
 
         The metrics of the previous update are fetched with the outcome: one transfer per iteration.
@@ -162,7 +183,10 @@ class PPOLoop:
             self.temperatures(iteration),
             np.int32(iteration),
         )
+        if pending:  # the devices have begun the rollout when the host waits for the update before it
+            self._finish_update(pending[1])
         ended, previous = fetch((outcome, pending[1] if pending else {}))
+        seconds = self.clock.lap()
         texts = answer_texts(ended["tokens"], context.layout)
         outcomes = self._outcomes(ended, questions.problems, texts)
         active = ended.get("active", np.ones(outcomes.correct.shape, bool))
@@ -176,6 +200,7 @@ class PPOLoop:
         costs = thought_cost_rewards(outcomes.num_thoughts, config.max_thoughts, config.rewards.thought_cost)
         earned = shared_rewards(answer_reward, costs, active) if config.shared_reward else (answer_reward, costs)
         rewards = place_batch(earned, context.mesh)
+        times = {"time/rollout": seconds, "time/rewards": self.clock.lap()}
         state, metrics = self.programs.update(state, rollout, recorded, *rewards)
         total = answer_reward + costs.sum(-1)
         self.context.writer.histogram(step, "rollout/thoughts_taken", outcomes.num_thoughts[active])
@@ -183,7 +208,9 @@ class PPOLoop:
         metrics |= {
             f"reward/{name}": np.mean(term[active]) for name, term in (terms | {"thought_cost": costs.sum(-1)}).items()
         }
-        metrics |= self._rollout_metrics(outcomes, active, ended, total, iteration)
+        metrics |= self._rollout_metrics(outcomes, active, ended, total, iteration) | times
+        metrics |= self._rates(ended["tokens"], outcomes.num_thoughts, active, questions.prompt_tokens, seconds)
+        self.samples = _samples(questions.problems, texts, outcomes, active, terms, total)
         return state, metrics, (pending[0], as_numbers(previous)) if pending else None
 
     def _outcomes(self, ended: dict[str, np.ndarray], problems: Sequence[Problem], texts: list[list[str]]) -> Outcome:
@@ -216,12 +243,16 @@ class PPOLoop:
         thoughts, correct = outcomes.num_thoughts[active], outcomes.correct[active]
         metrics: dict[str, Any] = {
             "reward/total": np.mean(total[active]),
+            "reward/std": np.std(total[active]),
             "rollout/accuracy": np.mean(correct),
             "rollout/thoughts": np.mean(thoughts),
             "rollout/natural_stops": np.mean(outcomes.natural_stop[active]),
             "rollout/ended": np.mean(outcomes.ended[active]),
             "rollout/thought_rms": ended["thought_rms"],
         }
+        if self.config.num_trajectories > 1:
+            spread = np.ptp(np.where(active, total, total[:, :1]), axis=1)  # the first trajectory always exists
+            metrics["reward/equal_questions"] = np.mean(spread < 1e-6)
         if self.programs.shape.adaptive:
             metrics["rollout/trajectories"] = np.mean(outcomes.num_trajectories)
         for count in np.unique(thoughts):
@@ -229,10 +260,35 @@ class PPOLoop:
         metrics |= {f"temperature/{name}": value for name, value in vars(self.temperatures(iteration)).items()}
         return metrics
 
+    def _rates(
+        self, tokens: np.ndarray, num_thoughts: np.ndarray, active: np.ndarray, prompt_tokens: int, seconds: float
+    ) -> dict[str, float]:
+        """Sampled tokens and thoughts per second of the rollout, and the FLOPs of the whole iteration, for utilisation."""
+        lengths = answer_lengths(tokens, self.context.layout.tokenizer.ends)
+        # Of a joined answer every row holds the same tokens.
+        answers = int(lengths[:, 0].sum() if self.context.run.thoughts.joined else lengths[active].sum())
+        thoughts, config = int(num_thoughts[active].sum()), self.config
+        forward = self.flops.forward(prompt_tokens + thoughts + answers, answers)
+        rates = {"speed/tokens_per_second": answers / seconds, "speed/thoughts_per_second": thoughts / seconds}
+        if self.flops.peak:
+            rates["speed/flops_utilisation"] = forward * (1 + self.flops.passes * config.epochs) / self.flops.peak
+        return rates
+
+    def _finish_update(self, metrics: dict[str, Any]) -> None:
+        """Waits for an update and completes its times; the utilisation has been FLOPs over the peak till then."""
+        if "time/update" in metrics:
+            return
+        jax.block_until_ready(metrics)
+        metrics["time/update"] = self.clock.lap()
+        if "speed/flops_utilisation" in metrics:
+            metrics["speed/flops_utilisation"] /= sum(
+                metrics[f"time/{part}"] for part in ("rollout", "rewards", "update")
+            )
+
     def _log_update(self, offset: int, iteration: int, metrics: dict[str, float], shown: Any) -> None:
         """Logs the scalars of an iteration and checks for skipped updates."""
         step = offset + iteration + 1
-        own = ("reward/", "rollout/", "temperature/")
+        own = ("reward/", "rollout/", "temperature/", "time/", "speed/")
         named = {name if name.startswith(own) else f"ppo/{name}": value for name, value in metrics.items()}
         self.context.writer.scalars(step, named)
         figures = {
@@ -248,6 +304,33 @@ class PPOLoop:
     def _evaluate(self, state: TrainState, step: int, shown: Any) -> float:
         results = self.evaluation((state.trainable, state.frozen), self.rule, state.memory)
         self.context.log_evaluation(step, results, self.evaluation.problems)
+        if self.samples:
+            self.context.writer.text(step, "rollout/samples", samples_table(self.samples))
         self.first_norm = self.context.check_thought_norm(self.first_norm, results, "ppo")
         shown.advance(0, validation=results["accuracy"], validation_thoughts=results["mean_thoughts"])
         return results["accuracy"]
+
+
+def _samples(
+    problems: Sequence[Problem],
+    texts: Sequence[Sequence[str]],
+    outcomes: Outcome,
+    active: np.ndarray,
+    terms: Mapping[str, np.ndarray],
+    total: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Rows of a table of the first trajectories of the first questions, with what each has earned for what."""
+    places = [(row, column) for row in range(min(_SHOWN, len(texts))) for column in range(min(_SHOWN, len(texts[row])))]
+    return [
+        {
+            "question": problems[row].question if column == 0 else "",
+            "expected": problems[row].answer if column == 0 else "",
+            "sampled": texts[row][column],
+            "right": "yes" if outcomes.correct[row, column] else "no",
+            "thoughts": outcomes.num_thoughts[row, column],
+            "reward": f"{total[row, column]:+.3f}",
+            **{name: f"{term[row, column]:+.3f}" for name, term in terms.items()},
+        }
+        for row, column in places
+        if active[row, column]
+    ]

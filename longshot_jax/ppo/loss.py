@@ -60,6 +60,7 @@ class PolicySums:
       entropy, token_entropy: entropies of stop decisions and of answer tokens, in nats.
       kl: KL to the reference over all actions, in nats.
       weighted_kl, entropy_bonus: KL, and entropies times coefficients, with trajectory weights, as in the loss.
+      sampler_difference: sizes of the differences between log-probs now and when they were recorded, in nats.
       trajectory_counts, count_entropy: of the numbers of trajectories; None where these are not actions.
     """
 
@@ -72,6 +73,7 @@ class PolicySums:
     kl: Float[Array, ""]
     weighted_kl: Float[Array, ""]
     entropy_bonus: Float[Array, ""]
+    sampler_difference: Float[Array, ""]
     trajectory_counts: PolicyLossSums | None = None
     count_entropy: Float[Array, ""] | None = None
 
@@ -236,8 +238,21 @@ def sums_of(scores: Scores, part: Experience, config: PPOConfig) -> PolicySums:
         kl=jnp.sum(kl),
         weighted_kl=weighted(kl),
         entropy_bonus=weighted(bonus),
+        sampler_difference=jax.lax.stop_gradient(log_prob_difference(scores, recorded, rollout, config)),
     )
     return sums if scores.count is None else _with_counts(sums, scores, part, config)
+
+
+def log_prob_difference(scores: Scores, recorded: Scores, rollout: Rollout, config: PPOConfig) -> Float[Array, ""]:
+    """Sizes of the differences between two scores of the same stops, thoughts and tokens, in nats, summed."""
+    total = jnp.zeros(())
+    for new, old, mask in (
+        (scores.thoughts.stop, recorded.thoughts.stop, rollout.is_action),
+        (scores.thoughts.thought, recorded.thoughts.thought, scored_thoughts(rollout, config)),
+        (scores.tokens.log_probs, recorded.tokens.log_probs, rollout.token_mask),
+    ):
+        total += jnp.sum(jnp.abs(new - old), where=mask, dtype=jnp.float32)
+    return total
 
 
 def _with_counts(sums: PolicySums, scores: Scores, part: Experience, config: PPOConfig) -> PolicySums:

@@ -22,6 +22,7 @@ from longshot_jax.ppo.loss import (
     count_actions,
     estimate_advantages,
     kl_at_positions,
+    log_prob_difference,
     policy_loss,
     policy_sums,
     rollout_scores,
@@ -106,11 +107,13 @@ def policy_update(
         answer_reward: Float[Array, "B N"],
         thought_reward: Float[Array, "B N Tplus1"],
     ) -> tuple[TrainState, dict[str, Array]]:
-        old_policy = nnx.merge(graphdef, state.trainable, state.frozen)
+        old_policy, sampler_difference = nnx.merge(graphdef, state.trainable, state.frozen), None
         if jnp.finfo(old_policy.backbone.compute_dtype).bits < 32:
             # In 16 bits decoding rounds otherwise than the pass that is differentiated, and the ratio would not start
             # at one.
-            recorded = rollout_scores(old_policy, rollout, state.memory, config, opening)
+            sampled, recorded = recorded, rollout_scores(old_policy, rollout, state.memory, config, opening)
+            sampler_difference = log_prob_difference(recorded, sampled, rollout, config)
+            sampler_difference /= jnp.maximum(count_actions(rollout, config), 1.0)
         reference = None
         if state.reference is not None:
             policy = nnx.merge(graphdef, state.reference, state.frozen)
@@ -133,6 +136,8 @@ def policy_update(
         state = replace(state, key=next_key)
         keys = jax.random.split(order_key, config.epochs)
         (state, ended), (metrics, measured) = jax.lax.scan(epoch, (state, jnp.zeros((), bool)), keys)
+        # In 32 bits that of the first minibatch, which no update has moved yet.
+        first = metrics.pop("sampler_difference")[0, 0]
         metrics = {
             name: jnp.max(x) if name.endswith("_max") else jnp.mean(x, where=measured) for name, x in metrics.items()
         }
@@ -145,6 +150,7 @@ def policy_update(
         if config.kl_target > 0:
             kl_coefficient = adapt_kl_coefficient(kl_coefficient, metrics["kl"], config.kl_target)
         metrics["kl_coefficient"] = kl_coefficient
+        metrics["sampler_difference"] = first if sampler_difference is None else sampler_difference
         metrics["skipped"] = state.skipped_total
         metrics["skipped_in_a_row"] = state.skipped
         memory = state.memory
@@ -187,6 +193,7 @@ def _metrics(sums: PolicySums) -> dict[str, Array]:
         "token_entropy": share(sums.token_entropy, sums.tokens.count),
         "kl": share(sums.kl, sums.actions),
         "approximate_kl": sums.approximate_kl,
+        "sampler_difference": share(sums.sampler_difference, sums.actions),
     }
     kinds = ["stops", "thoughts", "tokens"]
     if sums.trajectory_counts is not None and sums.count_entropy is not None:

@@ -43,10 +43,11 @@ _DERIVED = ".rotary_emb.inv_freq"
 _TABLE = TENSORS["embedding",].name
 # Marks exported files: an export may replace an earlier export, but not a downloaded model.
 METADATA = {"format": "pt", "written_by": "longshot_jax"}
+CARD = "README.md"
 _EXPORTED = {
     "config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "additional_chat_templates", "vocab.json",
-    "merges.txt", "tokenizer.model",
+    "merges.txt", "tokenizer.model", CARD,
 }  # fmt: skip
 
 

@@ -120,3 +120,11 @@ def accelerator_named(name: str) -> Accelerator:
     if name not in ACCELERATORS:
         raise UserError(f"--accelerator {shown(name)} is not known: take one of {', '.join(ACCELERATORS)}.")
     return ACCELERATORS[name]
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Published FLOP/s of a device by JAX's name for it; None where it is unknown, as for a part or a slower variant."""
+    words = device_kind.upper().replace("-", " ").split()
+    if not {"PCIE", "NVL", "MIG"}.isdisjoint(words):
+        return None
+    return next((known.flops for name, known in ACCELERATORS.items() if name.split("-")[0].upper() in words), None)

@@ -1,0 +1,66 @@
+"""Writes one HTML page to look at trajectories: thoughts, what they say, and what the answer owes to each.
+
+python scripts/view.py --checkpoint runs/x [--data PATH] --output trajectories.html
+"""
+
+import os
+from dataclasses import replace
+
+from longshot_jax.errors import UserError, run_command
+
+
+def main() -> None:
+    from longshot_jax.cli import OptionParser, path_option, whole_number
+    from longshot_jax.files import check_writable, local_path, write_text
+
+    parser = OptionParser(description="One page, without network, of a model's trajectories on some questions.")
+    parser.add_argument(
+        "--checkpoint", type=path_option("--checkpoint"), required=True, help="run folder or export with thoughts"
+    )
+    parser.add_argument(
+        "--data", help="problems: .json, .jsonl, .csv, .txt or name:config:split; default: the run's config.data.test"
+    )
+    parser.add_argument("--output", type=path_option("--output"), required=True, help="page to write, a new .html file")
+    parser.add_argument("--questions", type=whole_number(1), default=40, help="questions, evenly spaced over the data")
+    parser.add_argument(
+        "--num_trajectories", type=whole_number(), default=4, help="samples beside the greedy trajectory"
+    )
+    parser.add_argument("--seed", type=whole_number(), default=0, help="seed of samples")
+    parser.add_argument(
+        "--which", type=whole_number(0, "best", "latest"), metavar="best|latest|STEP", help="default: best, else latest"
+    )
+    flags = parser.parse_args()
+    if flags.data:
+        local_path(flags.data, "--data")
+    if os.path.lexists(flags.output):
+        raise UserError(f"--output {flags.output} exists and is not overwritten: give another name, or remove it.")
+    check_writable(flags.output, lambda _: False)
+    from longshot_jax.checkpoints.run_folder import read_settings
+    from longshot_jax.config import RunConfig
+    from longshot_jax.data.own import names_code
+    from longshot_jax.data.sources import test_problems
+    from longshot_jax.evaluation.trajectory_page import check_has_thoughts, trajectory_page
+
+    check_has_thoughts(flags.checkpoint)
+    is_run = (flags.checkpoint / "config.json").exists() and (flags.checkpoint / "checkpoints").is_dir()
+    if not is_run and not flags.data:
+        raise UserError(f"{flags.checkpoint} is not a run folder with a config of its test: give --data.")
+    run = read_settings(flags.checkpoint) if is_run else RunConfig()
+    if not flags.data and names_code(run.data.test):
+        raise UserError(
+            f"{flags.checkpoint / 'config.json'} names the code {run.data.test}, which runs only if you name it: add "
+            f"--data {run.data.test}, or other problems."
+        )
+    problems = test_problems(replace(run, data=replace(run.data, test=flags.data or run.data.test)))
+    count = min(flags.questions, len(problems))
+    problems = [problems[number * len(problems) // count] for number in range(count)]
+    from longshot_jax.checkpoints.pretrained import load_pretrained  # takes seconds, so after the checks above
+
+    model = load_pretrained(flags.checkpoint, flags.which)
+    page = trajectory_page(flags.checkpoint, model, problems, flags.num_trajectories, flags.seed)
+    write_text(flags.output, page, advice="choose another --output")
+    print(f"{flags.output}: {count} questions. Open it in a browser.")
+
+
+if __name__ == "__main__":
+    run_command(main)

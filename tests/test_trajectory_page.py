@@ -1,0 +1,258 @@
+"""scripts/view.py: the page's data are what is there, its texts are text, and a browser shows it."""
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import asdict, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+from builders import QUICK
+from commands import start
+from flax import nnx
+from run_folders import CURRICULUM, PPO, save_run
+
+import longshot_jax.checkpoints.pretrained
+from longshot_jax.checkpoints.pretrained import load_pretrained
+from longshot_jax.checkpoints.run_folder import write_config
+from longshot_jax.checkpoints.sidecar import FILE
+from longshot_jax.data.chains import ChainProblems, write_chains
+from longshot_jax.data.problems import Problem
+from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.errors import UserError
+from longshot_jax.evaluation.batches import Batches
+from longshot_jax.evaluation.decoder import Decoder
+from longshot_jax.evaluation.interventions import Interventions
+from longshot_jax.evaluation.trajectory_page import _add_similarity, _plane, trajectory_page
+from longshot_jax.longshot import LongShot
+from longshot_jax.thoughts.navigator import NavigatorConfig
+from longshot_jax.thoughts.roles import begin_trajectories
+from longshot_jax.thoughts.stopping import ThoughtRule
+from longshot_jax.thoughts.think import encode, think_given
+
+ATTACK = "</script><img src=x onerror='window.injected=1'><script>window.injected=2</script>\u2028{{DATA}}"
+JOINED = replace(CURRICULUM, thoughts=NavigatorConfig(roles=2, join=True))
+
+
+def data_of(page: str) -> dict:
+    return json.loads(re.search(r'<script id="data" type="application/json">(.*)</script>\n<header>', page)[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("view")
+    texts = Tokenizer.train_bpe(["How many are 2+3? 5", ATTACK, "abcdefghijklmnopqrstuvwxyz 0123456789"], 400)
+    save_run(folder / "ppo", replace(PPO, data=replace(PPO.data, prompt_length=200)), "ppo", tokens=texts)
+    save_run(folder / "joined", JOINED, "curriculum")
+    save_run(folder / "alone", CURRICULUM, "curriculum")
+    problems = [
+        {"question": f"How many are {n}+3?{ATTACK * (n == 2)}", "steps": [], "answer": str(n)} for n in range(5)
+    ]
+    problems[1]["steps"] = [ATTACK]
+    (folder / "data.json").write_text(json.dumps(problems))
+    write_chains(folder / "chains.json", 2, 3, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    arguments = ("--checkpoint", folder / "ppo", "--data", folder / "data.json", "--num_trajectories", 2)
+    assert start("view.py", *arguments, "--output", folder / "new" / "page.html") == 0
+    return folder / "new" / "page.html"
+
+
+def test_the_page_holds_what_the_model_does(page, folder):
+    found = data_of(page.read_text())
+    problems = json.loads((folder / "data.json").read_text())
+    assert [each["question"] for each in found["questions"]] == [each["question"] for each in problems]
+    assert found["bank"] and found["valued"] and (found["step"], found["phase"]) == (7, "ppo")
+    generations = LongShot.from_pretrained(folder / "ppo").generate(
+        [each["question"] for each in problems], return_all_trajectories=True
+    )
+    for row, generation in zip(found["questions"], generations, strict=True):
+        (theirs,), (greedy, *samples) = generation.trajectories, row["trajectories"]
+        assert [each["kind"] for each in row["trajectories"]] == ["greedy", "sample", "sample"]
+        assert (greedy["answer"], greedy["finished"]) == (theirs.answer, theirs.finished)
+        assert greedy["stop"] == pytest.approx(theirs.stop_probabilities[-1], rel=1e-3)
+        assert len(greedy["thoughts"]) == theirs.thoughts
+        for thought, lens in zip(greedy["thoughts"], theirs.lens, strict=True):
+            assert [token for token, _ in thought["nearest"]] == [token for token, _ in lens.nearest]
+            for name in ("norm", "stop_probability", "value"):
+                assert thought[name] == pytest.approx(getattr(lens, name), rel=1e-3)
+            assert thought["own"] == greedy["answer"] + ("" if greedy["finished"] else " …")
+            assert {"swap", "zero", "similarity", "place", "reads"} <= thought.keys()
+        assert samples[0]["thoughts"] != samples[1]["thoughts"]
+
+
+def test_no_text_of_the_data_is_markup_and_only_the_pages_own_script_may_run(page):
+    text = page.read_text()
+    assert text.count("<script") == text.count("</script>") == 2 and "<img" not in text and "\u2028" not in text
+    script = re.search(r"<script>(.*)</script>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'" in text
+    for way in ("innerHTML", "insertAdjacentHTML", "outerHTML", "document.write", "eval(", "fetch(", "XMLHttpRequest"):
+        assert way not in script
+    assert not re.search(r"""\b(src|srcset|action)=|@import|url\(""", re.sub(r"\{.*\}\n*</script>", "", text))
+    assert re.findall(r'href="([^"]*)"', text) == ["data:,"]
+
+
+@pytest.mark.parametrize("name", ["joined", "alone"])
+def test_an_intervention_changes_one_thought_and_thinking_goes_on_from_it(folder, name):
+    """Against the answers from thoughts that are put together by hand, with raw hidden states fed back."""
+    model = load_pretrained(folder / name)
+    model = replace(model, params=jax.tree.map(lambda x: 5 * x, model.params))  # so that answers depend on thoughts
+    chains = ChainProblems(5, 4, (2,), "test")
+    problems = [chains[index] for index in range(4)]
+    decoder = Decoder(model.graphdef, model.layout, 2, 3, joined=model.joined)  # rounding adds up over more tokens
+    batches = Batches(decoder, model.params, problems, ThoughtRule("fixed", 2), None, 4, 0)
+    decoded, prompts = batches.run(model.temperatures), (batches.prompt, batches.mask)
+    many, interventions = decoded.thoughts.shape[1], Interventions(decoder)
+    own = interventions.answers(model.params, prompts, decoded, decoded.thoughts)
+    assert own.shape == (4, many, 2, 3) and many == (model.joined or 1)
+    np.testing.assert_array_equal(own, np.broadcast_to(decoded.tokens[:, :, None], own.shape))
+    replacement = np.random.default_rng(0).normal(size=decoded.thoughts.shape).astype(np.float32)
+    tokens = interventions.answers(model.params, prompts, decoded, replacement)
+    assert (tokens != own).any()
+
+    def after_first(prompt, mask, given):
+        reasoner = nnx.merge(model.graphdef, *model.params)
+        encoded = begin_trajectories(reasoner, encode(reasoner, prompt, mask), many)
+        return think_given(reasoner, encoded, given, jnp.ones((4, many), int)).hidden[:, :, 1]
+
+    thinks = jax.jit(after_first, compiler_options=QUICK)
+    for column, step in np.ndindex(many, 2):
+        given = np.array(decoded.thoughts)
+        given[:, column, step] = replacement[:, column, step]
+        if step == 0:
+            given[:, column, 1] = thinks(*prompts, given)[:, column]
+        expected = decoder.decode_given(model.params, prompts, given, decoded.num_thoughts)
+        np.testing.assert_array_equal(tokens[:, column, step], np.asarray(expected.tokens)[:, 0])
+
+
+def test_a_joined_answer_shows_its_roles_and_one_question_has_no_other_to_swap_with(folder):
+    model = load_pretrained(folder / "joined")
+    found = data_of(
+        trajectory_page(
+            folder / "joined", model, [Problem("a=1 b=a+1 c=4 d=c+1 d?", ("2", "5"), "5", (("2",), ("5",)))]
+        )
+    )
+    assert found["joined"] and not found["valued"] and not found["bank"]
+    ((*trajectories,),) = [row["trajectories"] for row in found["questions"]]
+    assert [each["kind"] for each in trajectories] == ["role", "role"]
+    assert len({each["answer"] for each in trajectories}) == 1
+    assert all(each["thoughts"] and each["donor"] is None for each in trajectories)
+    assert all("swap" not in thought and thought["similarity"] is not None for thought in trajectories[0]["thoughts"])
+
+
+def test_similarity_and_map():
+    vectors = [[np.float32([[1, 0], [0, 2]]), np.float32([[0, 3]]), np.float32([[1, 1], [0, -1]])]]
+    trajectories = [[{"thoughts": [{} for _ in each]} for each in vectors[0]]]
+    _add_similarity(trajectories, vectors)
+    found = [[thought["similarity"] for thought in each["thoughts"]] for each in trajectories[0]]
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(found[0], [half / 2, -1], atol=1e-6)
+    np.testing.assert_allclose(found[1], [half / 2], atol=1e-6)
+    rng = np.random.default_rng(0)
+    plane = rng.normal(size=(50, 2)) * [3, 1]
+    turned = np.linalg.qr(rng.normal(size=(6, 6)))[0][:2]
+    places, shares = _plane((plane @ turned + 7).astype(np.float32))
+    assert sum(shares) == pytest.approx(1) and shares[0] > 0.8
+    gaps = [np.linalg.norm(x[:, None] - x[None], axis=-1) for x in (places, plane)]
+    np.testing.assert_allclose(*gaps, atol=1e-4)
+    assert _plane(np.ones((1, 6), np.float32))[1] == [0, 0] and _plane(np.zeros((0, 6), np.float32))[0].shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "change", "sentence"),
+    [
+        ("ppo", {"--output": "there.html"}, "exists and is not overwritten: give another name, or remove it"),
+        ("ppo", {"--data": "none.json"}, "none.json"),
+        ("no_cot", {}, "of mode 'no_cot', which has no thoughts"),
+        ("pause", {}, "whose thoughts are all the same embedding"),
+        ("converted", {}, "holds converted weights, which were not trained to think"),
+        ("plain", {}, f"holds a Llama without {FILE}"),
+        ("export", {"--data": None}, "is not a run folder with a config of its test: give --data"),
+        ("nothing", {}, "there is no folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_the_model_is_loaded(
+    folder, tmp_path, capsys, monkeypatch, checkpoint, change, sentence
+):
+    if checkpoint == "ppo":
+        (tmp_path / checkpoint).symlink_to(folder / "ppo")
+    elif checkpoint != "nothing":
+        (tmp_path / checkpoint / ("checkpoints" if checkpoint in ("no_cot", "pause", "converted") else "")).mkdir(
+            parents=True
+        )
+    if checkpoint in ("no_cot", "pause"):
+        run = replace(CURRICULUM, curriculum=replace(CURRICULUM.curriculum, mode=checkpoint))
+        write_config(tmp_path / checkpoint, asdict(run))
+    elif checkpoint in ("plain", "export"):
+        (tmp_path / checkpoint / "config.json").write_text("{}")
+    if checkpoint == "export":
+        (tmp_path / checkpoint / FILE).write_text("")
+    if checkpoint != "nothing":
+        monkeypatch.setattr(
+            longshot_jax.checkpoints.pretrained, "load_pretrained", lambda *_: pytest.fail("was loaded")
+        )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.html").write_text("mine")
+    options = {"--checkpoint": checkpoint, "--data": folder / "chains.json", "--output": "page.html"} | change
+    arguments = [text for option, value in options.items() if value is not None for text in (option, value)]
+    assert start("view.py", *arguments) == 2
+    printed = capsys.readouterr().err.strip()
+    assert sentence in printed and len(printed.splitlines()) == 1
+    assert (tmp_path / "there.html").read_text() == "mine" and not (tmp_path / "page.html").exists()
+
+
+def test_a_stage_without_thoughts_is_refused(folder):
+    model = replace(load_pretrained(folder / "joined"), stage_rule=ThoughtRule("fixed", 0))
+    with pytest.raises(UserError, match="is of a stage without thoughts"):
+        trajectory_page(folder, model, [Problem("a=1 b=a+1 b?", ("2",), "2")])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: Debian's package is `chromium`")
+@pytest.mark.parametrize("width", [1400, 390])
+def test_in_a_browser(page, tmp_path, width):
+    found = data_of(page.read_text())["questions"]
+    with Browser(tmp_path) as browser:
+        browser.open(page, width, 900)
+        shown = "document.querySelector('.question').textContent"
+        buttons = "document.querySelectorAll('#list button')"
+        assert browser.run(f"{buttons}.length") == 5 and browser.run(shown) == found[0]["question"]
+        browser.run(f"{buttons}[2].click()")
+        assert browser.run(shown) == found[2]["question"] and ATTACK in found[2]["question"]
+        assert browser.run("location.hash") == "#3"
+        browser.run("document.querySelector('[aria-label=Previous]').click()")
+        assert browser.run(shown) == found[1]["question"]
+        assert browser.run("document.querySelectorAll('#cards article').length") == 3
+        taken = sum(len(each["thoughts"]) for each in found[1]["trajectories"])
+        assert browser.run("document.querySelectorAll('#cards li.thought').length") == taken > 0
+        total = sum(len(each["thoughts"]) for row in found for each in row["trajectories"])
+        assert browser.run("document.querySelectorAll('svg circle').length") == total
+        browser.run("document.querySelector('circle[data-question=\"4\"]').dispatchEvent(new Event('click'))")
+        assert browser.run(shown) == found[4]["question"]
+
+        def choose(name: str, value: str) -> int:
+            script = f"(() => {{ const e = document.getElementById('{name}'); e.value = {json.dumps(value)};"
+            browser.run(script + " e.dispatchEvent(new Event('input')); })()")
+            return browser.run(f"{buttons}.length")
+
+        right = sum(row["trajectories"][0]["right"] for row in found)
+        assert choose("outcome", "right") == right and choose("outcome", "wrong") == 5 - right
+        assert choose("outcome", "") == 5 and choose("search", "onerror") == 2 and choose("search", "4+3") == 1
+        assert choose("search", "") == 5 and choose("steps", "1") == 1 and choose("steps", "") == 5
+        assert choose("colour", "right") == 5
+        assert browser.run("document.documentElement.scrollWidth") <= width, "nothing is cut off at the right"
+        # The cards of one question stand side by side, or below one another on a phone.
+        tops = browser.run("[...document.querySelectorAll('#cards article')].map((e) => e.getBoundingClientRect().top)")
+        assert len(set(tops)) == (1 if width > 900 else 3)
+        assert browser.run("[typeof window.injected, document.images.length]") == ["undefined", 0]
+        browser.run("document.querySelector('summary').click()")
+        assert browser.run("document.querySelector('details').open") is True
+        assert not browser.errors
+        assert [url for url in browser.requests if not url.startswith("data:")] == [page.as_uri()]
