@@ -89,7 +89,7 @@ def test_ratio_is_one_in_the_first_update(dtype):
     more = recorded.tokens.log_probs + jnp.where(rollout.token_mask, 0.5, 0.0)
     _, shifted = update(state, rollout, replace(recorded, tokens=replace(recorded.tokens, log_probs=more)), *rewards())
     share = jnp.sum(rollout.token_mask) / count_actions(rollout, config)
-    assert shifted["sampler_difference"] == pytest.approx(0.5 * share, abs=rounding)
+    assert shifted["sampler_difference"] == pytest.approx(float(0.5 * share), abs=rounding)
     for kind in ("stops", "thoughts", "tokens"):
         assert metrics[f"{kind}/ratio"] == pytest.approx(1.0, abs=1e-4)
         assert metrics[f"{kind}/ratio_max"] == pytest.approx(1.0, abs=1e-3)
