@@ -276,4 +276,5 @@ def test_a_card_tells_what_each_finished_phase_did(run):
     figures = {"updates": 1200, "sequences": 9600, "seconds": 1.0, "accuracy": 0.5}
     card = model_card("x", replace(saved, metadata=saved.metadata | {"finished": {"ppo": figures}}), {})
     assert "- `ppo` (lora weights): 1,200 updates, 9,600 sequences, validation accuracy 50.0%" in card
+    assert "Started from random weights, seed 0, on" in card
     assert "No evaluation of this checkpoint was in the run folder" in card

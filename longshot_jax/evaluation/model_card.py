@@ -101,7 +101,7 @@ It was trained for the data named above and for nothing else. Nothing about safe
 
 
 def _training(run: RunConfig, metadata: Mapping[str, Any]) -> str:
-    start = f"the weights `{Path(run.model.source).name}`" if run.model.source else "random weights"
+    start = "random weights" if run.model.source == "scratch" else f"the weights `{Path(run.model.source).name}`"
     if run.initialize_from:
         start = f"the run `{Path(run.initialize_from).name}`"
     finished = metadata.get("finished", {})
