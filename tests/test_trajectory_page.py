@@ -100,7 +100,13 @@ def test_no_text_of_the_data_is_markup_and_only_the_pages_own_script_may_run(pag
     assert re.findall(r'href="([^"]*)"', text) == ["data:,"]
 
 
-@pytest.mark.parametrize("name", ["joined", "alone"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("joined", marks=pytest.mark.long),
+        "alone",
+    ],  # joined: one token of twelve was another, not seen to pass
+)
 def test_an_intervention_changes_one_thought_and_thinking_goes_on_from_it(folder, name):
     """Against the answers from thoughts that are put together by hand, with raw hidden states fed back."""
     model = load_pretrained(folder / name)
