@@ -100,20 +100,15 @@ def test_no_text_of_the_data_is_markup_and_only_the_pages_own_script_may_run(pag
     assert re.findall(r'href="([^"]*)"', text) == ["data:,"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("joined", marks=pytest.mark.long),
-        "alone",
-    ],  # joined: one token of twelve was another, not seen to pass
-)
+@pytest.mark.parametrize("name", ["joined", "alone"])
 def test_an_intervention_changes_one_thought_and_thinking_goes_on_from_it(folder, name):
     """Against the answers from thoughts that are put together by hand, with raw hidden states fed back."""
     model = load_pretrained(folder / name)
-    model = replace(model, params=jax.tree.map(lambda x: 5 * x, model.params))  # so that answers depend on thoughts
+    model = replace(model, params=jax.tree.map(lambda x: 3 * x, model.params))  # so that answers depend on thoughts
     chains = ChainProblems(5, 4, (2,), "test")
-    problems = [chains[index] for index in range(4)]
-    decoder = Decoder(model.graphdef, model.layout, 2, 3, joined=model.joined)  # rounding adds up over more tokens
+    # A thread for each trajectory of a joined answer, or the second one would not exist.
+    problems = [replace(each, threads=(each.steps[:1], each.steps[1:])) for each in map(chains.__getitem__, range(4))]
+    decoder = Decoder(model.graphdef, model.layout, 2, 3, joined=model.joined)
     batches = Batches(decoder, model.params, problems, ThoughtRule("fixed", 2), None, 4, 0)
     decoded, prompts = batches.run(model.temperatures), (batches.prompt, batches.mask)
     many, interventions = decoded.thoughts.shape[1], Interventions(decoder)
