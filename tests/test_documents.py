@@ -157,3 +157,25 @@ def check_make(words: list[str]) -> None:
 @pytest.mark.parametrize("name", re.findall(r"^::: ([\w.]+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE))
 def test_the_interface_in_python_exists_and_is_described(name: str):
     assert pkgutil.resolve_name(name).__doc__
+
+
+# Links. `make docs` checks those between the documents, but not those of the README.
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of the headings of a Markdown text, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings(path: Path):
+    lost = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        file, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        there = path.parent / file if file else path
+        if not there.is_file() or (anchor and anchor not in anchors(there.read_text())):
+            lost.append(target)
+    assert not lost
