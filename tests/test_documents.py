@@ -179,3 +179,17 @@ def test_links_lead_to_files_and_headings(path: Path):
         if not there.is_file() or (anchor and anchor not in anchors(there.read_text())):
             lost.append(target)
     assert not lost
+
+
+_TAG = re.compile(r"`((?:text|curriculum|evaluation|stability|rollout|reward|ppo|temperature|final)/\w[\w/]*)`")
+
+
+def test_the_tags_of_tensorboard_that_the_guides_name_are_those_of_metrics():
+    known = [
+        tag.replace("KIND", r"\w+").replace("N", r"\d+") for tag in _TAG.findall((ROOT / "docs/metrics.md").read_text())
+    ]
+    named = {
+        tag for name in ("training", "troubleshooting") for tag in _TAG.findall((ROOT / f"docs/{name}.md").read_text())
+    }
+    assert len(named) > 12
+    assert [tag for tag in sorted(named) if not any(re.fullmatch(pattern, tag) for pattern in known)] == []
