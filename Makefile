@@ -127,8 +127,8 @@ $(DOCS): $(RUN)
 	@touch $@
 
 $(PARITY): $(TEST)
-	@echo "Installing PyTorch and reasoning-gym, which only slow tests use ..."
-	@$(PIP_INSTALL) -e '.[parity,reasoning-gym]'
+	@echo "Installing PyTorch, reasoning-gym and what the notebook needs, which only slow tests use ..."
+	@$(PIP_INSTALL) -e '.[parity,reasoning-gym,notebook]'
 	@touch $@
 
 .venv-lowest/.installed: $(MADE) $(NEEDS)
