@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
@@ -10,6 +11,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 install_import_hook("longshot_jax", "shape_checks.check_functions")
 
 import jax  # noqa: E402  (after the platform is chosen)
+
+# On a busy machine any example may take long.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 jax.config.update("jax_default_matmul_precision", "highest")
 # The tests compile many small programs and run each a few times: compiling is what they spend their time on. On a GPU

@@ -51,7 +51,6 @@ _VERSION = 1  # of the metadata's format
 # Metadata keys before version 1 -> present keys.
 _RENAMED_KEYS = {"llama": "backbone", "llama_path": "backbone_path", "stage": "phase"}
 _DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_LARGE_COPY = 2**26  # bytes above which a collection, tenths of a second, is worth its time
 _TIMED_OUT = "a wait timed out"
 _DISK_FULL = "no space or no inodes left, the disk is full"
 # The array writer reports the operating system's error only as text.
@@ -79,7 +78,6 @@ class Checkpoints:
             )
         self.folder = Path(folder).absolute() / "checkpoints"
         self._pending: int | None = None  # step of the save that may be in progress
-        self._copied = 0  # bytes of that save's copy of the arrays
         self._read_only = read_only
         best = preservation_policy.BestN(
             n=keep_best, get_metric_fn=_metric_or_lowest, keep_checkpoints_without_metrics=False
@@ -143,7 +141,7 @@ class Checkpoints:
         content["fingerprint"] = _digest(content)
         metrics = {_METRIC: float(metric)} if metric is not None and math.isfinite(metric) else {}
         stored = {name: key_bits(leaf) for name, leaf in arrays.items() if leaf.size}
-        self._pending, self._copied = step, sum(leaf.nbytes for leaf in stored.values())
+        self._pending = step
         try:
             self._manager.save(
                 step,
@@ -240,9 +238,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             if self._pending is not None:
                 self._pending = None
-                # A finished save may hold its copy of the arrays in reference cycles, until the next collection by itself.
-                if self._copied > _LARGE_COPY:
-                    gc.collect()
+                gc.collect()  # a finished save holds its copy of the arrays in reference cycles
         except Exception as error:
             self._raise_save_error(error)
 
@@ -381,7 +377,7 @@ def _disk_error(error: BaseException) -> str | None:
         if isinstance(seen, OSError) or any(text in str(seen) for text in _DISK_FULL_TEXTS):
             return _DISK_FULL
         # Reading what was just written fails too where the folder was removed.
-        if any(text in str(seen) for text in ("Error writing", "No ArrayMetadata found")):
+        if any(text in str(seen) for text in ("Error writing", "NOT_FOUND: Error ", "No ArrayMetadata found")):
             return "its files are gone or cannot be written"
         seen = seen.__cause__ or seen.__context__
     return None
