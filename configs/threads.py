@@ -3,11 +3,12 @@
 What it is for: the smallest task that trajectories can share. Two chains of three operations are six thoughts in sequence for
 one trajectory, and three for two with roles; what that gains has not been measured.
 
-What it reaches: 98.5 % [97.9, 98.9] of 2,000 held-out questions with both results right, seed 0 (docs/results.md), after
-1,870 updates. Its controls are at chance for this seed: with all thoughts replaced both results are right in about 1 %, with one
-trajectory's replaced in about 10 %. Other seeds and larger numbers of chains have not been run.
+What it reaches (docs/results.md): 94.2 to 99.3 % of 2,000 held-out questions with both results right, over five seeds,
+after 1,807 to 2,443 updates. The lowest is of a last stage that ended while its running loss, which swings, was below its
+bound. With all thoughts replaced both results are right in about 1 %, with one trajectory's replaced in 10 % or less, which is
+chance. Larger numbers of chains have not been run.
 
-Cost: 119,680 sequences. 16 to 41 minutes on two CPU cores that were busy with other work; not measured alone.
+Cost: 115,648 to 156,352 sequences; 11 to 14 minutes on one CPU core while the other was busy; not measured alone.
 
     python scripts/train.py --config configs/threads.py
     python scripts/eval.py --checkpoint runs/threads --num_trajectories 0 --output threads.json
