@@ -4,8 +4,8 @@ What it is for: the whole path of a pretrained Llama in one resumable run, and t
 
 - `text`: equations in text. A model that gets steps wrong in writing has nothing to put into thoughts.
 - `curriculum`: from the first step on, steps become two thoughts each. Each thought must explain its step
-  (`guidance.explanation`), and in half of the problems, falling to none, what follows sees the thoughts alone
-  (`question_hidden`): otherwise short problems are answered from the question, and thoughts stay unread.
+  (`guidance.explanation`), and once all steps are thoughts, the answer to half of the problems, falling to none, sees the
+  thoughts alone (`question_hidden`): otherwise short problems are answered from the question, and thoughts stay unread.
 - `ppo`: rewards alone, with the gradient through the thoughts (`pathwise`), which needs few trajectories.
 
 What it reaches: this run as a whole was not made yet. Parts were: text alone reached 68 % after 600 sequences. A curriculum

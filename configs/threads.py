@@ -8,7 +8,8 @@ after 1,807 to 2,443 updates. The lowest is of a last stage that ended while its
 bound. With all thoughts replaced both results are right in about 1 %, with one trajectory's replaced in 10 % or less, which is
 chance. Larger numbers of chains have not been run.
 
-Cost: 115,648 to 156,352 sequences; 11 to 14 minutes on one CPU core while the other was busy; not measured alone.
+Cost: 115,648 to 156,352 sequences; seeds 1 and 2 took 14 and 11 minutes on two CPU cores that
+were busy with other work; not measured alone.
 
     python scripts/train.py --config configs/threads.py
     python scripts/eval.py --checkpoint runs/threads --num_trajectories 0 --output threads.json

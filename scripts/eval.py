@@ -4,41 +4,12 @@ python scripts/eval.py --checkpoint runs/x [--data PATH] --output results.json
 """
 
 import hashlib
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from longshot_jax.errors import UserError, run_command
-
-if TYPE_CHECKING:
-    import argparse
-    from pathlib import Path
-
-    from longshot_jax.config import RunConfig
-
-
-def settings(flags: "argparse.Namespace") -> "RunConfig":
-    """The settings of the run, if the checkpoint is a run's, with the test and the grader that the options name."""
-    from longshot_jax.checkpoints.run_folder import read_settings
-    from longshot_jax.config import RunConfig
-    from longshot_jax.data.own import names_code
-
-    folder: Path = flags.checkpoint
-    is_run = (folder / "config.json").exists() and (folder / "checkpoints").is_dir()
-    if not is_run and not flags.data:
-        raise UserError(f"{folder} is not a run folder with a config of its test: give --data.")
-    run = read_settings(folder) if is_run else RunConfig()
-    # A folder may come from elsewhere, so code that its config.json names does not run.
-    for option, given, stored in (("data", flags.data, run.data.test), ("grader", flags.grader, run.data.grader)):
-        if given is None and names_code(stored):
-            raise UserError(
-                f"{folder / 'config.json'} names the code {stored}, which runs only if you name it: add --{option} {stored}"
-                + (", or --grader= for the rule of data/grading.py." if option == "grader" else ", or other problems.")
-            )
-    options = {"test": flags.data, "grader": flags.grader, "fields": flags.fields, "parameters": flags.parameters}
-    return replace(run, data=replace(run.data, **{name: value for name, value in options.items() if value is not None}))
+from longshot_jax.errors import run_command
 
 
 def main() -> None:
+    from longshot_jax.checkpoints.run_folder import settings_of_test
     from longshot_jax.cli import OptionParser, keep_freed_memory, path_option, whole_number
     from longshot_jax.data.own import own_grader
     from longshot_jax.data.sources import contamination, test_problems
@@ -91,7 +62,7 @@ def main() -> None:
         local_path(flags.data, "--data")
     check_writable(flags.output, json_with("correct"))
     other = read_results(flags.compare) if flags.compare else None
-    run = settings(flags)
+    run = settings_of_test(flags.checkpoint, flags.data, flags.grader, fields=flags.fields, parameters=flags.parameters)
     data, problems = run.data.test, test_problems(run)
     grade = own_grader(run.data.grader, problems, "--grader")
     keep_freed_memory()

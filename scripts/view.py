@@ -4,7 +4,6 @@ python scripts/view.py --checkpoint runs/x [--data PATH] --output trajectories.h
 """
 
 import os
-from dataclasses import replace
 
 from longshot_jax.errors import UserError, run_command
 
@@ -35,23 +34,13 @@ def main() -> None:
     if os.path.lexists(flags.output):
         raise UserError(f"--output {flags.output} exists and is not overwritten: give another name, or remove it.")
     check_writable(flags.output, lambda _: False)
-    from longshot_jax.checkpoints.run_folder import read_settings
-    from longshot_jax.config import RunConfig
-    from longshot_jax.data.own import names_code
+    from longshot_jax.checkpoints.run_folder import settings_of_test
     from longshot_jax.data.sources import test_problems
     from longshot_jax.evaluation.trajectory_page import check_has_thoughts, trajectory_page
 
     check_has_thoughts(flags.checkpoint)
-    is_run = (flags.checkpoint / "config.json").exists() and (flags.checkpoint / "checkpoints").is_dir()
-    if not is_run and not flags.data:
-        raise UserError(f"{flags.checkpoint} is not a run folder with a config of its test: give --data.")
-    run = read_settings(flags.checkpoint) if is_run else RunConfig()
-    if not flags.data and names_code(run.data.test):
-        raise UserError(
-            f"{flags.checkpoint / 'config.json'} names the code {run.data.test}, which runs only if you name it: add "
-            f"--data {run.data.test}, or other problems."
-        )
-    problems = test_problems(replace(run, data=replace(run.data, test=flags.data or run.data.test)))
+    # The page grades by the rule of data/grading.py, so no grader runs.
+    problems = test_problems(settings_of_test(flags.checkpoint, flags.data, grader=""))
     count = min(flags.questions, len(problems))
     problems = [problems[number * len(problems) // count] for number in range(count)]
     from longshot_jax.checkpoints.pretrained import load_pretrained  # takes seconds, so after the checks above

@@ -216,6 +216,7 @@ def test_a_stage_without_thoughts_is_refused(folder):
         trajectory_page(folder, model, [Problem("a=1 b=a+1 b?", ("2",), "2")])
 
 
+# A browser is no package of Python's, so it cannot be installed with the tests; the others of this file need none.
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: Debian's package is `chromium`")
 @pytest.mark.parametrize("width", [1400, 390])
 def test_in_a_browser(page, tmp_path, width):

@@ -5,12 +5,14 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.declarations import flatten
+from longshot_jax.data.own import names_code
 from longshot_jax.errors import UserError
 from longshot_jax.files import is_regular, open_no_link, read_json, unwritable, write_json
 
@@ -107,6 +109,26 @@ def read_settings(folder: str | Path) -> RunConfig:
     except UserError as error:
         file = Path(folder) / _CONFIG
         raise error if str(file) in str(error) else UserError(f"{file} holds a wrong setting: {error}") from None
+
+
+def settings_of_test(folder: Path, data: str | None, grader: str | None, **others: Any) -> RunConfig:
+    """Settings of a run, or the defaults for another model, with the test problems and what else the options name.
+
+    A folder may come from elsewhere, so code that its config.json names does not run: a UserError, as for a model without a
+    run's settings and without `data`. An option that is None leaves the setting as it is.
+    """
+    is_run = (folder / _CONFIG).exists() and (folder / "checkpoints").is_dir()
+    if not is_run and not data:
+        raise UserError(f"{folder} is not a run folder with a config of its test: give --data.")
+    run = read_settings(folder) if is_run else RunConfig()
+    for option, given, stored in (("data", data, run.data.test), ("grader", grader, run.data.grader)):
+        if given is None and names_code(stored):
+            raise UserError(
+                f"{folder / _CONFIG} names the code {stored}, which runs only if you name it: add --{option} {stored}"
+                + (", or --grader= for the rule of data/grading.py." if option == "grader" else ", or other problems.")
+            )
+    options = {"test": data, "grader": grader} | others
+    return replace(run, data=replace(run.data, **{name: value for name, value in options.items() if value is not None}))
 
 
 def config_differences(

@@ -76,8 +76,7 @@ class CurriculumConfig:
     max_skipped: Annotated[int, COUNT] = 10
     """Consecutive updates with a non-finite loss or gradient after which the run ends."""
     question_hidden: Annotated[float, FRACTION] = 0.0
-    """Share of problems, of those whose steps are all replaced, whose answer sees the thoughts and not the question, at
-    the first update."""
+    """Share, at the first update, of the problems without remaining steps that hide the question from the answer."""
     question_hidden_updates: Annotated[int, NON_NEGATIVE] = 0
     """Updates over which `question_hidden` falls linearly to 0; 0: it stays."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)

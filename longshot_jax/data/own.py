@@ -174,7 +174,7 @@ def own_problems(code: OwnCode, count: int, split: Split) -> list[Problem] | Gen
 
 
 def split_problems(named: str, count: int, problem: Callable[[int], Problem], split: Split) -> GeneratedProblems:
-    """`count` problems of a function of an index, of those whose question belongs to `split` by its hash.
+    """`count` problems of a function of an index: the ones that the hash of the question puts into `split`.
 
     Raises UserError if the function gives few questions, or not the same problem for the same index.
     """

@@ -42,7 +42,7 @@ class RunContext:
         while no phase has trained them.
       grade: of an answer, 0 to 1.
       code: fingerprints of the user's code.
-      trained_on: training problems of this run and of those that its parameters come from.
+      trained_on: training problems of this run, and of each earlier run that its parameters started from.
       seconds_before: time spent by earlier starts of the run, up to the checkpoint.
       best: highest metric of all checkpoints, and its step.
       finished: updates, sequences, seconds and accuracy of each finished phase.

@@ -55,7 +55,7 @@ class ModelFlops:
         )
 
     def forward(self, positions: int, answers: int) -> float:
-        """FLOPs of a pass over so many positions, of which so many predict an answer token."""
+        """FLOPs of a pass over `positions` tokens, `answers` of which predict an answer token."""
         return 2.0 * (self.layers * positions + self.head * answers)
 
 
