@@ -6,6 +6,7 @@ import ctypes
 import difflib
 import importlib.util
 import os
+import re
 import sys
 import textwrap
 import typing
@@ -39,6 +40,7 @@ PATH_SETTINGS = (
 )
 # From glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_HUGE_PAGES = re.compile(r"glibc\.malloc\.hugetlb=[12]")
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -232,13 +234,18 @@ def cache_compilations() -> None:
             jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def keep_freed_memory() -> bool:
-    """Makes glibc keep freed host memory instead of returning it to the system; returns whether that was possible.
+def keep_freed_memory(run: RunConfig) -> bool:
+    """Makes glibc keep freed host memory instead of returning it to the system; returns whether it does.
 
     XLA on a CPU allocates a program's temporary memory at every call. glibc maps blocks above 32 MB each time, and the
     system clears their pages: a quarter of an update of a small model (docs/performance.md). Call this at the start of
     a command, before JAX has threads. The process then keeps its peak memory.
+
+    Not for a pretrained model: its blocks are gigabytes, and the gaps between them doubled the memory of a run. Nor where
+    GLIBC_TUNABLES asks for huge pages, which make mapping cheap.
     """
+    if run.model.source != "scratch" or _HUGE_PAGES.search(os.environ.get("GLIBC_TUNABLES", "")):
+        return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:  # another system, or musl
         return False

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=whole_number(1), default=7)
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     run, _, options = parse_command(parser)
-    keep_freed_memory()
+    keep_freed_memory(run)
     import jax
 
     from longshot_jax.benchmarks import trace

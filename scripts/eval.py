@@ -65,7 +65,7 @@ def main() -> None:
     run = settings_of_test(flags.checkpoint, flags.data, flags.grader, fields=flags.fields, parameters=flags.parameters)
     data, problems = run.data.test, test_problems(run)
     grade = own_grader(run.data.grader, problems, "--grader")
-    keep_freed_memory()
+    keep_freed_memory(run)
     from longshot_jax import LongShot  # takes seconds, so after the checks above
 
     fingerprint = hashlib.sha256(repr(list(problems)).encode()).hexdigest()[:16]

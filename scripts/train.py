@@ -19,7 +19,7 @@ def main() -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--workdir", type=path_option("--workdir"))
     run, file, options = parse_command(parser)
-    keep_freed_memory()
+    keep_freed_memory(run)
     join_processes()
     cache_compilations()
     from longshot_jax.train import train  # takes seconds, so after the checks above
