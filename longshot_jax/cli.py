@@ -10,7 +10,7 @@ import re
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -267,11 +267,15 @@ def main() -> None:
         spec.loader.exec_module(script)
         run_command(script.main)
     elif verb in ("--help", "-h"):
-        print("usage: longshot VERB [options]\n\nlongshot VERB --help says more.\n")
-        for name, path in verbs.items():
-            print(f"  {name:10}{(ast.get_docstring(ast.parse(path.read_text())) or '').splitlines()[0]}")
+        run_command(lambda: _print_verbs(verbs))
     else:
         run_command(lambda: _refuse(verb, list(verbs)))
+
+
+def _print_verbs(verbs: Mapping[str, Path]) -> None:
+    print("usage: longshot VERB [options]\n\nlongshot VERB --help says more.\n")
+    for name, path in verbs.items():
+        print(f"  {name:10}{(ast.get_docstring(ast.parse(path.read_text())) or '').splitlines()[0]}")
 
 
 def _refuse(verb: str, verbs: list[str]) -> NoReturn:

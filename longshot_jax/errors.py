@@ -91,15 +91,21 @@ def _in_backend_selection(error: BaseException) -> bool:
 def run_command(main: Callable[[], object]) -> None:
     """Runs a command's `main` and exits.
 
-    Exit codes: 0 done; 2 UserError, or a device or memory that this machine lacks; 130 interrupted; 143 preempted with
-    the state saved (schedulers then restart it). Background threads have a few seconds after an error; the process then
+    Exit codes: 0 done; 2 UserError, or a device or memory that this machine lacks; 130 interrupted; 141 the output's
+    reader has left; 143 preempted with the state saved (schedulers then restart it). Background threads have a few seconds after an error; the process then
     ends without them.
     """
     sys.unraisablehook = _report_unraisable
     code = 1  # an exception that is not caught here
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # so that a reader who left is noticed here, not when the interpreter ends
         code = 0
+    except BrokenPipeError:  # as in `... | head`
+        code = 141  # what a shell says after SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Preempted as told:
         code = 143
         print(f"stopped: {told}; start the same command again to continue", file=sys.stderr)

@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--data", help="problems: .json, .jsonl, .csv, .txt or name:config:split; default: the run's config.data.test"
     )
+    parser.add_argument("--grader", help="code of your own that grades answers, as config.data.grader: my_task:grade")
     parser.add_argument("--output", type=path_option("--output"), required=True, help="page to write, a new .html file")
     parser.add_argument("--questions", type=whole_number(1), default=40, help="questions, evenly spaced over the data")
     parser.add_argument(
@@ -35,18 +36,20 @@ def main() -> None:
         raise UserError(f"--output {flags.output} exists and is not overwritten: give another name, or remove it.")
     check_writable(flags.output, lambda _: False)
     from longshot_jax.checkpoints.run_folder import settings_of_test
+    from longshot_jax.data.own import own_grader
     from longshot_jax.data.sources import test_problems
     from longshot_jax.evaluation.trajectory_page import check_has_thoughts, trajectory_page
 
     check_has_thoughts(flags.checkpoint)
-    # The page grades by the rule of data/grading.py, so no grader runs.
-    problems = test_problems(settings_of_test(flags.checkpoint, flags.data, grader=""))
+    run = settings_of_test(flags.checkpoint, flags.data, flags.grader)
+    problems = test_problems(run)
+    grade = own_grader(run.data.grader, problems, "--grader")
     count = min(flags.questions, len(problems))
     problems = [problems[number * len(problems) // count] for number in range(count)]
     from longshot_jax.checkpoints.pretrained import load_pretrained  # takes seconds, so after the checks above
 
     model = load_pretrained(flags.checkpoint, flags.which)
-    page = trajectory_page(flags.checkpoint, model, problems, flags.num_trajectories, flags.seed)
+    page = trajectory_page(flags.checkpoint, model, problems, flags.num_trajectories, flags.seed, grade)
     write_text(flags.output, page, advice="choose another --output")
     print(f"{flags.output}: {count} questions. Open it in a browser.")
 

@@ -75,3 +75,13 @@ def test_no_thread_that_waits_keeps_a_failed_command_alive(raised, code):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == code and done.stdout == "printed\n" and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_leaves_ends_a_command_without_a_word(lines):
+    """One line is written when the command ends, the many while it runs."""
+    body = f"from longshot_jax.errors import run_command\nrun_command(lambda: print('line\\n' * {lines}))"
+    command = [sys.executable, "-c", body]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 141

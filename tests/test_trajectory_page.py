@@ -88,6 +88,16 @@ def test_the_page_holds_what_the_model_does(page, folder):
         assert samples[0]["thoughts"] != samples[1]["thoughts"]
 
 
+def test_own_code_grades_the_answers_of_the_page(folder):
+    """Every finished answer is right for this grader, and none for the problems' own rule."""
+    (folder / "my_grader.py").write_text("def grade(problem, text):\n    return True\n")
+    arguments = ("--checkpoint", folder / "ppo", "--data", folder / "data.json", "--questions", 2)
+    graded = ("--grader", f"{folder / 'my_grader.py'}:grade", "--output", folder / "graded.html")
+    assert start("view.py", *arguments, *graded) == 0
+    for row in data_of((folder / "graded.html").read_text())["questions"]:
+        assert [each["right"] for each in row["trajectories"]] == [each["finished"] for each in row["trajectories"]]
+
+
 def test_no_text_of_the_data_is_markup_and_only_the_pages_own_script_may_run(page):
     text = page.read_text()
     assert text.count("<script") == text.count("</script>") == 2 and "<img" not in text and "\u2028" not in text

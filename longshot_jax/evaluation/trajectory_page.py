@@ -24,10 +24,10 @@ from jaxtyping import Float
 from longshot_jax.checkpoints.pretrained import Pretrained
 from longshot_jax.checkpoints.run_folder import read_settings
 from longshot_jax.checkpoints.sidecar import FILE
-from longshot_jax.data.grading import same_answer
+from longshot_jax.data.own import Grade, by_problem
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
-from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
+from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts, are_correct
 from longshot_jax.evaluation.controls import replaced_thoughts, swap_donors
 from longshot_jax.evaluation.decoder import Decoder, full_batches
 from longshot_jax.evaluation.interventions import Interventions
@@ -59,12 +59,17 @@ def _check_mode(folder: Path, mode: str) -> None:
 
 
 def trajectory_page(
-    folder: Path, model: Pretrained, problems: Sequence[Problem], num_trajectories: int = 4, seed: int = 0
+    folder: Path,
+    model: Pretrained,
+    problems: Sequence[Problem],
+    num_trajectories: int = 4,
+    seed: int = 0,
+    grade: Grade = by_problem,
 ) -> str:
     """The page of a model's greedy trajectory and of `num_trajectories` samples of each problem.
 
-    A joined answer has its greedy trajectories, one a role, and no samples. Raises a UserError for a model without
-    thoughts.
+    A joined answer has its greedy trajectories, one a role, and no samples. An answer is right where `grade` gives 1.
+    Raises a UserError for a model without thoughts.
     """
     rule, written = model.stage_rule or model.rule, model.stage_rule is not None
     _check_mode(folder, model.source["mode"])
@@ -72,7 +77,7 @@ def trajectory_page(
         raise UserError(f"the checkpoint in {folder} is of a stage without thoughts, {_NO_THOUGHTS} (--which).")
     own = model.max_thoughts, model.answer_length, model.max_trajectories, model.coupling, model.joined
     decoder = Decoder(model.graphdef, replace(model.layout, steps_written=written), *own)
-    batches = Batches(decoder, model.params, problems, rule, model.memory, min(_BATCH, len(problems)), seed)
+    batches = Batches(decoder, model.params, problems, rule, model.memory, min(_BATCH, len(problems)), seed, grade)
     navigator = nnx.merge(model.graphdef, *model.params).navigator.config
     many = min(num_trajectories, navigator.roles or num_trajectories)
     kinds = [("role" if model.joined else "greedy", 0)]
@@ -172,7 +177,7 @@ class _Reader:
         return {
             "answer": text.removesuffix(UNFINISHED),
             "finished": not text.endswith(UNFINISHED),
-            "right": same_answer(text, problem.answer),
+            "right": bool(are_correct([text], [problem], self.batches.grade)[0]),
             "value": decoded.values[place],
             "stop": decoded.stop_probabilities[place][len(lens)],
             "donor": None if donors is None else donors[row],
