@@ -10,6 +10,7 @@ import pytest
 from commands import ROOT, start
 from tiny_run import tiny
 
+from longshot_jax.checkpoints.convert import from_hf, to_hf
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.config.ppo import RewardWeights
 from longshot_jax.data.loader import prefetched, problem_batches
@@ -109,6 +110,9 @@ def test_the_grader_of_the_document_decides_and_no_code_that_a_run_folder_names_
     results = json.loads((here / "results.json").read_text())
     assert results["config"]["grader"] == "my_grader:grade" and results["count"] == 1
     assert results["config"]["trained_on"] == ["chains"] == list(SavedReasoner.find("run").trained_on)
+    to_hf("run", "export")
+    from_hf("export", "converted")
+    assert SavedReasoner.find("converted").trained_on == ("chains",)
 
 
 REWARDS = {

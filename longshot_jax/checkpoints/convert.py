@@ -10,13 +10,15 @@ import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.initialize import copied_rows, embedding_rows
 from longshot_jax.checkpoints.run_folder import prepare_workdir
-from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
+from longshot_jax.checkpoints.saved_reasoner import TRAINED_ON, SavedReasoner
+from longshot_jax.checkpoints.sidecar import read_sidecar
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.data.tokenizer_files import TokenizerFiles, files_of
 from longshot_jax.errors import UserError
@@ -48,7 +50,9 @@ def from_hf(folder: str | Path, out: str | Path) -> None:
     prepare_workdir(out, "choose a new folder").close()
     starts = copied_rows(folder, tokenizer)
     params = load_weights(folder, config, embedding_rows=rows, copied_rows=starts)
-    metadata = {"backbone": asdict(replace(config, vocab_size=rows)), "backbone_path": _TRAINED}
+    metadata: dict[str, Any] = {"backbone": asdict(replace(config, vocab_size=rows)), "backbone_path": _TRAINED}
+    if sidecar := read_sidecar(folder, config.hidden_size):  # an export of a run
+        metadata[TRAINED_ON] = list(sidecar.trained_on)
     # Before the checkpoint, so that a folder with a checkpoint is complete.
     if tokenizer:
         tokenizer.save(out / "tokenizer")

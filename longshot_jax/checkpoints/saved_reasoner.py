@@ -62,7 +62,7 @@ class SavedReasoner:
     @property
     def trained_on(self) -> tuple[str, ...]:
         """Training problems of the run, and of each earlier run that its parameters started from."""
-        return () if self.is_backbone_alone else tuple(self.metadata.get(TRAINED_ON) or (self.run.data.train,))
+        return tuple(self.metadata.get(TRAINED_ON) or (() if self.is_backbone_alone else (self.run.data.train,)))
 
     @property
     def frozen_source(self) -> FrozenSource | None:
