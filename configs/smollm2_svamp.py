@@ -5,7 +5,7 @@ What it is for: the recipe of `smollm2_stories.py` on text that people wrote. Mo
 What it reaches: this run was not made yet. Text alone, with numbers drawn anew, reached 14.3 % [10.8, 18.8] of 300 of SVAMP after
 960 sequences, while it was still improving.
 
-Cost: about 30,000 sequences, some three hours on two CPU cores, in less than 8 GB. The phases are those of
+Cost: about 30,000 sequences, some eight hours on two CPU cores, in less than 8 GB. The phases are those of
 `smollm2_stories.py`, for the reasons given there.
 
     python scripts/train.py --config configs/smollm2_svamp.py \
