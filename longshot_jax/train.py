@@ -191,7 +191,7 @@ def _report(context: RunContext, result: RunResult) -> None:
     rows: dict[str, Any] = {name: dict(figures) for name, figures in result.phases.items()}
     metrics = {_final_accuracy(name): figures["accuracy"] for name, figures in result.phases.items()}
     if result.best_accuracy is not None:
-        rows["best checkpoint"] = {"accuracy": result.best_accuracy, "step": result.best_step}
+        rows[f"best of {context.run.phases[-1]}"] = {"accuracy": result.best_accuracy, "step": result.best_step}
         metrics[_BEST] = result.best_accuracy
     context.writer.results(metrics)
     with context.progress("run", 0, 0, "update") as shown:

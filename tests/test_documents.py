@@ -114,8 +114,18 @@ def test_the_search_for_commands_finds_them():
 
 
 @pytest.mark.parametrize(("name", "command"), places())
-def test_every_command_can_be_given_as_it_stands(name: str, command: str, monkeypatch: pytest.MonkeyPatch):
-    """Its options, its config file, and its settings are read by the parsers of the command, which then does nothing."""
+def test_every_command_can_be_given_as_it_stands(
+    name: str, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Its options, its config file, and its settings are read by the parsers of the command, which then does nothing.
+
+    The files that a document shows lie beside the folder `configs/`, as the document says.
+    """
+    shown = [path for path in DOCUMENTS if path.name == name]
+    for document in shown:
+        for file, text in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", document.read_text(), re.DOTALL):
+            (tmp_path / file).write_text(text)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     words = shlex.split(command)
     if words[0] == "make":
         check_make(words[1:])
@@ -131,7 +141,7 @@ def test_every_command_can_be_given_as_it_stands(name: str, command: str, monkey
         read_config(*given)
         raise Parsed
 
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [script, *words[2:]])
     monkeypatch.setattr(cli.OptionParser, "parse_args", parse_args)
     monkeypatch.setattr(cli, "parse_command", parse_command)

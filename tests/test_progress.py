@@ -35,13 +35,17 @@ def test_plain_lines_every_half_minute_where_there_is_no_terminal(clock):
     ]
 
 
-def test_rate_of_a_resumed_run_counts_its_own_steps(clock):
+def test_rate_counts_the_steps_of_this_start_after_the_first_which_compiles(clock):
     stream = io.StringIO()
     with Progress("coconut", total=1000, done=900, stream=stream) as shown:
-        clock[0] += 40
+        clock[0] += 60
         shown.advance(10, thoughts=4)
-        shown.note("stage 2")
-    assert stream.getvalue() == "coconut: 910/1000 (91 %), 4 s/update, 06:00 left, thoughts 4\nstage 2\n"
+        clock[0] += 40
+        shown.advance(10)
+    assert stream.getvalue().splitlines() == [
+        "coconut: 910/1000 (91 %), 60 s with compilation, thoughts 4",
+        "coconut: 920/1000 (92 %), 4 s/update, 05:20 left, thoughts 4",
+    ]
 
 
 def test_figures_stay_until_replaced(clock):

@@ -162,6 +162,16 @@ def test_what_cannot_be_spelled_is_found_before_training(tmp_path):
     assert checked(replace(run, phases=("ppo",)), layout, [unseen]) == [unseen]
 
 
+def test_of_problems_that_are_too_long_the_longest_is_named(tmp_path):
+    """So that one start tells the length that all need."""
+    file = problem_file(tmp_path, 5)
+    run = tiny(data__train=file, data__validation="chains")
+    question = "a=1 b=a+1 b?"
+    problems = [Problem(question, ("2",) * count, "2") for count in (1, 4, 7, 5)] + [Problem("x?", (), "1")]
+    with pytest.raises(UserError, match=re.escape(file) + r", problem 3: steps and answer have 10 tokens but .* is 5:"):
+        checked(run, layout_of(run), problems)
+
+
 def test_validation_problems_are_checked_under_their_own_name(tmp_path):
     train, validation = problem_file(tmp_path, 30), problem_file(tmp_path, 5, "validation.json")
     fine, broken = Problem("a=1 b=a+1 b?", ("2",), "2"), Problem("x=1 x?", (), "1")

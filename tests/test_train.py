@@ -64,7 +64,7 @@ def test_both_phases_run_and_are_reported(finished):
     assert result.phases["curriculum"]["updates"] == 12 and result.phases["curriculum"]["sequences"] == 192
     assert result.phases["ppo"]["updates"] == 12 and result.phases["ppo"]["sequences"] == 96
     assert 0 <= result.best_accuracy <= 1
-    for text in ("curriculum stage 2: 4/4", "ppo: 6/6", "validation", "best checkpoint"):
+    for text in ("curriculum stage 2: 4/4", "ppo: 6/6", "validation", "best of ppo"):
         assert text in printed
     assert json.loads((folder / "config.json").read_text())["curriculum"]["max_steps_per_stage"] == 4
     assert (folder / "tokenizer" / "tokenizer.json").exists()
@@ -112,7 +112,7 @@ def test_finished_run_started_again_changes_nothing(finished):
     stream = io.StringIO()
     again = train(tiny(), folder, stream)
     assert contents(folder) == before and steps_of(folder) == steps
-    assert again.phases == result.phases and "best checkpoint" in stream.getvalue()
+    assert again.phases == result.phases and "best of " in stream.getvalue()
 
 
 def test_another_config_is_refused_and_harms_nothing(finished):

@@ -60,7 +60,7 @@ class CurriculumConfig:
     epochs_per_stage: Annotated[int, COUNT] = 1
     """Passes over the data before the next stage."""
     max_steps_per_stage: Annotated[int, NON_NEGATIVE] = 0
-    """Largest number of updates of a stage; 0 is unlimited."""
+    """Largest number of updates of a stage, which `epochs_per_stage` or `stage_loss` may end before; 0 is unlimited."""
     stage_loss: Annotated[float, NON_NEGATIVE] = 0.0
     """End a stage once its running loss is below this, in nats per token; 0: never."""
     last_stage_loss: Annotated[float, NON_NEGATIVE] = 0.0

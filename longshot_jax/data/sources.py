@@ -29,6 +29,7 @@ _BPE_PROBLEMS = 20_000
 _BPE_OWN_PROBLEMS = 2_000  # some tasks of reasoning-gym take a tenth of a second each
 _FIRST_COMPARED = 1_000  # generated problems that are compared with a training file
 _FIRST_CHECKED = 64  # generated problems that are checked before training
+_COMPARED = 10_000  # problems after one that is too long, among which the longest is looked for
 
 # Generated problems: settings, seed, count and split -> problems. A new generator is a file and a line here.
 GENERATORS: Mapping[str, Callable[[DataConfig, int, int, Split], Sequence[Problem]]] = {
@@ -243,7 +244,9 @@ def build_layout(run: RunConfig, tokenizer: Tokenizer) -> Layout:
 
 
 def check_problems(run: RunConfig, layout: Layout, problems: Problems) -> Problems:
-    """Checks problems before training; a UserError for the first that is too long or that the tokenizer cannot spell.
+    """Checks problems before training; a UserError for one that is too long or that the tokenizer cannot spell.
+
+    It names the longest if steps and answers are too long, and the first otherwise.
 
     Of generated problems only the first ones are checked. In the result a later one that does not fit (ProsQA,
     stories) is replaced by the next of its stream that does, so that it cannot end a run.
@@ -268,13 +271,38 @@ def _checked(
     """`counted`: indices of the problems equal those of the file, because the file was not split."""
     generated = not isinstance(problems, (list, RedrawnProblems))
     check = _Check(run, layout)
-    for index in range(min(len(problems), _FIRST_CHECKED) if generated else len(problems)):
+    count = min(len(problems), _FIRST_CHECKED) if generated else len(problems)
+    for index in range(count):
         try:
             check(problems[index])
         except UserError as error:
+            if isinstance(error, _TooLong):
+                index, error = _longest(check, problems, range(index, min(count, index + _COMPARED)), error)
             place = f"{source}, problem {index + 1}" if counted and not generated else source
             raise UserError(f"{place}: {error}") from None
     return problems.filtered(check.passes) if isinstance(problems, (GeneratedProblems, RedrawnProblems)) else problems
+
+
+class _TooLong(UserError):
+    """Steps and answer that have more tokens than there is room for: `needed`."""
+
+    def __init__(self, sentence: str, needed: int):
+        super().__init__(sentence)
+        self.needed = needed
+
+
+def _longest(check: "_Check", problems: Sequence[Problem], indices: range, first: _TooLong) -> tuple[int, _TooLong]:
+    """Index and error of the longest problem, so that one start tells what all need; `first` is of the first index."""
+    found = indices[0], first
+    for index in indices[1:]:
+        try:
+            check(problems[index])
+        except _TooLong as other:
+            if other.needed > found[1].needed:
+                found = index, other
+        except UserError:
+            pass  # of another kind: the next start says it
+    return found
 
 
 class _Check:
@@ -329,9 +357,10 @@ class _Check:
         else:
             tokens = len(layout.closing) + written(problem.steps) + answer
         if tokens > limit:
-            raise UserError(
+            raise _TooLong(
                 f"steps and answer have {tokens} tokens but config.data.answer_length is {limit}: raise it, or remove "
-                f"the question {problem.question[:60]!r}."
+                f"the question {problem.question[:60]!r}.",
+                tokens,
             )
 
     def _check_sampled(self, problem: Problem) -> None:

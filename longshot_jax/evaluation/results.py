@@ -64,6 +64,8 @@ def results_table(results: Mapping[str, Any]) -> str:
         for steps, group in results["by_steps"].items()
     ]
     rows += [(f"thoughts: {kind}", _percent(accuracy)) for kind, accuracy in results["controls"].items()]
+    if not results["mean_thoughts"]:
+        rows.append(("controls", "none, since no question used a thought"))
     width = max(len(label) for label, _ in rows)
     return "\n".join([f"{results['count']} questions", *(f"  {label:{width}}  {text}" for label, text in rows)])
 

@@ -14,7 +14,8 @@ _SECONDS_BETWEEN_LINES = 30.0
 class Progress:
     """Shows steps done, rate, time left and figures; a context manager.
 
-    On a terminal a bar; elsewhere (a log file, a scheduler) a plain line about every 30 seconds and at the end.
+    On a terminal a bar; elsewhere (a log file, a scheduler) a plain line about every 30 seconds and at the end. The first
+    step compiles, so a line's rate and time left are of the steps after it.
 
     Args:
       name, unit: names of the phase and of a step.
@@ -26,9 +27,10 @@ class Progress:
     def __init__(self, name: str, total: int, done: int = 0, unit: str = "update", stream: TextIO | None = None):
         self._stream = sys.stderr if stream is None else stream
         self._name, self._total, self._unit = name, total, unit
-        self._done = self._first = done
+        self._done = done
         self._figures: dict[str, Any] = {}
         self._started = self._last_line = time.monotonic()
+        self._compiled: tuple[float, int] | None = None  # when the first step ended, and the steps done by then
         self._reported = done  # steps done at the last plain line
         self._bar: tqdm | None = None
         if self._stream.isatty():
@@ -48,6 +50,8 @@ class Progress:
     def advance(self, steps: int = 1, **figures: Any) -> None:
         """Counts `steps` and updates the shown figures, such as loss or accuracy."""
         self._done += steps
+        if self._compiled is None:
+            self._compiled = time.monotonic(), self._done
         self._figures.update(figures)
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(self._shown()), refresh=False)
@@ -63,15 +67,17 @@ class Progress:
     def _write_line(self) -> None:
         now = time.monotonic()
         self._last_line, self._reported = now, self._done
-        rate = (self._done - self._first) / max(now - self._started, 1e-9)
-        left = tqdm.format_interval(round((self._total - self._done) / rate)) if rate > 0 else "?"
+        start, first = self._compiled or (now, self._done)
         share = f" ({100 * self._done / self._total:.0f} %)" if self._total else ""
-        facts = [
-            f"{self._name}: {self._done}/{self._total}{share}",
-            f"{figure(rate)} {self._unit}s/s" if rate >= 1 else f"{figure(1 / rate if rate else 0)} s/{self._unit}",
-            f"{left} left",
-            *self._shown(),
-        ]
+        facts = [f"{self._name}: {self._done}/{self._total}{share}"]
+        if self._done > first:
+            rate = (self._done - first) / max(now - start, 1e-9)
+            left = tqdm.format_interval(round((self._total - self._done) / rate))
+            pace = f"{figure(rate)} {self._unit}s/s" if rate >= 1 else f"{figure(1 / rate)} s/{self._unit}"
+            facts += [pace, f"{left} left"]
+        else:
+            facts.append(f"{now - self._started:.0f} s with compilation")
+        facts += self._shown()
         self.note(", ".join(facts))
 
     def _shown(self) -> list[str]:
