@@ -38,8 +38,10 @@ def test_plain_lines_every_half_minute_where_there_is_no_terminal(clock):
 def test_rate_counts_the_steps_of_this_start_after_the_first_which_compiles(clock):
     stream = io.StringIO()
     with Progress("coconut", total=1000, done=900, stream=stream) as shown:
-        clock[0] += 60
-        shown.advance(10, thoughts=4)
+        clock[0] += 20
+        shown.advance(0, thoughts=4)  # an evaluation before the first step
+        clock[0] += 40
+        shown.advance(10)
         clock[0] += 40
         shown.advance(10)
     assert stream.getvalue().splitlines() == [

@@ -50,7 +50,7 @@ class Progress:
     def advance(self, steps: int = 1, **figures: Any) -> None:
         """Counts `steps` and updates the shown figures, such as loss or accuracy."""
         self._done += steps
-        if self._compiled is None:
+        if steps and self._compiled is None:
             self._compiled = time.monotonic(), self._done
         self._figures.update(figures)
         if self._bar is not None:
