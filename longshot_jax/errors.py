@@ -92,8 +92,8 @@ def run_command(main: Callable[[], object]) -> None:
     """Runs a command's `main` and exits.
 
     Exit codes: 0 done; 2 UserError, or a device or memory that this machine lacks; 130 interrupted; 141 the output's
-    reader has left; 143 preempted with the state saved (schedulers then restart it). Background threads have a few seconds after an error; the process then
-    ends without them.
+    reader has left; 143 preempted with the state saved (schedulers then restart it). Background threads have a few seconds
+    after an error; the process then ends without them.
     """
     sys.unraisablehook = _report_unraisable
     code = 1  # an exception that is not caught here

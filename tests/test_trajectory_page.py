@@ -89,13 +89,17 @@ def test_the_page_holds_what_the_model_does(page, folder):
 
 
 def test_own_code_grades_the_answers_of_the_page(folder):
-    """Every finished answer is right for this grader, and none for the problems' own rule."""
+    """For this grader every finished answer is right, and an unfinished one is not."""
     (folder / "my_grader.py").write_text("def grade(problem, text):\n    return True\n")
-    arguments = ("--checkpoint", folder / "ppo", "--data", folder / "data.json", "--questions", 2)
+    arguments = ("--checkpoint", folder / "alone", "--data", folder / "chains.json", "--num_trajectories", 8)
     graded = ("--grader", f"{folder / 'my_grader.py'}:grade", "--output", folder / "graded.html")
     assert start("view.py", *arguments, *graded) == 0
-    for row in data_of((folder / "graded.html").read_text())["questions"]:
-        assert [each["right"] for each in row["trajectories"]] == [each["finished"] for each in row["trajectories"]]
+    rows = data_of((folder / "graded.html").read_text())["questions"]
+    found = [(each, row["answer"]) for row in rows for each in row["trajectories"]]
+    assert [each["right"] for each, _ in found] == [each["finished"] for each, _ in found]
+    assert any(each["finished"] and each["answer"] != answer for each, answer in found), (
+        "no answer tells the rules apart"
+    )
 
 
 def test_no_text_of_the_data_is_markup_and_only_the_pages_own_script_may_run(page):

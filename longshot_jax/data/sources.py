@@ -297,11 +297,9 @@ def _longest(check: "_Check", problems: Sequence[Problem], indices: range, first
     for index in indices[1:]:
         try:
             check(problems[index])
-        except _TooLong as other:
-            if other.needed > found[1].needed:
+        except UserError as other:  # one of another kind is told by the next start
+            if isinstance(other, _TooLong) and other.needed > found[1].needed:
                 found = index, other
-        except UserError:
-            pass  # of another kind: the next start says it
     return found
 
 
