@@ -49,6 +49,7 @@ def get_config():
     ppo.questions = 64
     ppo.num_trajectories = 8
     ppo.minibatches = 2
+    ppo.micro_batches = 2
     ppo.optimizer.warmup_steps = 20
 
     config.evaluation.every = 2000

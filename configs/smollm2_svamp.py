@@ -23,12 +23,12 @@ def get_config():
     config.data.prompt_length = 160
 
     config.text.epochs = 4
-    config.text.max_steps = 1500
+    config.text.max_steps = 0
 
     curriculum = config.curriculum
     curriculum.stages = (1, 2)
     curriculum.max_latent_stage = 2
     curriculum.epochs_per_stage = 4
-    curriculum.question_hidden_updates = 1250
+    curriculum.question_hidden_updates = 150
     config.ppo.max_thoughts = 4
     return config

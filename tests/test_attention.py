@@ -157,6 +157,71 @@ def test_a_shared_prompt_and_holes_become_a_mask(past):
     agree(*both(queries, (Segment(keys, values, seen[:, None]), own), mask), mask)
 
 
+@pytest.mark.card
+@pytest.mark.parametrize(
+    ("heads", "size", "past"), [((9, 3), 64, 0), ((9, 3), 64, 96), ((32, 8), 128, 0), ((32, 8), 128, 37)]
+)
+def test_the_kernel_of_this_device_is_the_plain_attention_in_bfloat16(heads, size, past):
+    """cuDNN's on a GPU, XLA's elsewhere, at the heads of SmolLM2 and Llama 3, values and gradients.
+
+    With `past` positions of prompts that two rows share, with holes; else alone, with padding behind what is real.
+    """
+    kernel = "cudnn" if jax.default_backend() == "gpu" else "xla"
+    rows, length = 4, 51
+    rng = np.random.default_rng(past)
+
+    def random(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+
+    queries, pull = random(rows, length, heads[0], size), random(rows, length, heads[0], size)
+    keys_and_values = [random(rows, heads[1], length, size) for _ in range(2)]
+    shared = [random(rows // 2, heads[1], past, size) for _ in range(2)]
+    real = np.arange(length) < np.array([51, 40, 17, 2])[:, None]
+    own = jnp.asarray(np.tril(np.ones((length, length), bool))[None] & real[:, None])
+    holes = jnp.asarray(rng.random((rows // 2, 1, past)) < 0.8)
+
+    def found(attention, dtype):
+        def loss(queries, own_arrays, shared_arrays):
+            segments = (Segment(*own_arrays, own),)
+            if past:
+                segments = (Segment(*shared_arrays, holes), *segments)
+            mixed = attention(queries, segments).astype(jnp.float32)
+            return jnp.sum(jnp.where(real[..., None, None], mixed * pull, 0.0)), mixed
+
+        arguments = jax.tree.map(lambda x: x.astype(dtype), (queries, keys_and_values, shared))
+        (_, mixed), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arguments)
+        return [np.where(real[..., None, None], mixed, 0.0), *jax.tree.leaves(gradients)]
+
+    exact = found(attend, jnp.float32)
+    for ours, plain, precise in zip(
+        found(lambda *given: fused_attend(*given, kernel), jnp.bfloat16),
+        found(attend, jnp.bfloat16),
+        exact,
+        strict=True,
+    ):
+        if np.size(precise):
+            scale = np.linalg.norm(precise)
+            errors = [np.linalg.norm(np.asarray(x, np.float32) - precise) / scale for x in (ours, plain)]
+            assert errors[0] < 0.01 and errors[0] < 2 * errors[1] + 1e-3, errors
+
+
+def test_the_kernel_gets_even_lengths_and_no_call_without_positions(monkeypatch):
+    """cuDNN's backward pass requires the first, and ends the process without the second."""
+    kernel, asked = jax.nn.dot_product_attention, []
+
+    def asking(queries, keys, *arguments, **options):
+        asked.append((queries.shape[1], keys.shape[1]))
+        return kernel(queries, keys, *arguments, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", asking)
+    for length in (0, 1, 2, 5):
+        queries, own = own_segment(jnp.ones((2, length), bool))
+        prompts = Segment(*arrays(1, *[(2, GROUPS, 3, FUSED_SIZE)] * 2), jnp.ones((2, 1, 3), bool))
+        for segments in ((own,), (prompts, own)):
+            assert fused_attend(queries, segments, "xla").shape == queries.shape
+    assert asked == [(2, 2), (2, 6), (6, 6), (6, 8)]
+
+
 @pytest.mark.parametrize("keeps", ["nothing", "products"])
 def test_a_llama_is_the_same_with_either_attention_and_either_memory(keeps):
     reasoner = small_reasoner(seed=3)

@@ -48,7 +48,7 @@ def batch(golden) -> CurriculumBatch:
 def test_loss_and_gradient_norms_are_coconuts(golden, batch):
     assert sorted(batch.num_thoughts.tolist()) == [2, 3, 4]
     assert batch.loss_mask.sum() == (golden["c_labels"] != -100).sum()
-    model = LongShot.from_pretrained(GOLDEN).model
+    model = LongShot.from_pretrained(GOLDEN, dtype="float32").model
 
     @jax.jit
     @jax.value_and_grad
@@ -71,7 +71,7 @@ def test_loss_and_gradient_norms_are_coconuts(golden, batch):
 
 def test_the_bound_notices_whether_thoughts_are_thoughts(golden, batch):
     """With the latent token's embedding in their place the loss is another one."""
-    model = LongShot.from_pretrained(GOLDEN).model
+    model = LongShot.from_pretrained(GOLDEN, dtype="float32").model
 
     @jax.jit
     def pauses(params):

@@ -1,7 +1,7 @@
 """Laws 1 and 2: rescore gives what the rollout recorded, and the cache changes nothing."""
 
 import itertools
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +181,27 @@ def test_ratio_is_one_in_every_pair(case):
 @pytest.mark.usefixtures("fresh_caches")
 def test_ratio_is_one_in_every_combination(case):
     check_ratio_one(*case)
+
+
+@pytest.mark.parametrize("feedback", ["hidden", "navigator", "navigator_residual"])
+def test_ratio_is_one_without_thoughts(feedback):
+    """Rollouts with room for no thought have actions of the right size all the same."""
+    reasoner, prompt = small_reasoner(feedback, True), ragged_prompts([4, 6], WIDTH)
+    none, shape = np.zeros((QUESTIONS, TRAJECTORIES), np.int32), RolloutShape(TRAJECTORIES, 0, ANSWER, (7,), (END,))
+    temperatures = Temperatures(*np.array([0.3, 1.0, 1.0], np.float32))
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def both(reasoner, prompt, mask, *given):
+        rollout, recorded = sample_rollout(reasoner, prompt, mask, None, *given, shape)
+        again = {way: rescore(reasoner, rollout, None, (7,), way, "scaled") for way in ("parallel", "actions", "noise")}
+        return rollout, recorded, again
+
+    rollout, recorded, again = both(reasoner, *prompt, Lengths(none, none), temperatures, question_keys(QUESTIONS))
+    assert rollout.actions.shape == (QUESTIONS, TRAJECTORIES, 0, reasoner.action_size)
+    for way, scores in again.items():
+        close(scores.tokens.log_probs, recorded.tokens.log_probs, way)
+        close(scores.thoughts.values, recorded.thoughts.values, way)
+    assert np.all(np.asarray(recorded.tokens.log_probs)[np.asarray(rollout.token_mask)] < 0)
 
 
 @pytest.mark.card

@@ -2,6 +2,8 @@
 
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -32,6 +34,12 @@ def _costs(measured: Measured, seconds: float, peak: float) -> Figures:
         "compile_seconds": measured.compile_seconds,
         "temporary_bytes": measured.temporary_bytes,
     }
+
+
+def _compiled_together(measured: Callable[[RunConfig], Measured], shapes: dict[str, RunConfig]) -> dict[str, Measured]:
+    """A rollout or update of each shape. Compiling one occupies one core, so all are compiled at once."""
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(shapes, threads.map(measured, shapes.values()), strict=True))
 
 
 def measure_curriculum(bench: Bench, peak: float) -> Figures:
@@ -98,7 +106,7 @@ def measure_rollout(bench: Bench, peak: float) -> Figures:
         "n5": with_shape(run, prompt=bench.long_prompt, trajectories=5),
     }
     policy = Policy(run, backbone)
-    rollouts = {name: policy.rollout(shape) for name, shape in shapes.items()}
+    rollouts = _compiled_together(policy.rollout, shapes)
     seconds = bench.times({name: rollout.call for name, rollout in rollouts.items()})
     thought, token = _marginal_seconds(seconds)
     rows = run.ppo.questions * run.ppo.num_trajectories
@@ -133,7 +141,8 @@ def measure_update(bench: Bench, peak: float, wide_peak: float) -> Figures:
         "sequential": replace(run, ppo=replace(run.ppo, gradient="pathwise")),
     }
     policy = Policy(score, backbone)
-    updates = {name: policy.update(shape) for name, shape in shapes.items()}
+    _compiled_together(policy.rollout, {name: shape for name, shape in shapes.items() if name != "sequential"})
+    updates = _compiled_together(policy.update, shapes)
     seconds = bench.times({name: update.call for name, update in updates.items()})
     figures = {
         "t6_over_t0": seconds["parallel"] / seconds["without"],
@@ -175,9 +184,11 @@ def measure_bandwidth(bench: Bench, copy_peak: float) -> Figures:
     layers = backbone.num_hidden_layers * sum(prod(x.inputs + x.outputs) for x in backbone.matrices.values())
     single = with_shape(bench.run, questions=1, trajectories=1)
     policy = Policy(single, backbone)
-    for questions in (1, 8):
-        shapes = _probes(with_shape(single, questions=questions))
-        calls = {name: policy.rollout(shape).call for name, shape in shapes.items()}
+    probes = {questions: _probes(with_shape(single, questions=questions)) for questions in (1, 8)}
+    flat = {f"{questions} {name}": shape for questions, shapes in probes.items() for name, shape in shapes.items()}
+    rollouts = _compiled_together(policy.rollout, flat)
+    for questions, shapes in probes.items():
+        calls = {name: rollouts[f"{questions} {name}"].call for name in shapes}
         thought, token = _marginal_seconds(bench.times(calls))
         figures[f"thought_at_batch_{questions}"] = layers * itemsize / copy_peak / thought
         figures[f"token_at_batch_{questions}"] = (layers + table) * itemsize / copy_peak / token
@@ -218,7 +229,8 @@ def measure_curves(bench: Bench) -> Figures:
     curves: dict[str, Any] = {}
     for name, (start, shape) in sizes.items():
         grown = [start * factor for factor in bench.growth]
-        seconds = bench.times({str(n): policy.rollout(shape(n)).call for n in grown})
+        rollouts = _compiled_together(policy.rollout, {str(n): shape(n) for n in grown})
+        seconds = bench.times({size: rollout.call for size, rollout in rollouts.items()})
         curves[name] = {"sizes": grown, "seconds": [seconds[str(n)] for n in grown]}
     del policy
     # Each depth has a state of its own, so these do not take turns.

@@ -205,24 +205,31 @@ def fused_attend(
     Where it is the only one, padding must follow what is real (`PaddingLast`). Outputs of padding queries are
     arbitrary, as in `attend`.
     """
-    if queries.shape[1] == 1:
+    if queries.shape[1] <= 1:  # without any position cuDNN divides by zero and ends the process
         return attend(queries, segments)
     if len(segments) == 1:
         return _causal(queries, segments[0], implementation)
     return _masked(queries, segments, implementation)
 
 
+def _even(x: Array, axis: int = 1) -> Array:
+    """x with zeros at the end of an axis of odd length: the kernel's backward pass requires even lengths."""
+    return jnp.pad(x, [(0, x.shape[axis] % 2 if place == axis else 0) for place in range(x.ndim)])
+
+
 def _causal(queries, own: Segment, implementation):
+    length = queries.shape[1]
     lengths = jnp.sum(own.visible[:, -1], axis=1, dtype=jnp.int32)  # the last position sees every real one
-    return jax.nn.dot_product_attention(
-        queries,
-        own.keys.swapaxes(1, 2),
-        own.values.swapaxes(1, 2),
+    mixed = jax.nn.dot_product_attention(
+        _even(queries),
+        _even(own.keys.swapaxes(1, 2)),
+        _even(own.values.swapaxes(1, 2)),
         is_causal=True,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
         implementation=implementation,
     )
+    return mixed[:, :length]
 
 
 def _masked(queries, segments: tuple[Segment, ...], implementation):
@@ -239,10 +246,11 @@ def _masked(queries, segments: tuple[Segment, ...], implementation):
     keys = jnp.concatenate([of_rows(segment.keys.swapaxes(1, 2)) for segment in segments], axis=1)
     values = jnp.concatenate([of_rows(segment.values.swapaxes(1, 2)) for segment in segments], axis=1)
     mask = jnp.concatenate([mask_of(segment) for segment in segments], axis=-1)
-    # With a mask, the kernel's backward pass requires even lengths.
-    odd, past_odd = length % 2, keys.shape[1] % 2
-    keys, values = (jnp.pad(x, ((0, 0), (0, past_odd), (0, 0), (0, 0))) for x in (keys, values))
-    mask = jnp.pad(mask, ((0, 0), (0, odd), (0, past_odd)))
-    padded = jnp.pad(queries, ((0, 0), (0, odd), (0, 0), (0, 0)))
-    mixed = jax.nn.dot_product_attention(padded, keys, values, mask=mask[:, None], implementation=implementation)
+    mixed = jax.nn.dot_product_attention(
+        _even(queries),
+        _even(keys),
+        _even(values),
+        mask=_even(_even(mask, 1), 2)[:, None],
+        implementation=implementation,
+    )
     return mixed[:, :length]

@@ -243,7 +243,8 @@ def think(
     replay, teaching = replay or Replay(), teaching or Teaching()
     if not slots:  # nothing to scan over, and a cache without slots cannot be traced
         nothing = jnp.zeros((*shape, 0, prompt.hidden.shape[-1]), prompt.hidden.dtype)
-        return think_given(reasoner, prompt, nothing, jnp.zeros(shape, jnp.int32))
+        thoughts = think_given(reasoner, prompt, nothing, jnp.zeros(shape, jnp.int32))
+        return replace(thoughts, actions=noise, means=noise)
     rule = replace(
         stop_rule,
         min_thoughts=jnp.broadcast_to(stop_rule.min_thoughts, shape),
