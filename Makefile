@@ -85,9 +85,10 @@ else
 bench-gpu: $(TEST)
 	@$(ON_CARD) -c 'import jax; jax.devices()' 2>/dev/null || { \
 	  echo "error: JAX cannot use the GPU, though a driver is here: \"JAX_PLATFORMS=cuda $(PY) -c 'import jax; jax.devices()'\" says why." >&2; exit 2; }
-	$(ON_CARD) -m pytest -m card tests/test_law_rescore.py tests/test_coconut_parity.py
-	$(ON_CARD) scripts/bench.py --config configs/published_single.py \
-	  --only rollout,update,bandwidth --profile runs/bench-gpu --output runs/bench-gpu/bench.json
+	$(ON_CARD) -m pytest -m card tests/test_law_rescore.py tests/test_coconut_parity.py tests/test_attention.py
+	$(ON_CARD) scripts/bench.py --config configs/published_single.py --config.ppo.questions=16 \
+	  --config.ppo.minibatches=1 --config.ppo.micro_batches=4 \
+	  --only update --profile runs/bench-gpu --output runs/bench-gpu/bench.json
 endif
 
 demo: $(RUN)

@@ -3,12 +3,13 @@
 What it is for: the smallest task that trajectories can share. Two chains of three operations are six thoughts in sequence for
 one trajectory, and three for two with roles; what that gains has not been measured.
 
-What it reaches (docs/results.md): 99.0, 99.9 and 99.2 % of 2,000 held-out questions with both results right, seeds 0, 1 and 4,
-after 2,903 to 3,928 updates. With all thoughts replaced both results are right in about 1 %, with one trajectory's replaced in about
-10 % or less, which is chance. With `last_stage_loss` 0.02, five seeds reached 94.2 to 99.3 % after 1,807 to 2,443 updates: the last
-stage then may end while its running loss, which swings, is not low for good. Three chains with three trajectories: 99.6 %, seed 0.
+What it reaches (docs/results.md): 98.6 to 99.9 % of 2,000 held-out questions with both results right over five seeds, after 2,725 to
+3,928 updates. With all thoughts replaced both results are right in about 1 %, with one trajectory's replaced in about
+10 % or less, which is chance. With `last_stage_loss` 0.02, they reached 94.2 to 99.3 % after 1,807 to 2,443 updates: the last
+stage then may end while its running loss, which swings, is not low for good. Three chains with three trajectories: 97.2 to 99.6 %
+over three seeds.
 
-Cost: 185,792 to 251,392 sequences; seeds 4 and 0 took 10 and 12 minutes on one CPU core of a machine whose other core was busy.
+Cost: 174,400 to 251,392 sequences; 7 to 12 minutes on one CPU core.
 
     python scripts/train.py --config configs/threads.py
     python scripts/eval.py --checkpoint runs/threads --num_trajectories 0 --output threads.json

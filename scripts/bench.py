@@ -4,9 +4,10 @@
         [--figure bench.svg] [--profile FOLDER] [--only curriculum_step,generation] [--repetitions 7] [--clock processor]
 
 Parameters are random, of the config's shape, and nothing is downloaded; the shapes of meta-llama's Llama 3 are known by
-name. On a GPU `make bench-gpu` checks the laws on the card and measures shares of its matrix peak and its bandwidth:
+name. On a GPU `make bench-gpu` checks the laws on the card and measures an update and its share of the matrix peak. A rollout of
+Llama-3-8B compiles for minutes there, so every further section costs many:
 
-    python scripts/bench.py --config configs/published_single.py --only rollout,update,bandwidth --output bench.json
+    python scripts/bench.py --config configs/published_single.py --only update --profile trace --output bench.json
 
 --profile writes a profiler trace of one rollout and of one epoch of an update, for Perfetto or TensorBoard, and prints
 their time by the scopes that the code names.

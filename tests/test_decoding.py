@@ -32,7 +32,7 @@ from longshot_jax.thoughts.stopping import Lengths
 QUESTIONS, N, T, A, DEPTH = 4, 2, 2, 5, SMALL["num_hidden_layers"]
 
 
-def rollout_of(reasoner, config=DecodingConfig(), greedy=False, end_token=2, length=A):  # noqa: B008
+def rollout_of(reasoner, config=DecodingConfig(), greedy=False, end_token=2, length=A, unrolled=True):  # noqa: B008
     """A jitted rollout of a reasoner's parameters, and its arguments."""
     graphdef, params = nnx.split(reasoner)
     prompt, mask = ragged_prompts([3, 5, 4, 2], 5)
@@ -41,7 +41,7 @@ def rollout_of(reasoner, config=DecodingConfig(), greedy=False, end_token=2, len
 
     def rollout(params, prompt, mask, keys):
         return sample_rollout(
-            decoding_reasoner(graphdef, params, config=config), prompt, mask, None, Lengths(bounds, bounds),
+            decoding_reasoner(graphdef, params, config=config, unrolled=unrolled), prompt, mask, None, Lengths(bounds, bounds),
             make_temperatures(0.3), keys, shape, greedy,
         )  # fmt: skip
 
@@ -102,13 +102,20 @@ def test_on_a_gpu_no_loop_cuts_weights_out_of_the_stack(monkeypatch, layers):
     expected = expected(*arguments)
     monkeypatch.setattr(reasoners, "traced_platform", lambda: "gpu")
     monkeypatch.setattr("longshot_jax.model.sharding.platform_of", lambda mesh: "gpu")
+
+    def over_layers_of(rollout):
+        return [
+            (loops, equation.params["unroll"])
+            for equation, loops in traced(rollout, arguments)
+            if equation.primitive.name == "scan" and any(x.aval.shape[:1] == (DEPTH,) for x in equation.invars)
+            and equation.params["length"] == DEPTH and equation.params["num_carry"] == 1
+        ]  # fmt: skip
+
     rollout, _ = rollout_of(reasoner, DecodingConfig(layers=layers))
-    over_layers = [
-        (loops, equation.params["unroll"])
-        for equation, loops in traced(rollout, arguments)
-        if equation.primitive.name == "scan" and any(x.aval.shape[:1] == (DEPTH,) for x in equation.invars)
-        and equation.params["length"] == DEPTH and equation.params["num_carry"] == 1
-    ]  # fmt: skip
+    over_layers = over_layers_of(rollout)
+    # An evaluation keeps the loop, which compiles sooner.
+    evaluation, _ = rollout_of(reasoner, DecodingConfig(layers=layers), unrolled=False)
+    assert {unroll for _, unroll in over_layers_of(evaluation)} == {1}
     if layers == "separate":
         assert not over_layers
     else:

@@ -277,7 +277,7 @@ class PPOPrograms:
         config = self.config
         key = jax.random.fold_in(self.sampling_key, iteration)
         rollout, recorded = sample_rollout(
-            decoding_reasoner(self.graphdef, state.trainable, state.frozen, config=self.decoding),
+            decoding_reasoner(self.graphdef, state.trainable, state.frozen, config=self.decoding, unrolled=True),
             prompt,
             mask,
             state.memory,

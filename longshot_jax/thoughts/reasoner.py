@@ -57,14 +57,20 @@ def make_reasoner(run: RunConfig, backbone: LlamaConfig, device: Any = None) -> 
     return Reasoner(llama, run.thoughts, rngs)
 
 
-def decoding_reasoner(graphdef: nnx.GraphDef, *params: nnx.State, config: DecodingConfig = DEFAULT) -> Reasoner:
-    """The reasoner as rollouts and evaluations use it, inside a function of `model.decoding.decoding_jit`."""
+def decoding_reasoner(
+    graphdef: nnx.GraphDef, *params: nnx.State, config: DecodingConfig = DEFAULT, unrolled: bool = False
+) -> Reasoner:
+    """The reasoner as rollouts and evaluations use it, inside a function of `model.decoding.decoding_jit`.
+
+    `unrolled`: on a GPU layers run without a loop, which would copy each layer's weights at every token. It compiles
+    several times as long, so only rollouts, which repeat one program over a whole run, ask for it.
+    """
     reasoner: Reasoner = nnx.merge(graphdef, *params)
     backbone, navigator = reasoner.backbone, reasoner.navigator
     dtype, stacked = backbone.compute_dtype, nnx.state(backbone.layers)
     nnx.update(navigator, decoding_weights(nnx.state(navigator)))
     nnx.update(backbone, decoding_weights(nnx.state(backbone), dtype))
-    if traced_platform() == "gpu":
+    if unrolled and traced_platform() == "gpu":
         backbone.unrolled = True
         if config.layers == "separate" or is_copied(stacked, dtype):
             depth = range(backbone.config.num_hidden_layers)
