@@ -1,6 +1,7 @@
 """Shared fixtures. Every shape annotation of the package is checked while the tests run."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import hypothesis
@@ -8,6 +9,10 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The newer of jaxlib 0.10's two code generators for fused operations compiles the programs of the tests twice as long.
+# Later releases have one and do not know the flag.
+if version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 install_import_hook("longshot_jax", "shape_checks.check_functions")
 
 import jax  # noqa: E402  (after the platform is chosen)
