@@ -213,6 +213,8 @@ class LongShot:
     ) -> dict[str, Any]:
         """Accuracy and, with `controls`, its controls: the content of `results.json`.
 
+        A model that was trained with `config.curriculum.question_hidden` also answers from its thoughts alone.
+
         Args:
           num_trajectories: N of the sampled accuracy and of every fusion.
           thoughts: a number, `fixed` (the largest of training), `steps` (`c_thought` per step of the problem), or `own`
@@ -239,6 +241,7 @@ class LongShot:
             batch_size=min(batch_size, len(problems)),
             seed=seed,
             controls=controls,
+            question_hidden=controls and self.model.question_hidden,
             grade=grade,
         )
         results["config"] = {

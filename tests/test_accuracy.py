@@ -20,6 +20,7 @@ from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
 from longshot_jax.evaluation.decoder import Decoder, full_batches
 from longshot_jax.evaluation.fusion_accuracy import adaptive_vote, choose, distinct
+from longshot_jax.evaluation.results import results_table
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.rollout import make_temperatures
@@ -226,6 +227,27 @@ def test_a_model_that_chooses_its_number_of_trajectories(problems):
         for row, values, problem in zip(texts, samples.values, problems, strict=True)
     ]
     assert accuracies[-1][0] == np.mean(right)
+
+
+def test_with_a_hidden_question_the_answer_knows_the_thoughts_alone(decoder, problems):
+    """Equal thoughts of questions of equal length: the same answer to all, and another with other thoughts."""
+    alike = [problem for problem in problems if len(problem.steps) == 3]
+    assert len({problem.question for problem in alike}) == len(alike) > 2
+    prompts = decoder.layout.prompts(alike)
+    one, other = np.random.default_rng(0).normal(size=(2, 1, 1, 3, 16)).astype(np.float32)
+
+    def answers(thoughts, hidden):
+        given = np.repeat(thoughts, len(alike), 0), np.full((len(alike), 1), 3)
+        decoded = decoder.decode_given((PARAMS,), prompts, *given, question_hidden=hidden)
+        return {tuple(row) for row in np.asarray(decoded.tokens)[:, 0].tolist()}
+
+    assert len(answers(one, True)) == 1 and len(answers(one, False)) > 1
+    assert answers(one, True) != answers(other, True)
+    results = evaluate(
+        decoder, (PARAMS,), problems, STEPS, batch_size=4, num_trajectories=0, controls=False, question_hidden=True
+    )
+    assert 0 <= results["question_hidden_accuracy"] <= 1
+    assert "from the thoughts alone" in results_table(results)
 
 
 def test_own_stopping_keeps_to_its_bounds(decoder, problems):

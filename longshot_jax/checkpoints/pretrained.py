@@ -49,6 +49,7 @@ class Pretrained:
       temperatures, coupling: temperatures and noise coupling of sampled trajectories.
       max_trajectories: largest number of trajectories that the count head chooses; 0 without a count head.
       joined: trajectories of a joined answer; 0 if each trajectory has its own.
+      question_hidden: whether some answers were trained to see the thoughts alone.
     """
 
     graphdef: nnx.GraphDef
@@ -64,6 +65,7 @@ class Pretrained:
     memory: MemoryBank | None = None
     max_trajectories: int = 0
     joined: int = 0
+    question_hidden: bool = False
     coupling: Coupling = "independent"
     stage_rule: ThoughtRule | None = None
     lost_sidecar: bool = False
@@ -151,6 +153,7 @@ def _trained(
         memory=sidecar.memory,
         stage_rule=None if sidecar.stage is None else rule_of_stage(run.supervised(phase), sidecar.stage),
         joined=run.thoughts.joined,
+        question_hidden=run.curriculum.question_hidden > 0 and not run.thoughts.joined,
     )
     if phase != "ppo":
         return model

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 from longshot_jax.config.curriculum import GuidanceConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.guidance import distillation_distance, explanation_loss, step_embeddings, target_distance
-from longshot_jax.model.key_values import Context
 from longshot_jax.thoughts.answer import continuation_hidden, score_tokens
 from longshot_jax.thoughts.jacobi import think_in_parallel
 from longshot_jax.thoughts.reasoner import Reasoner
@@ -92,8 +91,7 @@ def _hidden_of_tokens(
 ) -> Float[Array, "B one A D"]:
     """Hidden states that predict the tokens of a batch; where the question is hidden, only the thoughts saw it."""
     if batch.hidden is not None:
-        seen = prompt.context.mask & ~batch.hidden[:, None]
-        prompt = prompt.replace(context=Context(prompt.context.cache, seen))  # pyright: ignore[reportAttributeAccessIssue]
+        prompt = prompt.without_question(batch.hidden)
     tokens, mask = batch.tokens[:, None], batch.token_mask[:, None]
     after = continuation_hidden(reasoner, prompt, thoughts, tokens[..., :-1], mask[..., :-1])
     return jnp.concatenate([thoughts.last_hidden[:, :, None], after], axis=2)

@@ -40,6 +40,7 @@ def evaluate(
     batch_size: int = 128,
     seed: int = 0,
     controls: bool = True,
+    question_hidden: bool = False,
     watch: Callable[[Any], None] | None = None,
     grade: Grade = by_problem,
 ) -> dict[str, Any]:
@@ -53,12 +54,14 @@ def evaluate(
       batch_size: problems decoded at once.
       seed: seed of the samples and of the noise control.
       controls: whether to run the controls; a model without thoughts has none.
+      question_hidden: whether to decode the answers once more from the thoughts alone, for a model that was trained so.
       grade: gives 1 for a right answer.
       watch: called once with the greedy `Trajectories` of all problems (N = 1), as NumPy arrays.
 
     Returns:
       `accuracy`, `count`, `confidence_interval` (95 %, Wilson), `mean_thoughts`: of the greedy trajectories.
       `by_steps`: the same by the problems' number of steps. `controls`: accuracy by control.
+      `question_hidden_accuracy`: of answers that see the thoughts but not the question, if asked for.
       `correct` (0 or 1), `answers` (see `answer_texts`), `thoughts` (their number, of the longest trajectory): lists over
       problems. With joined answers also `trajectories`, their numbers, and `mean_trajectories`.
       For N > 0 and answers that are not joined also `sampled_accuracy`: mean over the samples; `any_accuracy`: at least one sample is right (pass@N),
@@ -98,6 +101,9 @@ def evaluate(
         results |= {"mean_trajectories": float(number.mean()), "trajectories": number.tolist()}
     results["mean_thoughts"] = float(thoughts.mean())
     results["by_steps"] = _by_steps(problems, correct, thoughts)
+    if question_hidden and thoughts.any():
+        given = greedy.thoughts, greedy.num_thoughts
+        results["question_hidden_accuracy"] = batches.accuracy_from(*given, question_hidden=True)
     results["controls"] = {}
     if controls and thoughts.any():
         for kind in (*CONTROLS, *(JOINT_CONTROLS if decoder.joined > 1 else ())):

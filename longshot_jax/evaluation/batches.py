@@ -91,7 +91,11 @@ class Batches:
         )
 
     def accuracy_from(
-        self, thoughts: np.ndarray, num_thoughts: Int[np.ndarray, "Q N"], roles: Int[np.ndarray, " N"] | None = None
+        self,
+        thoughts: np.ndarray,
+        num_thoughts: Int[np.ndarray, "Q N"],
+        roles: Int[np.ndarray, " N"] | None = None,
+        question_hidden: bool = False,
     ) -> float:
         """Accuracy of greedy answers that attend to all given thoughts [Q, N, T, D] of their question."""
         decoded = self._over(
@@ -102,6 +106,7 @@ class Batches:
                 num_thoughts[rows],
                 counts=None if self.counts is None else self.counts[rows],
                 roles=None if roles is None else np.tile(roles, (len(rows), 1)),
+                question_hidden=question_hidden,
             )
         )
         return self.accuracy([texts[0] for texts in answer_texts(decoded.tokens, self.decoder.layout)])

@@ -118,12 +118,15 @@ class Decoder:
         num_thoughts: Int[Array, "B N"] | Int[np.ndarray, "B N"],
         counts: Int[np.ndarray, " B"] | None = None,
         roles: Int[np.ndarray, "B N"] | None = None,
+        question_hidden: bool = False,
     ) -> Trajectories:
         """One greedy answer per question, which attends to all N trajectories of its given thoughts.
 
-        `counts` is as for `decode`; `roles` are those of the trajectories, None is each one's own.
+        `counts` is as for `decode`; `roles` are those of the trajectories, None is each one's own. With
+        `question_hidden` the answer sees the thoughts alone, as with `config.curriculum.question_hidden`.
         """
-        return self._decode_given(params, *self._placed((*prompts, thoughts, num_thoughts, counts, roles)))
+        hidden = np.full(len(prompts[0]), question_hidden)
+        return self._decode_given(params, *self._placed((*prompts, thoughts, num_thoughts, counts, roles, hidden)))
 
     @property
     def opening(self) -> tuple[int, ...]:
@@ -187,9 +190,9 @@ class Decoder:
 
     @cached_property
     def _decode_given(self) -> Any:
-        def decode(params, prompt, mask, thoughts, num_thoughts, counts, roles):
+        def decode(params, prompt, mask, thoughts, num_thoughts, counts, roles, hidden):
             reasoner = decoding_reasoner(self.graphdef, *params, config=self.decoding)
-            given = thoughts, num_thoughts, jnp.ones(()), None, counts, roles
+            given = thoughts, num_thoughts, jnp.ones(()), None, counts, roles, hidden
             return self._from_thoughts(reasoner, prompt, mask, *given, join=True)
 
         return decoding_jit(decode, self.mesh, self.decoding)
@@ -205,6 +208,7 @@ class Decoder:
         keys,
         counts=None,
         roles=None,
+        hidden=None,
         join=False,
     ) -> Trajectories:
         shape = num_thoughts.shape
@@ -212,6 +216,8 @@ class Decoder:
         encoded = begin_trajectories(reasoner, encode(reasoner, prompt, mask), shape[1], active, roles)
         embeddings = embeddings.astype(reasoner.backbone.compute_dtype)
         thoughts = think_given(reasoner, encoded, embeddings, num_thoughts)
+        if hidden is not None:
+            encoded = encoded.without_question(hidden)
         static = self.opening, self.layout.tokenizer.ends, self.answer_length
         if self.joined:
             answers = decode_jointly(

@@ -63,6 +63,8 @@ def results_table(results: Mapping[str, Any]) -> str:
         (f"{steps} steps", f"{_percent(group['accuracy'])}   {group['mean_thoughts']:.2f} thoughts")
         for steps, group in results["by_steps"].items()
     ]
+    if "question_hidden_accuracy" in results:
+        rows.append(("from the thoughts alone", _percent(results["question_hidden_accuracy"])))
     rows += [(f"thoughts: {kind}", _percent(accuracy)) for kind, accuracy in results["controls"].items()]
     if not results["mean_thoughts"]:
         rows.append(("controls", "none, since no question used a thought"))

@@ -45,6 +45,10 @@ class EncodedPrompt:
             return self.roles.hidden
         return jnp.broadcast_to(self.hidden[:, None], (len(self.hidden), trajectories, self.hidden.shape[-1]))
 
+    def without_question(self, rows: Bool[Array, " B"]) -> "EncodedPrompt":
+        """What follows the thoughts of these rows does not see the question, only the thoughts, which saw it."""
+        return replace(self, context=Context(self.context.cache, self.context.mask & ~rows[:, None]))
+
 
 @struct.dataclass
 class Roles:
