@@ -52,7 +52,7 @@ test: $(TEST)
 	$(PY) -m pytest -n auto --dist loadfile
 
 test-slow: $(PARITY)
-	$(PY) -m pytest -n auto --dist loadfile -m slow
+	$(PY) -m pytest -n auto --dist loadfile -m "slow and not long"
 
 test-versions: .venv-lowest/.installed .venv-newest/.installed .venv-transformers4/.installed
 	for made in lowest newest; do \

@@ -102,7 +102,7 @@ def test_each_kind_of_failure_is_seen(tmp_path, monkeypatch, kind, fault):
         assert fault in tally.failures[0] and "--only one --index 0 --seed 3" in tally.failures[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_killed_at_random_end_with_the_same_bits(tmp_path):
     tests = Path(__file__).parent
     done = subprocess.run(

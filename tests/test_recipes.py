@@ -72,8 +72,8 @@ def recipe(name, backbone, problems, iterations):
     return parse_config(config)
 
 
-# Adapters, which `published_single` trains, are those of `single` below.
-@pytest.mark.parametrize("name", [pytest.param("published_single", marks=pytest.mark.long), "published_multi"])
+@pytest.mark.long  # adapters and all weights of a Hugging Face directory are also trained below
+@pytest.mark.parametrize("name", ["published_single", "published_multi"])
 def test_recipe_trains_a_hugging_face_directory(name, backbone, problems, tmp_path):
     run = recipe(name, backbone, problems, iterations=2)
     result = train(run, tmp_path / "run", io.StringIO())
