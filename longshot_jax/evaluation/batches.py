@@ -95,6 +95,7 @@ class Batches:
         thoughts: np.ndarray,
         num_thoughts: Int[np.ndarray, "Q N"],
         roles: Int[np.ndarray, " N"] | None = None,
+        *,
         question_hidden: bool = False,
     ) -> float:
         """Accuracy of greedy answers that attend to all given thoughts [Q, N, T, D] of their question."""
