@@ -10,10 +10,10 @@ What it is for: the whole path of a pretrained Llama in one resumable run, and t
 
 What it reaches (docs/results.md, one seed, 1,000 held-out questions): `text` answers 93.2 %. The thoughts do not work yet: after
 stages of 234 updates, 45,000 sequences in all, 42.3 % are right, as many as with other questions' thoughts (38.0 %), with pause
-tokens (41.7 %) and without any steps (40.4 %); 120 iterations of PPO change nothing. Thoughts still learned to explain their steps
-when each stage ended, so the stages below are four times as long; nobody has run those.
+tokens (41.7 %) and without any steps (40.4 %); 120 iterations of PPO change nothing. The loss of explaining a
+step from its thoughts was still falling at the end, so a stage below has 800 updates. Such a run was not made.
 
-Cost: 205,000 sequences. On one H200 `text` took one minute, and the short stages six beside other runs. Two CPU cores do 1.2 to
+Cost: about 200,000 sequences in the supervised phases. On one H200 `text` took one minute, and the short stages six beside other runs. Two CPU cores do 1.2 to
 1.9 sequences a second in less than 8 GB: eight hours for `text` alone, about two days for all. There
 `export GLIBC_TUNABLES=glibc.malloc.hugetlb=1` on Linux saves a third of the time. On a GPU add
 `--config.model.compute_dtype=bfloat16 --config.model.remat=True --config.text.micro_batch_size=0

@@ -141,6 +141,7 @@ def measure_update(bench: Bench, peak: float, wide_peak: float) -> Figures:
         "sequential": replace(run, ppo=replace(run.ppo, gradient="pathwise")),
     }
     policy = Policy(score, backbone)
+    # An update reads a rollout of its sizes, and `sequential` has those of `parallel`: each compiles once.
     _compiled_together(policy.rollout, {name: shape for name, shape in shapes.items() if name != "sequential"})
     updates = _compiled_together(policy.update, shapes)
     seconds = bench.times({name: update.call for name, update in updates.items()})

@@ -248,7 +248,7 @@ def think(
     if not slots:  # nothing to scan over, and a cache without slots cannot be traced
         nothing = jnp.zeros((*shape, 0, prompt.hidden.shape[-1]), prompt.hidden.dtype)
         thoughts = think_given(reasoner, prompt, nothing, jnp.zeros(shape, jnp.int32))
-        return replace(thoughts, actions=noise, means=noise)
+        return replace(thoughts, actions=noise, means=noise)  # as empty, of the size of an action
     rule = replace(
         stop_rule,
         min_thoughts=jnp.broadcast_to(stop_rule.min_thoughts, shape),
