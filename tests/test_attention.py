@@ -206,7 +206,7 @@ def test_the_kernel_of_this_device_is_the_plain_attention_in_bfloat16(heads, siz
 
 
 def test_the_kernel_gets_even_lengths_and_no_call_without_positions(monkeypatch):
-    """cuDNN's backward pass requires the first, and ends the process without the second."""
+    """cuDNN's backward pass requires the first; a program without the second ended its process on a GPU."""
     kernel, asked = jax.nn.dot_product_attention, []
 
     def asking(queries, keys, *arguments, **options):

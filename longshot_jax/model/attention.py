@@ -205,7 +205,7 @@ def fused_attend(
     Where it is the only one, padding must follow what is real (`PaddingLast`). Outputs of padding queries are
     arbitrary, as in `attend`.
     """
-    if queries.shape[1] <= 1:  # without any position cuDNN divides by zero and ends the process
+    if queries.shape[1] <= 1:  # a call without positions, as T = 0 makes, seems to end the process in cuDNN
         return attend(queries, segments)
     if len(segments) == 1:
         return _causal(queries, segments[0], implementation)
