@@ -70,8 +70,8 @@ class DecodingConfig:
     """`replicated`: whole on every device. `tensor`: heads, width and vocabulary cut along `fsdp` and `tensor` jointly,
     for weights that are too large to be whole on a device."""
     layers: Literal["stacked", "separate"] = "stacked"
-    """`separate`: in rollouts on a GPU every layer is copied by itself, where cuts out of the stack would be copied at every token.
-    Takes as much memory as the layers, unless they are cast or moved anyway and so are always separate."""
+    """`separate`: in rollouts on a GPU every layer is copied by itself, where cuts out of the stack would be copied at
+    every token. Takes as much memory as the layers, unless they are cast or moved anyway and so are always separate."""
 
 
 @dataclass(frozen=True)
