@@ -20,7 +20,7 @@ from longshot_jax.data.own import Grade, by_problem
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError, shown
 from longshot_jax.evaluation.accuracy import evaluate
-from longshot_jax.evaluation.batches import UNFINISHED, answer_texts
+from longshot_jax.evaluation.batches import UNFINISHED, Decoded, answer_texts
 from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.evaluation.fusion_accuracy import choose
 from longshot_jax.evaluation.lens import Lens, ThoughtReading
@@ -210,6 +210,7 @@ class LongShot:
         seed: int = 0,
         controls: bool = True,
         grade: Grade = by_problem,
+        decoded: Decoded | None = None,
     ) -> dict[str, Any]:
         """Accuracy and, with `controls`, its controls: the content of `results.json`.
 
@@ -223,6 +224,8 @@ class LongShot:
           batch_size: questions per batch; does not affect the results.
           seed: seed of the samples.
           grade: gives 1 for a problem and the text of a right answer, and less for a wrong one.
+          decoded: called before each pass over the problems and after each of its batches, with the pass's name, the number
+            of problems it has decoded, and that of all.
         """
         if not len(problems) or batch_size < 1 or num_trajectories < 0:
             raise UserError(
@@ -243,6 +246,7 @@ class LongShot:
             controls=controls,
             question_hidden=controls and self.model.question_hidden,
             grade=grade,
+            decoded=decoded,
         )
         results["config"] = {
             "seed": seed,

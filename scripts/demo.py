@@ -1,6 +1,6 @@
 """The whole method on generated arithmetic in minutes, with baselines and controls: `make demo`.
 
-python scripts/demo.py [--seed 0] [--workdir runs/demo]
+python scripts/demo.py [--seed 0] [--iterations 200] [--workdir runs/demo]
 """
 
 import os
@@ -10,12 +10,18 @@ from longshot_jax.errors import run_command
 
 def main() -> None:
     from longshot_jax.cli import OptionParser, path_option, whole_number
-    from longshot_jax.experiments.demo import VARIANTS, evaluate_variant, run_demonstration
+    from longshot_jax.experiments.demo import ITERATIONS, VARIANTS, evaluate_variant, run_demonstration
 
     parser = OptionParser(description="All variants on the generated chains, and one table.")
     parser.add_argument("--seed", type=whole_number(), default=0, help="seed of parameters, data order and sampling")
     parser.add_argument(
         "--workdir", type=path_option("--workdir"), default="runs/demo", help="folder of the runs and summary.json"
+    )
+    parser.add_argument(
+        "--iterations",
+        type=whole_number(1),
+        default=ITERATIONS,
+        help="of PPO, whose sequences `continued` sees as well; configs/tiny.py has 400",
     )
     parser.add_argument("--evaluate", choices=list(VARIANTS), help="only evaluate this trained variant")
     flags = parser.parse_args()
@@ -24,7 +30,7 @@ def main() -> None:
     if flags.evaluate:
         evaluate_variant(flags.evaluate, flags.workdir)
     else:
-        run_demonstration(flags.workdir, flags.seed)
+        run_demonstration(flags.workdir, flags.seed, flags.iterations)
 
 
 if __name__ == "__main__":

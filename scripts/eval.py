@@ -67,6 +67,7 @@ def main() -> None:
     grade = own_grader(run.data.grader, problems, "--grader")
     keep_freed_memory(run)
     from longshot_jax import LongShot  # takes seconds, so after the checks above
+    from longshot_jax.training.progress import ProgressOfPasses
 
     fingerprint = hashlib.sha256(repr(list(problems)).encode()).hexdigest()[:16]
     if other is not None:
@@ -79,6 +80,7 @@ def main() -> None:
         batch_size=flags.batch_size,
         seed=flags.seed,
         grade=grade,
+        decoded=ProgressOfPasses(),
     )
     results["config"] |= {"checkpoint": str(flags.checkpoint), "data": data, "data_fingerprint": fingerprint}
     results["config"] |= {"grader": run.data.grader} if run.data.grader else {}

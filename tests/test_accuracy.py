@@ -16,7 +16,7 @@ from longshot_jax.data.grading import same_answer
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
 from longshot_jax.data.tokenizer import Tokenizer
-from longshot_jax.evaluation.accuracy import evaluate
+from longshot_jax.evaluation.accuracy import CONTROLS, evaluate
 from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
 from longshot_jax.evaluation.decoder import Decoder, full_batches
 from longshot_jax.evaluation.fusion_accuracy import adaptive_vote, choose, distinct
@@ -133,6 +133,19 @@ def test_own_thoughts_given_back_give_the_same_answers(decoder, problems):
     again = decoder.decode_given((PARAMS,), prompts, greedy.thoughts, greedy.num_thoughts)
     np.testing.assert_array_equal(again.tokens, greedy.tokens)
     np.testing.assert_allclose(again.values, greedy.values, atol=1e-5)
+
+
+def test_every_pass_over_the_problems_tells_how_far_it_is(decoder, problems):
+    passes = {}
+
+    def decoded(what, done, total):
+        assert total == 11
+        passes.setdefault(what, []).append(done)
+
+    evaluate(decoder, (PARAMS,), problems[:11], STEPS, num_trajectories=3, batch_size=4, decoded=decoded)
+    named = {"greedy answers", "3 samples", "attend", "mean", *(f"thoughts: {kind}" for kind in CONTROLS)}
+    assert named <= passes.keys()
+    assert all(counts[:4] == [0, 4, 8, 11] for counts in passes.values())
 
 
 def test_samples_without_noise_at_low_temperature_are_greedy(decoder, problems):

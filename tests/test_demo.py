@@ -8,7 +8,7 @@ import pytest
 from commands import requested_training
 
 from longshot_jax.errors import UserError
-from longshot_jax.experiments.demo import VARIANTS, run_demonstration, table
+from longshot_jax.experiments.demo import VARIANTS, run_demonstration, table, variants
 from longshot_jax.experiments.variants import (
     OPERATIONS,
     check_variants,
@@ -46,6 +46,17 @@ def test_every_variant_starts_after_the_one_it_needs_and_names_its_run():
         assert run.initialize_from == (str(Path("runs") / variant.starts_from) if variant.starts_from else "")
 
 
+def test_continued_sees_as_many_sequences_as_ppo_trains_on():
+    for iterations in (200, 400):
+        ppo, continued = (
+            requested_training(*train_command(variants(iterations), name, Path("runs"), seed=0)[2:])[0]
+            for name in ("ppo", "continued")
+        )
+        sequences = ppo.ppo.iterations * ppo.ppo.epochs * ppo.ppo.questions * ppo.ppo.num_trajectories
+        curriculum = continued.curriculum
+        assert sequences == curriculum.max_steps_per_stage * curriculum.batch_size * len(curriculum.stages)
+
+
 def test_table_has_a_row_for_each_variant_sample_vote_and_control():
     summary = {name: entry(0.75, {"zero": 0.125}) for name in VARIANTS}
     lines = table(summary).splitlines()
@@ -68,7 +79,7 @@ def test_variants_of_other_settings_are_not_shown_as_these(tmp_path):
     ):
         check_variants(VARIANTS, tmp_path, seed=2)
     folder.rename(tmp_path / "cot")
-    with pytest.raises(UserError, match="remove cot, pause, coconut, continued, ppo there"):
+    with pytest.raises(UserError, match="remove cot, pause, coconut, ppo, continued there"):
         check_variants(VARIANTS, tmp_path, seed=1)
     (tmp_path / "cot").rename(folder)
     tmp_path.rename(moved := tmp_path.with_name("moved"))

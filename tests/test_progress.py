@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from longshot_jax.training import progress
-from longshot_jax.training.progress import Progress
+from longshot_jax.training.progress import Progress, ProgressOfPasses
 
 
 class Terminal(io.StringIO):
@@ -75,3 +75,25 @@ def test_bar_on_a_terminal():
     assert "ppo" in text and "10/10" in text and "100%" in text
     assert "loss 0.5, accuracy 0.75" in text and "questions/s" in text
     assert "kept as the best\n" in text
+
+
+def test_passes_share_the_half_minute_between_lines(clock):
+    """A short evaluation is silent; a long one tells which pass it is in."""
+    stream = io.StringIO()
+    shown = ProgressOfPasses(stream)
+    for name, seconds in (("greedy answers", 5), ("5 samples", 10), ("thoughts: zero", 1)):
+        shown(name, 0, 300)
+        for done in (100, 200, 300):
+            clock[0] += seconds
+            shown(name, done, 300)
+    assert stream.getvalue().splitlines() == ["5 samples: 200/300 (67 %), 10 questions/s, 00:10 left"]
+
+
+def test_each_pass_has_a_bar_on_a_terminal():
+    stream = Terminal()
+    shown = ProgressOfPasses(stream)
+    for name in ("greedy answers", "5 samples"):
+        shown(name, 0, 2)
+        shown(name, 2, 2)
+    bars = stream.getvalue()
+    assert "greedy answers: 100%" in bars and "5 samples: 100%" in bars and bars.index("greedy") < bars.index("samples")

@@ -6,7 +6,7 @@ depends only on (seed, i), so a run resumes from the integer i.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import grain
 
@@ -17,13 +17,21 @@ from longshot_jax.errors import UserError
 T = TypeVar("T")
 
 
-def problem_stream(problems: Sequence[Problem], seed: int) -> grain.MapDataset[Problem]:
-    """The endless stream of shuffled epochs, with new numbers where `problems` draws them. Raises UserError for no problems or a seed outside 0 to 2**32 - 1."""
+def _order(problems: Sequence[Problem], seed: int) -> grain.MapDataset[int]:
+    """Places in `problems`, endlessly: shuffled epochs. UserError for no problems or a seed outside 0 to 2**32 - 1."""
     if not len(problems):
         raise UserError("there are no problems to read: give data with at least one")
     if not 0 <= seed < 2**32:
         raise UserError(f"the data's seed must be from 0 to 2**32 - 1, not {seed}")
-    stream = grain.MapDataset.source(cast(Any, problems)).shuffle(seed).repeat()
+    return grain.MapDataset.range(len(problems)).shuffle(seed).repeat()
+
+
+def problem_stream(problems: Sequence[Problem], seed: int) -> grain.MapDataset[Problem]:
+    """The endless stream of shuffled epochs, with new numbers where `problems` draws them.
+
+    Raises UserError if there are no problems or the seed is outside 0 to 2**32 - 1.
+    """
+    stream = _order(problems, seed).map(lambda place: problems[place])
     return stream.map_with_index(problems.redrawn) if isinstance(problems, RedrawnProblems) else stream
 
 
@@ -34,7 +42,11 @@ def problem_batches(problems: Sequence[Problem], batch_size: int, seed: int) -> 
     """
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}")
-    return problem_stream(problems, seed).batch(batch_size, batch_fn=list)
+    if isinstance(problems, RedrawnProblems):
+        return problem_stream(problems, seed).batch(batch_size, batch_fn=list)
+    # A batch of places is looked up at once: grain spends more on a source's element than a chain takes to generate.
+    places = _order(problems, seed).batch(batch_size, batch_fn=list)
+    return places.map(lambda batch: [problems[place] for place in batch])
 
 
 def batches_per_epoch(problems: Sequence[Problem], batch_size: int) -> int:

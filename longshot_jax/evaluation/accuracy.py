@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 
 from longshot_jax.data.own import Grade, by_problem
 from longshot_jax.data.problems import Problem
-from longshot_jax.evaluation.batches import Batches, answer_texts, are_correct
+from longshot_jax.evaluation.batches import Batches, Decoded, answer_texts, are_correct
 from longshot_jax.evaluation.controls import replaced_trajectories
 from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.evaluation.fusion_accuracy import adaptive_vote, distinct, fusion_accuracies
@@ -43,6 +43,7 @@ def evaluate(
     question_hidden: bool = False,
     watch: Callable[[Any], None] | None = None,
     grade: Grade = by_problem,
+    decoded: Decoded | None = None,
 ) -> dict[str, Any]:
     """Evaluates a model; returns the content of `results.json` without `config`.
 
@@ -56,6 +57,7 @@ def evaluate(
       controls: whether to run the controls; a model without thoughts has none.
       question_hidden: whether to decode the answers once more from the thoughts alone, for a model that was trained so.
       grade: gives 1 for a right answer.
+      decoded: called before each pass over the problems and after its batches, to show progress.
       watch: called once with the greedy `Trajectories` of all problems (N = 1), as NumPy arrays.
 
     Returns:
@@ -70,7 +72,7 @@ def evaluate(
       ensemble, `mean_accuracy`; with a count head, `mean_trajectories`: mean number of trajectories in `vote_adaptive`.
     """
     problems = [problems[index] for index in range(len(problems))]
-    batches = Batches(decoder, params, problems, rule, memory, batch_size, seed, grade)
+    batches = Batches(decoder, params, problems, rule, memory, batch_size, seed, grade, decoded)
     temperatures = make_temperatures() if temperatures is None else temperatures
 
     greedy = batches.run(temperatures)
@@ -103,14 +105,18 @@ def evaluate(
     results["by_steps"] = _by_steps(problems, correct, thoughts)
     if question_hidden and thoughts.any():
         given = greedy.thoughts, greedy.num_thoughts
-        results["question_hidden_accuracy"] = batches.accuracy_from(*given, question_hidden=True)
+        results["question_hidden_accuracy"] = batches.accuracy_from(
+            "from the thoughts alone", *given, question_hidden=True
+        )
     results["controls"] = {}
     if controls and thoughts.any():
         for kind in (*CONTROLS, *(JOINT_CONTROLS if decoder.joined > 1 else ())):
             replaced = replaced_trajectories(kind, greedy.thoughts, greedy.num_thoughts, seed)
             if replaced is not None:
                 roles = np.roll(np.arange(decoder.joined), 1) if kind == "roles_swapped" else None
-                results["controls"][kind] = batches.accuracy_from(replaced, greedy.num_thoughts, roles)
+                results["controls"][kind] = batches.accuracy_from(
+                    f"thoughts: {kind}", replaced, greedy.num_thoughts, roles
+                )
     return results | {"correct": correct.astype(int).tolist(), "answers": answers, "thoughts": thoughts.tolist()}
 
 

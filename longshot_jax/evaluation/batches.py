@@ -19,6 +19,8 @@ from longshot_jax.thoughts.reasoner import Params
 from longshot_jax.thoughts.rollout import Temperatures
 from longshot_jax.thoughts.stopping import ThoughtRule
 
+# Called before a pass over the problems and after each of its batches: name of the pass, problems decoded, all problems.
+Decoded = Callable[[str, int, int], None]
 Prompts = tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]
 _SHAPES = 4  # lengths of prompts, each compiled once
 UNFINISHED = " <|unfinished|>"
@@ -40,7 +42,9 @@ class Batches:
         batch_size: int,
         seed: int,
         grade: Grade = by_problem,
+        decoded: Decoded | None = None,
     ):
+        self.decoded = decoded
         self.decoder, self.params, self.problems, self.memory = decoder, params, problems, memory
         self.grade = grade
         self.key = jax.random.key(seed)
@@ -56,13 +60,17 @@ class Batches:
         self.counts = rule.counts(problems, decoder.joined)
         self.batch_size = batch_size
 
-    def _over(self, decode: Callable[[Int[np.ndarray, " B"], Prompts], Trajectories]) -> Any:
+    def _over(self, what: str, decode: Callable[[Int[np.ndarray, " B"], Prompts], Trajectories]) -> Any:
         """What `decode` gives for the rows of each batch and their prompts, in the order of the problems."""
-        parts = []
+        parts, done = [], 0
+        decoded = self.decoded or (lambda what, done, total: None)
+        decoded(what, done, len(self.problems))
         for (rows, real), length in zip(full_batches(len(self.problems), self.batch_size), self.lengths, strict=True):
             rows = self.order[rows]
             part = fetch(decode(rows, (self.prompt[rows, -length:], self.mask[rows, -length:])))
             parts.append(jax.tree.map(lambda x, real=real: np.asarray(x[:real]), part))
+            done += real
+            decoded(what, done, len(self.problems))
         places = np.argsort(self.order)
         return jax.tree.map(lambda *xs: np.concatenate(xs)[places], *parts)
 
@@ -75,6 +83,7 @@ class Batches:
         """
         adaptive = adaptive or bool(self.decoder.joined and self.decoder.max_trajectories and self.counts is None)
         return self._over(
+            f"{num_trajectories} samples" if num_trajectories else "greedy answers",
             lambda rows, prompts: self.decoder.decode(
                 self.params,
                 prompts,
@@ -87,19 +96,24 @@ class Batches:
                 ensemble=ensemble,
                 adaptive=adaptive,
                 counts=None if self.counts is None else self.counts[rows],
-            )
+            ),
         )
 
     def accuracy_from(
         self,
+        what: str,
         thoughts: np.ndarray,
         num_thoughts: Int[np.ndarray, "Q N"],
         roles: Int[np.ndarray, " N"] | None = None,
         *,
         question_hidden: bool = False,
     ) -> float:
-        """Accuracy of greedy answers that attend to all given thoughts [Q, N, T, D] of their question."""
+        """Accuracy of greedy answers that attend to all given thoughts [Q, N, T, D] of their question.
+
+        `what` names the pass for `Decoded`.
+        """
         decoded = self._over(
+            what,
             lambda rows, prompts: self.decoder.decode_given(
                 self.params,
                 prompts,
@@ -108,7 +122,7 @@ class Batches:
                 counts=None if self.counts is None else self.counts[rows],
                 roles=None if roles is None else np.tile(roles, (len(rows), 1)),
                 question_hidden=question_hidden,
-            )
+            ),
         )
         return self.accuracy([texts[0] for texts in answer_texts(decoded.tokens, self.decoder.layout)])
 

@@ -66,11 +66,11 @@ def fusion_accuracies(
     if number < 2 or not batches.decoder.max_thoughts or batches.decoder.layout.mode == "pause":
         return accuracies
     copies = (np.repeat(part, number, axis=1) for part in (greedy.thoughts, greedy.num_thoughts))
-    accuracies["attend"] = batches.accuracy_from(samples.thoughts, samples.num_thoughts)
-    accuracies["attend_identical"] = batches.accuracy_from(*copies)
+    accuracies["attend"] = batches.accuracy_from("attend", samples.thoughts, samples.num_thoughts)
+    accuracies["attend_identical"] = batches.accuracy_from("attend_identical", *copies)
     shared = batches.run(temperatures, number, ensemble=True)
-    accuracies["mean"] = batches.accuracy_from(shared.thoughts[:, :1], shared.num_thoughts[:, :1])
+    accuracies["mean"] = batches.accuracy_from("mean", shared.thoughts[:, :1], shared.num_thoughts[:, :1])
     quieter = replace(temperatures, thought_std=temperatures.thought_std / np.float32(number**0.5))
     path = batches.run(quieter, number)  # this program is compiled already; only its first trajectory is used
-    accuracies["mean_one_path"] = batches.accuracy_from(path.thoughts[:, :1], path.num_thoughts[:, :1])
+    accuracies["mean_one_path"] = batches.accuracy_from("mean_one_path", path.thoughts[:, :1], path.num_thoughts[:, :1])
     return accuracies

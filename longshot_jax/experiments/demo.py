@@ -38,6 +38,7 @@ from longshot_jax.files import check_writable, json_with
 from longshot_jax.tables import markdown_table
 
 QUESTIONS = 1000
+ITERATIONS = 200  # half of those of `configs/tiny.py`, for a shorter demonstration
 
 
 def _curriculum(title: str, start: str | None, stages: str, **settings: str) -> Variant:
@@ -45,37 +46,54 @@ def _curriculum(title: str, start: str | None, stages: str, **settings: str) -> 
     return Variant(title, start, CURRICULUM | overrides)
 
 
-# `continued` sees as many sequences as PPO trains on, 400 iterations x 2 epochs x 256 trajectories, in batches of 64,
-# with all steps as thoughts.
-VARIANTS = {
-    "no_cot": _curriculum(
-        "no CoT: the answer directly", None, "(0,)", mode="no_cot", max_steps_per_stage="1500", last_stage_loss="0.0"
-    ),
-    "pause": _curriculum(
-        "pause tokens, same curriculum",
-        "cot",
-        "(1, 2, 3, 4)",
-        mode="pause",
-        max_steps_per_stage="400",
-        last_stage_loss="0.0",
-    ),
-    "cot": _curriculum("text CoT", None, "(0,)", mode="cot", last_stage_loss="0.03"),
-    "coconut": _curriculum("COCONUT curriculum, unfinished", "cot", "(1, 2)"),
-    "continued": _curriculum(
-        "curriculum continued, PPO's compute", "coconut", "(4,)", max_steps_per_stage="3200", last_stage_loss="0.0"
-    ),
-    "ppo": Variant("PPO", "coconut", PPO),
-}
+def variants(iterations: int = ITERATIONS) -> dict[str, Variant]:
+    """The variants by name, with `iterations` of PPO.
+
+    `continued` sees as many sequences as PPO trains on (2 epochs of 256 trajectories an iteration, in batches of 64), with
+    all steps as thoughts.
+    """
+    return {
+        "no_cot": _curriculum(
+            "no CoT: the answer directly",
+            None,
+            "(0,)",
+            mode="no_cot",
+            max_steps_per_stage="1500",
+            last_stage_loss="0.0",
+        ),
+        "pause": _curriculum(
+            "pause tokens, same curriculum",
+            "cot",
+            "(1, 2, 3, 4)",
+            mode="pause",
+            max_steps_per_stage="400",
+            last_stage_loss="0.0",
+        ),
+        "cot": _curriculum("text CoT", None, "(0,)", mode="cot", last_stage_loss="0.03"),
+        "coconut": _curriculum("COCONUT curriculum, unfinished", "cot", "(1, 2)"),
+        "ppo": Variant("PPO", "coconut", PPO | {"ppo.iterations": str(iterations)}),
+        "continued": _curriculum(
+            "curriculum continued, PPO's compute",
+            "coconut",
+            "(4,)",
+            max_steps_per_stage=str(8 * iterations),
+            last_stage_loss="0.0",
+        ),
+    }
 
 
-def run_demonstration(folder: Path, seed: int) -> None:
+VARIANTS = variants()
+
+
+def run_demonstration(folder: Path, seed: int, iterations: int = ITERATIONS) -> None:
     """Trains and evaluates the unfinished variants, prints the table and writes `summary.json` into the folder.
 
     Raises UserError if the folder cannot be written or holds variants of other settings, or if a variant fails.
     """
     began = time.monotonic()
     check_writable(folder / "summary.json", json_with(*VARIANTS), "--workdir")
-    check_variants(VARIANTS, folder, seed)
+    wanted = variants(iterations)
+    check_variants(wanted, folder, seed)
     write_tests(folder, QUESTIONS)
 
     def step(name: str, what: str, command: list[str]) -> None:
@@ -87,8 +105,8 @@ def run_demonstration(folder: Path, seed: int) -> None:
         print(f"[{now - began:4.0f} s] {name}: {what} in {now - start:.0f} s", flush=True)
 
     jobs = []
-    for name, variant in VARIANTS.items():
-        training = train_command(VARIANTS, name, folder, seed)
+    for name, variant in wanted.items():
+        training = train_command(wanted, name, folder, seed)
         evaluation = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--workdir", str(folder), "--evaluate", name]
         jobs.append(Job(name, variant.starts_from, partial(step, name, "trained", training)))
         jobs.append(Job((name, "evaluated"), name, partial(step, name, "evaluated", evaluation)))
@@ -103,7 +121,8 @@ def run_demonstration(folder: Path, seed: int) -> None:
 
 def evaluate_variant(name: str, folder: Path) -> None:
     """Evaluates a trained variant on every test file and writes its `results.json`, the entry of `summary.json`."""
-    write_results(_results_file(folder, name), evaluate_run(folder / name, folder))
+    samples = 5 if name == "ppo" else 0  # of the others the table shows greedy answers alone
+    write_results(_results_file(folder, name), evaluate_run(folder / name, folder, samples=samples))
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -101,12 +101,13 @@ def test_file(folder: Path, operations: int) -> Path:
 
 
 def evaluate_run(
-    run: Path, tests: Path, *, controls: bool = True, thoughts: Any = None, keep: Sequence[str] = ()
+    run: Path, tests: Path, *, samples: int = 5, controls: bool = True, thoughts: Any = None, keep: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Results of a trained variant on chains of four operations, with a summary per number of operations as `by_steps`.
 
     Args:
       run: folder of the run. tests: folder of the test files.
+      samples: per question, for sampled answers and fusions; 0 skips them.
       controls, thoughts: as for `LongShot.evaluate`.
       keep: names of further results in the summaries.
     """
@@ -118,9 +119,12 @@ def evaluate_run(
     by_operations = {}
     for operations in OPERATIONS:
         problems = load_problems(str(test_file(tests, operations)))
-        by_operations[operations] = model.evaluate(problems, batch_size=500, controls=controls, thoughts=thoughts)
+        by_operations[operations] = model.evaluate(
+            problems, num_trajectories=samples, batch_size=500, controls=controls, thoughts=thoughts
+        )
     entry = by_operations[OPERATIONS[-1]]
-    kept = ("accuracy", "mean_thoughts", "sampled_accuracy", "vote_accuracy", "controls", *keep)
+    sampled = ("sampled_accuracy", "vote_accuracy") if samples else ()
+    kept = ("accuracy", "mean_thoughts", *sampled, "controls", *keep)
     entry["by_steps"] = {
         str(operations): {name: results[name] for name in kept} for operations, results in by_operations.items()
     }

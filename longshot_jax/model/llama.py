@@ -171,6 +171,11 @@ class Layers(nnx.Module):
         return x, (keys, values)
 
 
+# So few layers run without a loop: it took 40 % longer for a supervised update of two layers of width 64 on a CPU, and 40 %
+# longer to compile (docs/performance.md).
+_FEW_LAYERS = 4
+
+
 class Llama(nnx.Module):
     """Llama without a cache of its own: `hidden, keys_and_values = llama(embeddings, positions, mask, context)`.
 
@@ -272,8 +277,7 @@ class Llama(nnx.Module):
                 weights, caches = sliced
                 return apply(nnx.merge(graphdef, weights), x, caches)
 
-            body = self._rematerialised(layer)
-            x, added = jax.lax.scan(body, start, (stacked, caches), unroll=self.unrolled and length == 1)
+            x, added = self._scan(layer, start, (stacked, caches), self.unrolled and length == 1)
         else:
             x, new = start, []
             for number, one in enumerate(self.layers):
@@ -319,17 +323,22 @@ class Llama(nnx.Module):
             return nnx.merge(graphdef, weights)(x, cosine, sine, visible)[0], None
 
         start = constrain(joined(embeddings, after).astype(self.compute_dtype), "batch", None, None)
-        x, _ = jax.lax.scan(self._rematerialised(layer), start, stacked)
+        x, _ = self._scan(layer, start, stacked)
         hidden = rms_norm(x, self.final_norm[...], config.rms_norm_eps)
         first = hidden[:, :length] if order is None else order.undo(hidden[:, :length])
         return first, hidden[:, length:].reshape(after.shape)
 
-    def _rematerialised(self, layer: Callable[..., Any]) -> Callable[..., Any]:
-        """The body of a scan over layers, computed again in the backward pass if `remat` says so."""
+    def _scan(self, layer: Callable[..., Any], x: Array, inputs: Any, unrolled: bool = False) -> tuple[Array, Any]:
+        """Applies all layers in turn, each computed again in the backward pass if `remat` says so."""
+        if not self.remat:
+            # A loop writes what each layer keeps for the backward pass into one stack, and reads it from there.
+            few = x.shape[1] > 1 and self.config.num_hidden_layers <= _FEW_LAYERS
+            return jax.lax.scan(layer, x, inputs, unroll=unrolled or few)
         policies = jax.checkpoint_policies
         kept = policies.dots_with_no_batch_dims_saveable if self.remat_keeps == "products" else None
-        # In a scan nothing can be merged with the forward pass anyway; barriers would only stop fusion.
-        return jax.checkpoint(layer, policy=kept, prevent_cse=False) if self.remat else layer
+        # In a loop nothing can be merged with the forward pass anyway; barriers would only stop fusion.
+        body = jax.checkpoint(layer, policy=kept, prevent_cse=False)
+        return jax.lax.scan(body, x, inputs, unroll=unrolled)
 
     def separate_layers(self, layers: Sequence[nnx.State]) -> None:
         """Replaces the stack of layers by the layers themselves, for programs that differentiate nothing."""

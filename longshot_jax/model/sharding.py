@@ -214,15 +214,15 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     Every process passes the same whole batch and keeps the rows of its own devices.
     """
     rows, whole = batch_sharding(mesh), replicated(mesh)
+    places = jax.tree.map(lambda array: rows if np.ndim(array) else whole, batch)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, places)
 
-    def place(array: Any) -> jax.Array:
+    def place(array: Any, target: NamedSharding) -> jax.Array:
         array = np.asarray(array)
-        target = rows if array.ndim else whole
-        if jax.process_count() == 1:
-            return jax.device_put(array, target)
         return jax.make_array_from_callback(array.shape, target, lambda index: array[index])
 
-    return jax.tree.map(place, batch)
+    return jax.tree.map(place, batch, places)
 
 
 def fetch(tree: Any) -> Any:
