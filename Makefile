@@ -2,7 +2,7 @@
 #
 #   make demo       environment, then the whole method on the embedded task
 #   make test       environment, then the fast tests
-#   make test-slow  also PyTorch, as the oracle of the parity tests, and reasoning-gym (needs a C compiler), then the slow tests
+#   make test-slow  also PyTorch, as the oracle of the parity tests, reasoning-gym (needs a C compiler) and wandb, then the slow tests
 #   make test-versions  model, tokenizer and checkpoint tests with the oldest and the newest versions that are allowed
 #   make bench-gpu  on a GPU: the laws checked on the card, then the cost of a run at the shape of Llama-3-8B
 #   make plan-gpu   XLA's GPU compiler for scripts/plan.py, into .venv-gpu (2.8 GB; needs no GPU)
@@ -128,8 +128,8 @@ $(DOCS): $(RUN)
 	@touch $@
 
 $(PARITY): $(TEST)
-	@echo "Installing PyTorch, reasoning-gym and what the notebook needs, which only slow tests use ..."
-	@$(PIP_INSTALL) -e '.[parity,reasoning-gym,notebook]'
+	@echo "Installing PyTorch, reasoning-gym, wandb and what the notebook needs, which only slow tests use ..."
+	@$(PIP_INSTALL) -e '.[parity,reasoning-gym,notebook,wandb]'
 	@touch $@
 
 .venv-lowest/.installed: $(MADE) $(NEEDS)

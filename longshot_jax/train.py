@@ -47,9 +47,10 @@ from longshot_jax.ppo.own_rewards import check_rewards
 from longshot_jax.tables import by_name, text_table
 from longshot_jax.training.context import RunContext
 from longshot_jax.training.tensorboard import RunWriter
+from longshot_jax.training.weights_and_biases import weights_and_biases
 
 # Settings that a continued run may change: they affect neither parameters nor the content of a checkpoint.
-_MAY_CHANGE = ("evaluation", "checkpoint", "mesh")
+_MAY_CHANGE = ("evaluation", "checkpoint", "mesh", "logger")
 _BEST = "final/best_accuracy"
 
 
@@ -99,12 +100,14 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         if "ppo" in run.phases:
             check_rewards(run, problems.train, lambda text: _note(text, stream))
         abstract = abstract_reasoner(run, tokenizer, mesh, folder)
+        log = stack.enter_context(weights_and_biases(run, workdir))
         # Written after all checks, so a refused run leaves nothing behind.
         on_primary(lambda: write_config(workdir, asdict(run)))
         if metadata is None:
             on_primary(lambda: store_tokenizer(tokenizer, workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir, run.checkpoint.keep_last, run.checkpoint.keep_best))
-        writer = stack.enter_context(RunWriter(workdir / "tensorboard", metadata["step"] if metadata else None))
+        resumed_from = metadata["step"] if metadata else None
+        writer = stack.enter_context(RunWriter(workdir / "tensorboard", resumed_from, log))
         writer.hyperparameters(asdict(run), [*map(_final_accuracy, run.phases), _BEST])
         before = trained_before(run, abstract, folder) if metadata is None else metadata.get(TRAINED_ON, ())
         context = RunContext(

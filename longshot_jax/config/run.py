@@ -11,6 +11,7 @@ from longshot_jax.config.thoughts import NavigatorConfig
 
 Phase = Literal["text", "curriculum", "ppo"]
 Markers = Literal["coconut", "answer"]
+Logger = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ class RunConfig:
     """Phases in order: `text` (written steps), `curriculum` (thoughts in their place), `ppo` (rewards)."""
     initialize_from: str = ""
     """Run folder with the initial parameters (its best checkpoint); empty: `model.source`."""
+    logger: Logger = "tensorboard"
+    """`wandb`: settings and scalars also go to Weights & Biases (the extra `wandb`); TensorBoard has all either way."""
     markers: Markers = "coconut"
     """Tokens around thoughts. `coconut`: `<|start-latent|>` before and `<|end-latent|>` after them. `answer`: only
     `<|end-latent|>`, before the answer."""

@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -41,13 +41,19 @@ class RunWriter:
       folder: folder of the run's event files, created if missing.
       resumed_from: step of the checkpoint that the run continues from; None for a new run. Later steps of earlier files
         are hidden, since the continued run logs them again.
+      log: also gets every step's scalars, if given.
 
     Raises:
       UserError: the file cannot be written; every method may raise this.
     """
 
-    def __init__(self, folder: str | Path, resumed_from: int | None = None):
-        self._folder = Path(folder)
+    def __init__(
+        self,
+        folder: str | Path,
+        resumed_from: int | None = None,
+        log: Callable[[int, Mapping[str, float]], None] | None = None,
+    ):
+        self._folder, self._log = Path(folder), log
         self._file: Any = None
         if jax.process_index() != 0:
             return
@@ -75,7 +81,10 @@ class RunWriter:
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds one point per name; non-finite values are kept."""
         make = event_library().summary.scalar
-        self._add(step, *(make(name, float(value)) for name, value in values.items()))
+        numbers = {name: float(value) for name, value in values.items()}
+        self._add(step, *(make(name, number) for name, number in numbers.items()))
+        if self._log is not None:
+            self._log(step, numbers)
 
     def histogram(self, step: int, name: str, array: Any) -> None:
         """Adds the distribution of an array's finite elements, if there are any; the outermost bins hold all beyond."""
