@@ -97,6 +97,7 @@ def test_on_a_gpu_no_loop_cuts_weights_out_of_the_stack(monkeypatch, layers):
 
     A CPU compiles it too, and ignores the options for the GPU's compiler.
     """
+    monkeypatch.setattr("longshot_jax.model.llama._FEW_LAYERS", 0)  # as in a deep model
     reasoner = small_reasoner("navigator", lora=ADAPTERS)
     expected, arguments = rollout_of(reasoner)
     expected = expected(*arguments)

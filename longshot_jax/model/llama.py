@@ -171,8 +171,8 @@ class Layers(nnx.Module):
         return x, (keys, values)
 
 
-# So few layers run without a loop: it took 40 % longer for a supervised update of two layers of width 64 on a CPU, and 40 %
-# longer to compile (docs/performance.md).
+# So few layers run without a loop in float32: it took 40 % longer for a supervised update of two layers of width 64 on a CPU, and
+# 40 % longer to compile (docs/performance.md).
 _FEW_LAYERS = 4
 
 
@@ -331,9 +331,10 @@ class Llama(nnx.Module):
     def _scan(self, layer: Callable[..., Any], x: Array, inputs: Any, unrolled: bool = False) -> tuple[Array, Any]:
         """Applies all layers in turn, each computed again in the backward pass if `remat` says so."""
         if not self.remat:
-            # A loop writes what each layer keeps for the backward pass into one stack, and reads it from there.
-            few = x.shape[1] > 1 and self.config.num_hidden_layers <= _FEW_LAYERS
-            return jax.lax.scan(layer, x, inputs, unroll=unrolled or few)
+            # A loop writes what each layer keeps for the backward pass into one stack, and reads it from there. In bfloat16
+            # it stays: without it two passes over the same positions are fused, and so rounded, in different ways.
+            few = self.config.num_hidden_layers <= _FEW_LAYERS and self.compute_dtype == jnp.float32
+            return jax.lax.scan(layer, x, inputs, unroll=unrolled or (few and x.shape[1] > 1))
         policies = jax.checkpoint_policies
         kept = policies.dots_with_no_batch_dims_saveable if self.remat_keeps == "products" else None
         # In a loop nothing can be merged with the forward pass anyway; barriers would only stop fusion.
