@@ -13,7 +13,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Later releases have one and do not know the flag.
 if version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
-install_import_hook("longshot_jax", "shape_checks.check_functions")
+# Only where there are shapes: a checked call costs as much as a small function.
+_PACKAGE = Path(__file__).parents[1] / "longshot_jax"
+_WITH_SHAPES = [
+    ".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts)
+    for path in sorted(_PACKAGE.rglob("*.py"))
+    if "jaxtyping" in path.read_text()
+]
+install_import_hook(_WITH_SHAPES, "shape_checks.check_functions")
 
 import jax  # noqa: E402  (after the platform is chosen)
 
