@@ -1,5 +1,6 @@
 """Shared fixtures. Every shape annotation of the package is checked while the tests run."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +39,12 @@ _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "xla" / _WORKER))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def pytest_collection_finish():
+    """Checkpoints look for unreachable arrays after every save, and need not look through all imported modules."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
