@@ -1,4 +1,4 @@
-"""Two independent chains of three operations at once: a trajectory for each, three thoughts, and one joined answer.
+r"""Two independent chains of three operations at once: a trajectory for each, three thoughts, and one joined answer.
 
 What it is for: the smallest task that trajectories can share. Two chains of three operations are six thoughts in sequence for
 one trajectory, and three for two with roles. With four layers two trajectories learned it in half the updates and better (one seed).
@@ -9,10 +9,17 @@ What it reaches (docs/results.md): 98.6 to 99.9 % of 2,000 held-out questions wi
 stage then may end while its running loss, which swings, is not low for good. Three chains with three trajectories: 97.2 to 99.6 %
 over three seeds.
 
-Cost: 174,400 to 251,392 sequences; 7 to 12 minutes on one CPU core.
+PPO from a curriculum that never shows the last step as a thought: from 70.0 to 97.9 % (one seed), from rewards alone.
+
+Cost: 174,400 to 251,392 sequences; 7 to 12 minutes on one CPU core. PPO: 25,600 questions, 5 minutes on a busy one.
 
     python scripts/train.py --config configs/threads.py
     python scripts/eval.py --checkpoint runs/threads --num_trajectories 0 --output threads.json
+
+    python scripts/train.py --config configs/threads.py --workdir runs/threads_unfinished --config.curriculum.stages="(0, 1, 2)" \
+        --config.curriculum.uniform_prob=0 --config.curriculum.last_stage_loss=0.02
+    python scripts/train.py --config configs/threads.py --workdir runs/threads_ppo --config.phases=ppo \
+        --config.initialize_from=runs/threads_unfinished
 """
 
 from longshot_jax.config import default_config
@@ -55,9 +62,28 @@ def get_config():
     curriculum.optimizer.navigator_learning_rate = 2e-3
     curriculum.optimizer.b2 = 0.98
 
+    ppo = config.ppo
+    ppo.iterations = 200
+    ppo.questions = 128
+    ppo.num_trajectories = 2
+    ppo.minibatches = 2
+    # All trajectories of a question share one answer and its reward, so there is nothing to compare but the critic's
+    # expectation. It knows nothing at first: without whitening, and at thrice the rate, accuracy fell from 73 to 43 %.
+    ppo.gradient = "pathwise"
+    ppo.gae_lambda = 1.0
+    ppo.entropy_coefficient = 0.0
+    ppo.kl_coefficient = 0.0
+    ppo.min_thoughts = 3
+    ppo.max_thoughts = 3
+    ppo.optimizer.learning_rate = 3e-4
+    ppo.optimizer.navigator_learning_rate = 2e-3
+    ppo.optimizer.schedule = "linear"
+    ppo.optimizer.b2 = 0.98
+
     config.data.generated_test = 2000
     config.evaluation.questions = 1000
     config.evaluation.batch_size = 500
     config.evaluation.every = 500
+    config.evaluation.every_iterations = 40
     config.checkpoint.every = 500
     return config
