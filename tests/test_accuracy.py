@@ -135,6 +135,15 @@ def test_own_thoughts_given_back_give_the_same_answers(decoder, problems):
     np.testing.assert_allclose(again.values, greedy.values, atol=1e-5)
 
 
+def test_repeated_questions_are_counted_once_beside_the_interval(decoder, problems):
+    options = {"num_trajectories": 0, "controls": False, "batch_size": 4}
+    once, twice = (evaluate(decoder, (PARAMS,), [*problems[:3]] * times, STEPS, **options) for times in (1, 2))
+    assert (once["count"], once["different_questions"]) == (3, 3)
+    assert (twice["count"], twice["different_questions"]) == (6, 3)
+    assert results_table(once).startswith("3 questions\n")
+    assert results_table(twice).startswith("6 questions, 3 of them different\n")
+
+
 def test_every_pass_over_the_problems_tells_how_far_it_is(decoder, problems):
     passes = {}
 
@@ -143,7 +152,14 @@ def test_every_pass_over_the_problems_tells_how_far_it_is(decoder, problems):
         passes.setdefault(what, []).append(done)
 
     evaluate(decoder, (PARAMS,), problems[:11], STEPS, num_trajectories=3, batch_size=4, decoded=decoded)
-    named = {"greedy answers", "3 samples", "attend", "mean", *(f"thoughts: {kind}" for kind in CONTROLS)}
+    named = {
+        "greedy answers",
+        "3 samples",
+        "samples for mean",
+        "attend",
+        "mean",
+        *(f"thoughts: {kind}" for kind in CONTROLS),
+    }
     assert named <= passes.keys()
     assert all(counts[:4] == [0, 4, 8, 11] for counts in passes.values())
 

@@ -203,8 +203,23 @@ def test_a_config_file_extends_another_beside_it_from_any_folder(tmp_path, monke
     assert (config.seed, config.ppo.iterations) == (7, 3)
     (tmp_path / "base.py").unlink()
     assert (
-        refusal(config=derived) == f"there is no config file {tmp_path}/base.py: give one from configs/, or your own."
+        refusal(config=derived)
+        == f"{derived} extends base.py, and there is no config file {tmp_path}/base.py: give a path that is relative to "
+        "that folder, or one of configs/."
     )
+
+
+def test_a_config_file_in_any_folder_extends_one_of_the_project(tmp_path, monkeypatch):
+    """As the examples of docs/own.md do; a file beside it of the same name comes first."""
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from longshot_jax.config import extend\n\n\ndef get_config():\n    return extend('configs/tiny.py')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_config(mine).model.hidden_size == 64
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "tiny.py").write_text(HEAD + "    config.seed = 7\n    return config\n")
+    assert load_config(mine).seed == 7
 
 
 @pytest.mark.parametrize("relative", [False, True])

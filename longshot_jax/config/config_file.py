@@ -11,16 +11,26 @@ import ml_collections
 from longshot_jax.config.parse import RENAMED
 from longshot_jax.errors import UserError, first_line, line_of
 
+_CHECKOUT = Path(__file__).parents[2]
+
 
 def extend(file: str) -> ml_collections.ConfigDict:
     """The config of another file, to be changed and returned; for use in config files.
 
-    `file` is relative to the folder of the file whose `get_config` calls this, wherever the command runs.
+    `file` is relative to the folder of the file whose `get_config` calls this, wherever the command runs; if nothing is
+    there, to the checkout: `configs/tiny.py` is found from any folder.
     """
     frame = sys._getframe(1)
     while "get_config" not in frame.f_globals and frame.f_back is not None:
         frame = frame.f_back
-    return load_config(Path(frame.f_globals["__file__"]).parent / file)
+    caller = Path(frame.f_globals["__file__"])
+    found = [folder / file for folder in (caller.parent, _CHECKOUT) if (folder / file).is_file()]
+    if not found:
+        raise UserError(
+            f"{caller} extends {file}, and there is no config file {caller.parent / file}: give a path that is relative to "
+            "that folder, or one of configs/."
+        )
+    return load_config(found[0])
 
 
 def load_config(file: Path) -> ml_collections.ConfigDict:

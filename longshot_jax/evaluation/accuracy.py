@@ -62,6 +62,7 @@ def evaluate(
 
     Returns:
       `accuracy`, `count`, `confidence_interval` (95 %, Wilson), `mean_thoughts`: of the greedy trajectories.
+      `different_questions`: the interval takes all to be independent, and is too narrow where questions repeat.
       `by_steps`: the same by the problems' number of steps. `controls`: accuracy by control.
       `question_hidden_accuracy`: of answers that see the thoughts but not the question, if asked for.
       `correct` (0 or 1), `answers` (see `answer_texts`), `thoughts` (their number, of the longest trajectory): lists over
@@ -85,6 +86,7 @@ def evaluate(
     results: dict[str, Any] = {
         "accuracy": float(correct.mean()),
         "count": len(correct),
+        "different_questions": len({problem.question for problem in problems}),
         "confidence_interval": [low, high],
     }
     if num_trajectories and not decoder.joined:

@@ -75,15 +75,21 @@ class Batches:
         return jax.tree.map(lambda *xs: np.concatenate(xs)[places], *parts)
 
     def run(
-        self, temperatures: Temperatures, num_trajectories: int = 0, ensemble: bool = False, adaptive: bool = False
+        self,
+        temperatures: Temperatures,
+        num_trajectories: int = 0,
+        ensemble: bool = False,
+        adaptive: bool = False,
+        what: str = "",
     ) -> Any:
         """`Trajectories` of all problems: N samples of each, or for N = 0 the greedy trajectory.
 
-        With a joined answer the count head, if there is one, chooses where the rule does not give the numbers.
+        With a joined answer the count head, if there is one, chooses where the rule does not give the numbers. `what` names
+        the pass for `Decoded`.
         """
         adaptive = adaptive or bool(self.decoder.joined and self.decoder.max_trajectories and self.counts is None)
         return self._over(
-            f"{num_trajectories} samples" if num_trajectories else "greedy answers",
+            what or (f"{num_trajectories} samples" if num_trajectories else "greedy answers"),
             lambda rows, prompts: self.decoder.decode(
                 self.params,
                 prompts,

@@ -41,7 +41,7 @@ def _standing(answer: str, answers: Sequence[str]) -> str | None:
 def adaptive_vote(batches: Batches, temperatures: Temperatures) -> tuple[float, float]:
     """Accuracy of the vote with the model's own number of trajectories per question, and the mean of that number."""
     decoder = batches.decoder
-    samples = batches.run(temperatures, decoder.max_trajectories, adaptive=True)
+    samples = batches.run(temperatures, decoder.max_trajectories, adaptive=True, what="samples for vote_adaptive")
     number, texts = samples.active.sum(axis=1), answer_texts(samples.tokens, decoder.layout)
     chosen = [
         answers[choose("vote", answers[:count], values[:count])]
@@ -68,9 +68,11 @@ def fusion_accuracies(
     copies = (np.repeat(part, number, axis=1) for part in (greedy.thoughts, greedy.num_thoughts))
     accuracies["attend"] = batches.accuracy_from("attend", samples.thoughts, samples.num_thoughts)
     accuracies["attend_identical"] = batches.accuracy_from("attend_identical", *copies)
-    shared = batches.run(temperatures, number, ensemble=True)
+    shared = batches.run(temperatures, number, ensemble=True, what="samples for mean")
     accuracies["mean"] = batches.accuracy_from("mean", shared.thoughts[:, :1], shared.num_thoughts[:, :1])
     quieter = replace(temperatures, thought_std=temperatures.thought_std / np.float32(number**0.5))
-    path = batches.run(quieter, number)  # this program is compiled already; only its first trajectory is used
+    path = batches.run(
+        quieter, number, what="samples for mean_one_path"
+    )  # this program is compiled already; only its first trajectory is used
     accuracies["mean_one_path"] = batches.accuracy_from("mean_one_path", path.thoughts[:, :1], path.num_thoughts[:, :1])
     return accuracies

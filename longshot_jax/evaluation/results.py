@@ -67,9 +67,15 @@ def results_table(results: Mapping[str, Any]) -> str:
         rows.append(("from the thoughts alone", _percent(results["question_hidden_accuracy"])))
     rows += [(f"thoughts: {kind}", _percent(accuracy)) for kind, accuracy in results["controls"].items()]
     if not results["mean_thoughts"]:
-        rows.append(("controls", "none, since no question used a thought"))
+        rows.append(
+            ("controls", "none, since no question used a thought (docs/troubleshooting.md: Thoughts do no work)")
+        )
     width = max(len(label) for label, _ in rows)
-    return "\n".join([f"{results['count']} questions", *(f"  {label:{width}}  {text}" for label, text in rows)])
+    different = results.get("different_questions", results["count"])
+    count = f"{results['count']} questions" + (
+        f", {different} of them different" if different < results["count"] else ""
+    )
+    return "\n".join([count, *(f"  {label:{width}}  {text}" for label, text in rows)])
 
 
 def check_same_questions(count: int, fingerprint: str | None, other: Mapping[str, Any], other_path: str | Path) -> None:
