@@ -65,8 +65,8 @@ class RunWriter:
             self._file = open(self._folder / name, "xb")
         self._write({"file_version": "brain.Event:2"})
         # Hides earlier events from this step on. TensorBoard ignores the first such event, so a new run writes one too.
-        log = event_library().proto.event_pb2.SessionLog
-        self._write({"step": 0 if resumed_from is None else resumed_from + 1, "session_log": log(status=log.START)})
+        session = event_library().proto.event_pb2.SessionLog
+        self._write({"step": 0 if resumed_from is None else resumed_from + 1, "session_log": session(status=session.START)})
 
     def __enter__(self) -> "RunWriter":
         return self
