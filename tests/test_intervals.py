@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,14 +29,6 @@ def test_wilson_is_symmetric_and_holds_the_estimate(successes, failures):
     assert (1 - mirrored_high, 1 - mirrored_low) == pytest.approx((low, high), abs=1e-12)
 
 
-@pytest.mark.parametrize("count", [1, 7, 1000])
-def test_wilson_is_that_of_scipy(count):
-    for successes in {0, 1, count // 3, count - 1, count}:
-        for confidence in (0.5, 0.95):
-            theirs = scipy.stats.binomtest(successes, count).proportion_ci(confidence, method="wilson")
-            assert wilson_interval(successes, count, confidence) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
-
-
 def test_wilson_without_trials_knows_nothing():
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
@@ -51,9 +42,9 @@ def test_wilson_widens_with_confidence_and_narrows_with_trials():
 
 
 def test_impossible_counts_and_confidences_are_refused():
-    with pytest.raises(ValueError, match="5 successes of 4"):
+    with pytest.raises(ValueError, match="must not be greater"):
         wilson_interval(5, 4)
-    with pytest.raises(ValueError, match=r"between 0 and 1, not 95\.0"):
+    with pytest.raises(ValueError, match=r"confidence_level \(95\.0\) must be"):
         wilson_interval(1, 4, 95.0)
 
 

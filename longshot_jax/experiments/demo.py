@@ -38,7 +38,7 @@ from longshot_jax.files import check_writable, json_with
 from longshot_jax.tables import markdown_table
 
 QUESTIONS = 1000
-ITERATIONS = 200  # half of those of `configs/tiny.py`, for a shorter demonstration
+ITERATIONS = 200  # `configs/tiny.py` has 400; half of them shorten the demonstration
 
 
 def _curriculum(title: str, start: str | None, stages: str, **settings: str) -> Variant:

@@ -172,7 +172,7 @@ class Layers(nnx.Module):
 
 
 # So few layers run without a loop in float32: it took 40 % longer for a supervised update of two layers of width 64 on a CPU, and
-# 40 % longer to compile (docs/performance.md).
+# a third longer to compile (docs/performance.md).
 _FEW_LAYERS = 4
 
 

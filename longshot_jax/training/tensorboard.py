@@ -25,6 +25,8 @@ import numpy as np
 from longshot_jax.config.declarations import flatten
 from longshot_jax.errors import UserError
 
+Log = Callable[[int, Mapping[str, float]], None]  # of a step and its scalars
+
 # TensorBoard's own bins of histograms: 1e-12 to 1e20 in steps of 10 %, of either sign.
 _POSITIVE = 1e-12 * 1.1 ** np.arange(774)
 _BINS = np.concatenate([-_POSITIVE[::-1], [0.0], _POSITIVE])
@@ -47,12 +49,7 @@ class RunWriter:
       UserError: the file cannot be written; every method may raise this.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        resumed_from: int | None = None,
-        log: Callable[[int, Mapping[str, float]], None] | None = None,
-    ):
+    def __init__(self, folder: str | Path, resumed_from: int | None = None, log: Log | None = None):
         self._folder, self._log = Path(folder), log
         self._file: Any = None
         if jax.process_index() != 0:
@@ -66,7 +63,9 @@ class RunWriter:
         self._write({"file_version": "brain.Event:2"})
         # Hides earlier events from this step on. TensorBoard ignores the first such event, so a new run writes one too.
         session = event_library().proto.event_pb2.SessionLog
-        self._write({"step": 0 if resumed_from is None else resumed_from + 1, "session_log": session(status=session.START)})
+        self._write(
+            {"step": 0 if resumed_from is None else resumed_from + 1, "session_log": session(status=session.START)}
+        )
 
     def __enter__(self) -> "RunWriter":
         return self

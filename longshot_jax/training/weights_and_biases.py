@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +12,8 @@ import jax
 
 from longshot_jax.config import RunConfig
 from longshot_jax.errors import UserError, first_line
+from longshot_jax.training.tensorboard import Log
 
-Log = Callable[[int, Mapping[str, float]], None]
 _STEP = "step"
 
 
@@ -23,7 +23,7 @@ def weights_and_biases(run: RunConfig, workdir: Path) -> Iterator[Log | None]:
 
     Yields a function of a step and its scalars; None on all processes but the first, and for another logger. Project,
     entity and mode are those of the environment variables WANDB_PROJECT (default `longshot`), WANDB_ENTITY and
-    WANDB_MODE. Raises UserError if the package is missing or nobody is logged in.
+    WANDB_MODE. Raises UserError if the package or a login is missing.
     """
     if run.logger != "wandb" or jax.process_index():
         yield None
