@@ -19,7 +19,7 @@ _STEP = "step"
 
 @contextmanager
 def weights_and_biases(run: RunConfig, workdir: Path) -> Iterator[Log | None]:
-    """Starts a run there, or goes on with the one that this folder's training was interrupted in.
+    """Starts a run there, with `resume="auto"`: W&B goes on with the run of a training that was interrupted in this folder.
 
     Yields a function of a step and its scalars; None on all processes but the first, and for another logger. Project,
     entity and mode are those of the environment variables WANDB_PROJECT (default `longshot`), WANDB_ENTITY and
@@ -32,7 +32,7 @@ def weights_and_biases(run: RunConfig, workdir: Path) -> Iterator[Log | None]:
         wandb: Any = importlib.import_module("wandb")  # an extra, which a type checker need not find
     except ImportError:
         raise UserError(
-            "config.logger 'wandb' needs the package wandb, which is not installed: pip install 'longshot-jax[wandb]', or set "
+            "config.logger 'wandb' needs the package wandb, which is not installed: pip install wandb, or set "
             "it to 'tensorboard'."
         ) from None
     try:
