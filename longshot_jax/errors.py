@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from typing import Any
 
 # Seconds that background threads have to end after an error; several processes leave together, which takes longer.
@@ -96,6 +97,7 @@ def run_command(main: Callable[[], object]) -> None:
     after an error; the process then ends without them.
     """
     sys.unraisablehook = _report_unraisable
+    _hide_false_alarms()
     code = 1  # an exception that is not caught here
     try:
         try:
@@ -125,6 +127,17 @@ def run_command(main: Callable[[], object]) -> None:
         if code not in (0, 143):  # after a preemption nothing is left to write, and processes leave together
             threading.Thread(target=_end_after_main, args=(code,), daemon=True).start()
     sys.exit(code)
+
+
+def _hide_false_alarms() -> None:
+    """Keeps XLA's C++ log off the terminal where there are CPUs alone; what fails there raises an exception too.
+
+    On many CPUs it prints an error of kilobytes for each compiled program that it reads from the cache, because it takes
+    preferences of LLVM for features that the CPU lacks (jax issue 38445); the program is right. JAX reads the variable
+    when it is imported.
+    """
+    if not entry_points(group="jax_plugins"):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def _end_after_main(code: int) -> None:

@@ -127,7 +127,12 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         params = None
         if metadata is None:
             rows = copied_rows(folder, tokenizer)
-            params = build_reasoner(run, abstract, folder, rows)
+            params, new = build_reasoner(run, abstract, folder, rows)
+            if new:
+                note = (
+                    f"the navigator's {', '.join(new)} are initialised, not taken from {run.initialize_from or folder}"
+                )
+                _note(f"{note}: config.thoughts differs.", stream)
             context.frozen_source = frozen_source(run, folder, params, rows)
         step = 0
         for phase in run.phases[first:]:

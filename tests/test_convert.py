@@ -158,7 +158,7 @@ def test_training_goes_on_from_it(run, exported):
         assert not settings.thoughts.normalised, "as the export was trained"
         tokenizer, mesh = Tokenizer.load(str(exported)), make_mesh(settings.mesh)
         abstract = abstract_reasoner(settings, tokenizer, mesh, exported)
-        params = build_reasoner(settings, abstract, exported)
+        params, _ = build_reasoner(settings, abstract, exported)
         direction = np.asarray(params["navigator"]["direction"][...])
         assert np.array_equal(direction, theirs) is same
 

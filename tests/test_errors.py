@@ -27,6 +27,18 @@ def test_values_and_words_are_cut():
     assert said.startswith("--xxx") and said.endswith("xxx is not an option: see --help.") and len(said) < 300
 
 
+@pytest.mark.parametrize(
+    ("plugins", "given", "level"), [([], {}, "3"), (["cuda"], {}, None), ([], {"TF_CPP_MIN_LOG_LEVEL": "0"}, "0")]
+)
+def test_xlas_own_log_is_off_where_there_are_cpus_alone(plugins, given, level, monkeypatch):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("longshot_jax.errors.entry_points", lambda group: plugins)
+    assert ended(lambda: None) == 0
+    assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == level
+
+
 LONG = "x" * 40_000
 
 

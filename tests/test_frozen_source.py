@@ -60,7 +60,7 @@ def trained(llama):
     run, folder, tokens = adapting(llama), llama.parent / "run", Tokenizer.load(str(llama))
     mesh, unused = make_mesh(run.mesh), cast(Any, None)
     abstract = abstract_reasoner(run, tokens, mesh, llama)
-    params = build_reasoner(run, abstract, llama)
+    params, _ = build_reasoner(run, abstract, llama)
     with Checkpoints(folder, 9, 1) as checkpoints:
         context = RunContext(run, abstract, unused, unused, mesh, checkpoints, unused)
         context.frozen_source = frozen_source(run, llama, params)
@@ -190,7 +190,7 @@ def test_weights_are_read_again_with_the_same_bits(llama, trained, tmp_path, sta
     folder = model_folder(run)
     abstract = abstract_reasoner(run, Tokenizer.load(str(llama)), make_mesh(run.mesh), folder)
     rows = {0: 3, 1: 2} if start == "directory" else {}  # of added tokens: the checkpoint names them too
-    params = build_reasoner(run, abstract, folder, rows)
+    params, _ = build_reasoner(run, abstract, folder, rows)
     source = frozen_source(run, folder, params, rows)
     if start == "adapted" and dtype == "int8":
         assert source is None

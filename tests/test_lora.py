@@ -149,7 +149,7 @@ def test_another_run_starts_from_it(folder, other):
     same = {"model__lora__rank": 2, "model__lora__alpha": 1.0}
     run = tiny(**ADAPTED | same | {"phases": ("ppo",), "initialize_from": str(folder)} | other)
     abstract = abstract_reasoner(run, Tokenizer.load(str(folder / "tokenizer")), make_mesh(run.mesh), None)
-    weights = build_reasoner(run, abstract, None)
+    weights, _ = build_reasoner(run, abstract, None)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), weights) == jax.tree.map(
         lambda x: (x.shape, x.dtype), abstract.params
     )

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from longshot_jax.checkpoints.frozen_source import FrozenSource, described, load_backbone
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.checkpoints.sidecar import FILE as SIDECAR
-from longshot_jax.checkpoints.sidecar import read_sidecar, same_kind
+from longshot_jax.checkpoints.sidecar import read_sidecar
 from longshot_jax.config import RunConfig
+from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.data.tokenizer import LATENT_TOKENS, Tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.model.huggingface import read_config
@@ -122,16 +123,19 @@ def trained_before(run: RunConfig, abstract: AbstractReasoner, folder: Path | No
 
 def build_reasoner(
     run: RunConfig, abstract: AbstractReasoner, folder: Path | None, rows: Mapping[int, int] | None = None
-) -> nnx.State:
+) -> tuple[nnx.State, tuple[str, ...]]:
     """Initial parameters of the run's reasoner on their devices; a UserError if they cannot be read or do not fit.
 
-    `rows` is the result of `copied_rows`.
+    `rows` is the result of `copied_rows`. Also returns the names of the navigator's weights that are initialised although
+    the run starts from a trained navigator, see `fitting`.
     """
     if run.initialize_from:
-        given = _params_of_other_run(run, abstract)
+        given, trained = _params_of_other_run(run, abstract)
     else:
-        given = nnx.State({}) if folder is None else _params_of_folder(folder, run, abstract, rows)
+        given, trained = (nnx.State({}), False) if folder is None else _params_of_folder(folder, run, abstract, rows)
     known = {path for path, _ in nnx.to_flat_state(given)}
+    kept = given["navigator"] if "navigator" in given else {}
+    new = tuple(sorted(set(abstract.params["navigator"]) - set(kept))) if trained else ()
 
     def missing(path: tuple, _: Any) -> bool:
         return path not in known
@@ -142,38 +146,69 @@ def build_reasoner(
         out_shardings=nnx.split_state(abstract.placement, missing, ...)[0],
     )()
     params = nnx.merge_state(given, fresh)
-    if not known or "navigator" in given:
-        return params
+    if not known or kept:
+        return params, new
 
     def fit(params: nnx.State) -> nnx.State:
         reasoner = nnx.merge(abstract.graphdef, params)
         match_feedback_scale(reasoner)
         return nnx.split(reasoner)[1]
 
-    return jax.jit(fit, donate_argnums=0, out_shardings=abstract.placement)(params)
+    return jax.jit(fit, donate_argnums=0, out_shardings=abstract.placement)(params), new
+
+
+def fitting(theirs: NavigatorConfig, weights: nnx.State, ours: NavigatorConfig, wanted: nnx.State) -> nnx.State:
+    """The weights of another navigator that mean the same in ours.
+
+    None if thoughts are made in another way. Parts that ours has in addition, such as a count head or reads, are left to
+    initialisation, which lets them contribute nothing at first; so are parts of other sizes, each as a whole.
+
+    Args:
+      weights: of the other navigator. wanted: shapes of ours.
+    """
+
+    def same(*names: str) -> bool:
+        return all(getattr(theirs, name) == getattr(ours, name) for name in names)
+
+    if not same("feedback", "normalised", "reasoning_dim"):
+        return nnx.State({})
+    other_meaning = set()
+    if not same("heads"):
+        other_meaning |= {"graph", "cross_attention"}
+    if not same("max_trajectories", "fewest_trajectories"):
+        other_meaning |= {"count_weight", "count_bias"}
+
+    def shapes(part: Any) -> list[tuple[str, tuple[int, ...]]]:
+        return [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree.leaves_with_path(part)]
+
+    names = [name for name in weights if name in wanted and name not in other_meaning]
+    return nnx.State({name: weights[name] for name in names if shapes(weights[name]) == shapes(wanted[name])})
 
 
 def _params_of_folder(
     folder: Path, run: RunConfig, abstract: AbstractReasoner, rows: Mapping[int, int] | None
-) -> nnx.State:
-    """The backbone in a Hugging Face directory, and the navigator of an exported run if it is of the same kind."""
+) -> tuple[nnx.State, bool]:
+    """The backbone in a Hugging Face directory, and what fits of an exported run's navigator; whether there is one."""
     sidecar = read_sidecar(folder, abstract.backbone.hidden_size)
     backbone = load_backbone(folder, abstract.backbone, run.model.weight_dtype, _without_adapters(abstract), rows)
-    if sidecar is None or not same_kind(sidecar.run.thoughts, run.thoughts):
-        return merge_states(backbone=backbone)
-    navigator = jax.device_put(sidecar.navigator, abstract.placement["navigator"])
-    return merge_states(backbone=backbone, navigator=navigator)
+    if sidecar is None:
+        return merge_states(backbone=backbone), False
+    navigator = fitting(sidecar.run.thoughts, sidecar.navigator, run.thoughts, abstract.params["navigator"])
+    places = nnx.State({name: abstract.placement["navigator"][name] for name in navigator})
+    return merge_states(backbone=backbone, navigator=jax.device_put(navigator, places)), True
 
 
-def _params_of_other_run(run: RunConfig, abstract: AbstractReasoner) -> nnx.State:
-    """The backbone of another run, and its navigator if it is of the same kind.
+def _params_of_other_run(run: RunConfig, abstract: AbstractReasoner) -> tuple[nnx.State, bool]:
+    """The backbone of another run, and what fits of its navigator; whether it has one.
 
     Adapters are kept if this run has the same LoRA settings, and merged into the backbone's matrices otherwise.
     """
     other = SavedReasoner.find(run.initialize_from)
     if other.is_backbone_alone:
         dtype = run.model.weight_dtype
-        return merge_states(backbone=load_backbone(other.folder, abstract.backbone, dtype, _without_adapters(abstract)))
+        return merge_states(
+            backbone=load_backbone(other.folder, abstract.backbone, dtype, _without_adapters(abstract))
+        ), False
     params = other.params(jax.tree.leaves(abstract.placement)[0].mesh)
     backbone, same_adapters = params["backbone"], other.run.lora == run.lora
     if not _same_backbone(run, other.run):
@@ -187,10 +222,8 @@ def _params_of_other_run(run: RunConfig, abstract: AbstractReasoner) -> nnx.Stat
             return nnx.merge_state(plain, adapters) if same_adapters else plain
 
         backbone = jax.jit(convert, out_shardings=places)(backbone)
-    given = {"backbone": backbone}
-    if same_kind(other.run.thoughts, run.thoughts):
-        given["navigator"] = params["navigator"]
-    return merge_states(**given)
+    navigator = fitting(other.run.thoughts, params["navigator"], run.thoughts, abstract.params["navigator"])
+    return merge_states(backbone=backbone, navigator=navigator), True
 
 
 def _same_backbone(run: RunConfig, other: RunConfig) -> bool:

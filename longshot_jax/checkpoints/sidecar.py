@@ -20,7 +20,6 @@ from safetensors.numpy import save_file
 from longshot_jax.checkpoints.named_arrays import current_name, named_arrays
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.run import Phase
-from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.errors import UserError, first_line
 from longshot_jax.model.huggingface.weights import METADATA
 from longshot_jax.thoughts.navigator import Navigator
@@ -120,11 +119,6 @@ def exported_run(run: RunConfig, dtype: str) -> RunConfig:
     model = replace(run.model, weight_dtype=dtype, compute_dtype=dtype)
     whole = {name: replace(getattr(run, name), trainable="all") for name in get_args(Phase)}
     return replace(run, model=model, **whole)
-
-
-def same_kind(theirs: NavigatorConfig, ours: NavigatorConfig) -> bool:
-    """Whether the parameters of one navigator fit the other: equal settings, except for the initial stop logit."""
-    return replace(theirs, stop_bias=ours.stop_bias) == ours
 
 
 def empty_memory(run: RunConfig, phase: str) -> MemoryBank | None:
