@@ -15,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
 import ml_collections
 
 from longshot_jax.config import RunConfig, parse_config
@@ -225,6 +224,8 @@ def cache_compilations() -> None:
 
     JAX_COMPILATION_CACHE_DIR names another folder.
     """
+    import jax  # `longshot` imports this file before `run_command` sets what jax reads when it is imported
+
     folder = Path(os.path.expanduser("~/.cache/longshot_jax"))  # unchanged for a user without a home
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") or not folder.is_absolute():
         return

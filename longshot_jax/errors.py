@@ -1,5 +1,6 @@
 """Errors of commands, their sentences and their exit codes."""
 
+import importlib.util
 import os
 import re
 import sys
@@ -7,7 +8,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any
 
 # Seconds that background threads have to end after an error; several processes leave together, which takes longer.
@@ -130,13 +130,14 @@ def run_command(main: Callable[[], object]) -> None:
 
 
 def _hide_false_alarms() -> None:
-    """Keeps XLA's C++ log off the terminal where there are CPUs alone; what fails there raises an exception too.
+    """Leaves only fatal errors of XLA's C++ log where JAX has CPUs alone; exceptions tell of the others.
 
-    On many CPUs it prints an error of kilobytes for each compiled program that it reads from the cache, because it takes
+    On many CPUs XLA logs an error of kilobytes for each compiled program that it reads from the cache, because it takes
     preferences of LLVM for features that the CPU lacks (jax issue 38445); the program is right. JAX reads the variable
-    when it is imported.
+    when it is imported, so this comes before. TF_CPP_MIN_LOG_LEVEL=0 shows everything.
     """
-    if not entry_points(group="jax_plugins"):
+    others = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+    if os.environ.get("JAX_PLATFORMS") == "cpu" or not others:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.frozen_source import KEY, FrozenSource, model_folder
 from longshot_jax.checkpoints.initialize import (
+    Difference,
     abstract_reasoner,
     build_reasoner,
     copied_rows,
@@ -127,12 +128,8 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         params = None
         if metadata is None:
             rows = copied_rows(folder, tokenizer)
-            params, new = build_reasoner(run, abstract, folder, rows)
-            if new:
-                note = (
-                    f"the navigator's {', '.join(new)} are initialised, not taken from {run.initialize_from or folder}"
-                )
-                _note(f"{note}: config.thoughts differs.", stream)
+            params, difference = build_reasoner(run, abstract, folder, rows)
+            _note_difference(difference, run.initialize_from or str(folder), stream)
             context.frozen_source = frozen_source(run, folder, params, rows)
         step = 0
         for phase in run.phases[first:]:
@@ -154,6 +151,14 @@ def _note(text: str, stream: Any) -> None:
     """Prints a line on the first process."""
     if jax.process_index() == 0:
         print(text, file=sys.stderr if stream is None else stream, flush=True)
+
+
+def _note_difference(difference: Difference, start: str, stream: Any) -> None:
+    """Says what a run does not take of the trained navigator that it starts from."""
+    parts = [("initialised", difference.initialised), ("left out", difference.left_out)]
+    said = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
+    if said:
+        _note(f"config.thoughts differs from that of {start}. Of the navigator's weights {said}.", stream)
 
 
 def _newest_metadata(workdir: Path) -> dict[str, Any] | None:

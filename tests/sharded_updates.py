@@ -1,9 +1,15 @@
 """One curriculum update and one PPO update on meshes of 1, 2, 4 and 8 devices; run as a program by test_sharding.
 
+With `joined`, trajectories have roles and one answer, and their number is an action.
+
+    python tests/sharded_updates.py [joined]
+
 Gradient descent with rate 1 stands in for AdamW, so that the change of the weights is the gradient.
 """
 
 import json
+import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +22,7 @@ from longshot_jax.config.optimizer import OptimizerConfig
 from longshot_jax.config.ppo import PPOConfig
 from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
+from longshot_jax.curriculum.parallel import ParallelBatch
 from longshot_jax.curriculum.update import curriculum_update
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.sharding import fetch, make_mesh, on_mesh, place_batch, replicated, shardings
@@ -28,17 +35,17 @@ from longshot_jax.training.optimizer import make_optimizer
 from longshot_jax.training.state import start_state
 
 MESHES = [MeshConfig(), MeshConfig(data=2), MeshConfig(fsdp=2, tensor=2), MeshConfig(2, 2, 2), MeshConfig(1, 8, 1)]
-ROWS, S, A, T, N = 16, 5, 4, 2, 2
-PPO = PPOConfig(
-    questions=ROWS, num_trajectories=N, epochs=1, minibatches=2, micro_batches=1, max_thoughts=T, kl_coefficient=0.0
-)
+ROWS, S, A, T = 16, 5, 4, 2
+PPO = PPOConfig(questions=ROWS, epochs=1, minibatches=2, micro_batches=1, max_thoughts=T, kl_coefficient=0.0)
 
 
-def make():
+ALONE = NavigatorConfig("navigator", reasoning_dim=4, memory_top=2)
+JOINED = NavigatorConfig("hidden", True, reasoning_dim=4, roles=3, join=True, max_trajectories=3)
+
+
+def make(navigator):
     backbone = LlamaConfig(20, 16, 32, 1, 4, 2, 4, tie_word_embeddings=True)
-    return Reasoner(
-        Llama(backbone, nnx.Rngs(0)), NavigatorConfig("navigator", reasoning_dim=4, memory_top=2), nnx.Rngs(1)
-    )
+    return Reasoner(Llama(backbone, nnx.Rngs(0)), navigator, nnx.Rngs(1))
 
 
 def batch():
@@ -56,40 +63,65 @@ def batch():
     )
 
 
+def parallel_batch(given):
+    """The problems with one to three threads each, whose texts are of different lengths."""
+    rng = np.random.default_rng(2)
+    active = np.arange(3) < rng.integers(1, 4, ROWS)[:, None]
+    text_mask = (np.arange(A) < rng.integers(1, A + 1, (ROWS, 3))[..., None]) & active[..., None]
+    return ParallelBatch(
+        given.prompt,
+        given.prompt_mask,
+        rng.integers(0, T + 1, (ROWS, 3)).astype(np.int32) * active,
+        active,
+        rng.integers(0, 20, (ROWS, 3, A)).astype(np.int32),
+        text_mask,
+        given.tokens,
+        given.token_mask,
+    )
+
+
 def bank():
     """Sixteen slots, six of them in use: cut along `fsdp` where there is such an axis."""
     positions = jax.random.normal(jax.random.key(3), (6, 4))
     return write_bank(empty_bank(16, 4), positions, jnp.linspace(0.5, 1.5, 6), jnp.ones(6, bool))
 
 
-def rolled_out(reasoner, given):
-    zeros = np.zeros((ROWS, N), np.int32)
+def rolled_out(reasoner, given, memory):
+    navigator = reasoner.navigator.config
+    number, adaptive = navigator.joined or 2, navigator.max_trajectories > 0
+    zeros = np.zeros((ROWS, number), np.int32)
+    count = jnp.zeros(ROWS, jnp.int32) if adaptive else None
     return jax.jit(
         lambda: sample_rollout(
             reasoner,
             jnp.asarray(given.prompt),
             jnp.asarray(given.prompt_mask),
-            bank(),
-            Lengths(zeros, zeros + T),
+            memory,
+            Lengths(zeros, zeros + T, count),
             Temperatures(jnp.asarray(0.5), jnp.ones(()), jnp.ones(())),
             jax.random.split(jax.random.key(1), ROWS),
-            RolloutShape(N, T, A, opening=(3,), end_tokens=(2,), scaling="summed"),
+            RolloutShape(number, T, A, opening=(3,), end_tokens=(2,), scaling="summed", adaptive=adaptive),
         )
     )()
 
 
-def measure(mesh):
+def measure(mesh, navigator=ALONE):
     """Loss and change of the weights (and the bank) of one update of each kind on a mesh; how its state is cut."""
     key = jax.random.key(0)
-    graphdef, params = nnx.split(make())
+    graphdef, params = nnx.split(make(navigator))
     given, descent = batch(), optax.sgd(1.0)
-    rollout, recorded = jax.device_get(rolled_out(make(), given))
+    memory = None if navigator.join else bank()
+    rollout, recorded = jax.device_get(rolled_out(make(navigator), given, memory))
+    number = rollout.num_thoughts.shape[1]
     rng = np.random.default_rng(1)
-    rewards = rng.normal(size=(ROWS, N)).astype(np.float32), np.zeros((ROWS, N, T + 1), np.float32)
+    rewards = rng.normal(size=(ROWS, number)).astype(np.float32), np.zeros((ROWS, number, T + 1), np.float32)
+    if navigator.join:
+        assert set(rollout.num_trajectories) == {1, 2, 3}
+        given = parallel_batch(given)
     params = jax.device_get(params)
 
     def start(params, key):
-        return start_state(params, nnx.State({}), descent, key, memory=bank())
+        return start_state(params, nnx.State({}), descent, key, memory=memory)
 
     def run(update, *data):
         places = shardings(jax.eval_shape(start, params, key), mesh)
@@ -97,13 +129,14 @@ def measure(mesh):
         step = jax.jit(on_mesh(mesh, update), donate_argnums=0, out_shardings=(places, replicated(mesh)))
         state, metrics = step(state, *place_batch(data, mesh))
         change = jax.tree.map(lambda new, old: np.asarray(new - old).ravel(), *map(fetch, (state.trainable, params)))
-        remembered = fetch((state.memory.positions, state.memory.values))
+        remembered = () if memory is None else fetch((state.memory.positions, state.memory.values))
         rows = [np.asarray(part).ravel() for part in remembered]
         return float(metrics["loss"]), np.concatenate([*jax.tree.leaves(change), *rows])
 
     supervised = curriculum_update(graphdef, descent, max_thoughts=T, pause_token=None, micro_batches=2)
     curriculum = run(supervised, given)
-    policy = run(policy_update(graphdef, descent, PPO, (3,)), rollout, recorded, *rewards)
+    ppo = replace(PPO, num_trajectories=number, shared_reward=navigator.join)
+    policy = run(policy_update(graphdef, descent, ppo, (3,)), rollout, recorded, *rewards)
     adam = make_optimizer(OptimizerConfig(), 1)
     begun = jax.eval_shape(lambda key: start_state(params, nnx.State({}), adam, key), key)
     places = shardings(begun, mesh)
@@ -138,4 +171,6 @@ def compare(results):
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_default_matmul_precision", "highest")
-    print(json.dumps(compare([measure(make_mesh(config)) for config in MESHES])))
+    # All meshes cut a joined answer's batch as they cut the others, so one and eight devices suffice.
+    kind, meshes = (JOINED, MESHES[::3]) if "joined" in sys.argv[1:] else (ALONE, MESHES)
+    print(json.dumps(compare([measure(make_mesh(config), kind) for config in meshes])))

@@ -1,4 +1,4 @@
-"""The commands of the documents that end within a minute are run as they stand, with small runs where they expect large ones."""
+"""The documents' commands that read a run are run as they stand, with small runs in the places that they name."""
 
 import os
 import re
@@ -23,27 +23,31 @@ STORIES = (
     "data.train=stories data.test=stories data.tokenizer=bpe data.prompt_length=400 data.answer_length=120".split()
 )
 THREE = "data.threads=3 thoughts.roles=3 ppo.num_trajectories=3 data.prompt_length=60 data.answer_length=7".split()
-# The runs that commands name: config, settings beside the small ones.
+THREADS = str(ROOT / "configs" / "threads.py")
+# Small runs: config, and settings beside the small ones.
 RUNS = {
     "chains": (TINY, []),
     "stories": (TINY, STORIES),
-    "threads": (str(ROOT / "configs" / "threads.py"), []),
-    "threads_of_three": (str(ROOT / "configs" / "threads.py"), THREE),
+    "threads": (THREADS, []),
+    "threads_of_three": (THREADS, THREE),
+    "threads_mixed": (str(ROOT / "configs" / "threads_mixed.py"), []),
     "mine": ("my_task.py", []),
 }
+# The small run in each place that a command names.
+PLACES = {f"runs/{name}": name for name in RUNS if name != "chains"}
+PLACES |= dict.fromkeys(["runs/threads_unfinished", "runs/threads_ppo"], "threads")
+PLACES |= dict.fromkeys(
+    ["runs/single", "runs/demo/ppo", "runs/demo/coconut", "runs/stage3", "runs/multi_small", "runs/thoughts"], "chains"
+)
 READERS = ("eval", "view", "lens", "generate", "convert")
-NAMED = {
-    command: name
-    for name, command in places()
-    if command.startswith("python scripts/") and (command.split()[1][8:-3] in READERS or "--help" in command.split())
-}
-
-
-def stand_in(run: str) -> str:
-    """The small run that stands at a place which a document names."""
-    if run.startswith("threads"):
-        return "threads_of_three" if run == "threads_of_three" else "threads"
-    return run if run in RUNS else "chains"
+COMMANDS = list(
+    dict.fromkeys(
+        command
+        for _, command in places()
+        if command.startswith("python scripts/")
+        and (command.split()[1][8:-3] in READERS or "--help" in command.split())
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +63,9 @@ def here(tmp_path_factory):
         for name, (config, settings) in RUNS.items():
             given = [f"--config.{setting}" for setting in (*SMALL, *settings)]
             assert start("train.py", "--config", config, f"--workdir=small/{name}", *given) == 0
-        for run in dict.fromkeys(re.findall(r"runs/[\w/]+(?![\w/.])", " ".join(NAMED))):
-            (folder / run).parent.mkdir(parents=True, exist_ok=True)
-            (folder / run).symlink_to(folder / "small" / stand_in(run.removeprefix("runs/")))
+        for place, name in PLACES.items():
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place).symlink_to(folder / "small" / name)
         write_chains(folder / "runs/demo/test_4.json", 4, 20, seed=1)
         # An earlier evaluation of the same questions, to compare with.
         earlier = ("--checkpoint", "small/chains", "--num_trajectories", 0, "--output", "before.json")
@@ -69,7 +73,7 @@ def here(tmp_path_factory):
         yield folder
 
 
-@pytest.mark.parametrize("command", NAMED)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_it_ends_well_and_writes_what_it_says(command: str, here: Path, capsys: pytest.CaptureFixture[str]):
     words = shlex.split(command)
     output = (
@@ -83,4 +87,4 @@ def test_it_ends_well_and_writes_what_it_says(command: str, here: Path, capsys: 
 
 
 def test_the_list_is_not_empty():
-    assert {command.split()[1] for command in NAMED} >= {f"scripts/{name}.py" for name in (*READERS, "train")}
+    assert {command.split()[1] for command in COMMANDS} >= {f"scripts/{name}.py" for name in (*READERS, "train")}

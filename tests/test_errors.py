@@ -6,6 +6,7 @@ import sys
 
 import jax.numpy as jnp
 import pytest
+from child_process import run_script
 from commands import ROOT, TINY, start
 
 from longshot_jax.errors import UserError, machine_fault, run_command, shown
@@ -28,15 +29,34 @@ def test_values_and_words_are_cut():
 
 
 @pytest.mark.parametrize(
-    ("plugins", "given", "level"), [([], {}, "3"), (["cuda"], {}, None), ([], {"TF_CPP_MIN_LOG_LEVEL": "0"}, "0")]
+    ("missing", "environment", "level"),
+    [
+        ("jax_plugins libtpu", {"JAX_PLATFORMS": ""}, "3"),
+        ("libtpu", {"JAX_PLATFORMS": ""}, None),
+        ("jax_plugins", {"JAX_PLATFORMS": ""}, None),
+        ("", {"JAX_PLATFORMS": "cpu"}, "3"),
+        ("", {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "0"}, "0"),
+    ],
 )
-def test_xlas_own_log_is_off_where_there_are_cpus_alone(plugins, given, level, monkeypatch):
-    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("longshot_jax.errors.entry_points", lambda group: plugins)
-    assert ended(lambda: None) == 0
-    assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == level
+@pytest.mark.parametrize("entry", ["longshot_jax.errors", "longshot_jax.cli"])
+def test_xlas_own_log_is_off_where_there_are_cpus_alone(entry, missing, environment, level):
+    """In a process that has not imported jax, which reads the variable; `longshot` begins with longshot_jax.cli."""
+    program = """
+        import importlib.util, os, sys
+        from importlib import import_module
+        def found(name, real=importlib.util.find_spec):
+            return real("json" if name in ("jax_plugins", "libtpu") and name not in sys.argv[2:] else name)
+        importlib.util.find_spec = lambda name, *_: None if name in sys.argv[2:] else found(name)
+        import_module(sys.argv[1])
+        assert "jax" not in sys.modules
+        from longshot_jax.errors import run_command
+        run_command(lambda: print(os.environ.get("TF_CPP_MIN_LOG_LEVEL")))
+    """
+    inherited = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", inherited)
+        shown = run_script(program, entry, *missing.split(), environment=environment)
+    assert shown.stdout.split() == [str(level)], shown.stderr
 
 
 LONG = "x" * 40_000

@@ -4,26 +4,42 @@ import io
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_run import tiny
 
-from longshot_jax.checkpoints.checkpoint import Checkpoints
-from longshot_jax.checkpoints.initialize import fitting
+from longshot_jax.checkpoints.initialize import weights_in_common
+from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.thoughts.navigator import Navigator
+from longshot_jax.thoughts.reads.history import History
 from longshot_jax.train import train
 
-HEADS = {"stop_weight", "stop_bias", "value_in", "value_out", "value_bias"}
-BASE = NavigatorConfig("hidden", True, reasoning_dim=8, heads=2, roles=3, join=True, max_trajectories=3)
-HAS = {*HEADS, "role_table", "feedback_scale", "feedback_projection", "count_weight", "count_bias"}
+D, R = 16, 8
+BASE = NavigatorConfig("hidden", True, reasoning_dim=R, heads=2, roles=3, join=True, max_trajectories=3)
+CRITIC, COUNT = {"value_in", "value_out", "value_bias"}, {"count_weight", "count_bias"}
+HAS = {"stop_weight", "stop_bias", "role_table", "feedback_scale", "feedback_projection", *CRITIC, *COUNT}
 READS = {"state_in", "memory_out", "cross_attention"}
 
 
-def weights(config: NavigatorConfig, number: float = 0.0) -> nnx.State:
-    state = nnx.split(Navigator(config, 16, nnx.Rngs(0)))[1]
-    return jax.tree.map(lambda leaf: np.full(leaf.shape, number, np.float32), state)
+def navigator(config: NavigatorConfig, seed: int, trained: bool = False) -> Navigator:
+    """With `trained`, no weight has a value that a navigator starts with."""
+    made = Navigator(config, D, nnx.Rngs(seed))
+    if trained:
+        graphdef, state = nnx.split(made)
+        leaves, structure = jax.tree.flatten(state)
+        keys = jax.random.split(jax.random.key(seed), len(leaves))
+        moved = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+        made = nnx.merge(graphdef, jax.tree.unflatten(structure, moved))
+    return made
+
+
+def in_common(theirs: Navigator, ours: Navigator) -> nnx.State:
+    return weights_in_common(theirs.config, nnx.split(theirs)[1], ours.config, nnx.split(ours)[1])
 
 
 @pytest.mark.parametrize(
@@ -31,41 +47,117 @@ def weights(config: NavigatorConfig, number: float = 0.0) -> nnx.State:
     [
         ({}, {}, HAS),
         ({}, {"stop_bias": 2.0, "step_embeddings": 2, "memory_top": 1}, HAS),
-        ({"max_trajectories": 0}, {}, HAS - {"count_weight", "count_bias"}),
+        ({"max_trajectories": 0}, {}, HAS - COUNT),
         # As many choices, 2 to 4, which mean other numbers than 1 to 3.
-        ({}, {"join": False, "max_trajectories": 4}, HAS - {"count_weight", "count_bias"}),
+        ({}, {"join": False, "max_trajectories": 4}, HAS - COUNT),
         ({}, {"roles": 2}, HAS - {"role_table"}),
+        ({}, {"reasoning_dim": 4}, HAS - CRITIC),
         ({"cross_attention": True}, {"cross_attention": True}, HAS | READS),
         ({"cross_attention": True}, {}, HAS),
-        ({"cross_attention": True}, {"cross_attention": True, "heads": 4}, (HAS | READS) - {"cross_attention"}),
+        ({"cross_attention": True}, {"cross_attention": True, "heads": 4}, HAS),
+        ({"cross_attention": True}, {"cross_attention": True, "graph": "own"}, HAS),
         ({}, {"cross_attention": True}, HAS),
         ({}, {"normalised": False}, set()),
         ({}, {"feedback": "navigator"}, set()),
-        ({}, {"reasoning_dim": 4}, set()),
+        ({"feedback": "navigator"}, {"feedback": "navigator", "reasoning_dim": 4}, set()),
     ],
 )
 def test_weights_that_mean_the_same_are_taken(theirs: dict, ours: dict, kept: set[str]):
-    other, own = replace(BASE, **theirs), replace(BASE, **ours)
-    taken = fitting(other, weights(other, 1.0), own, weights(own))
+    trained = navigator(replace(BASE, **theirs), 0, trained=True)
+    taken = in_common(trained, navigator(replace(BASE, **ours), 1))
     assert set(taken) == kept
-    assert all(np.all(leaf == 1) for leaf in jax.tree.leaves(taken))
+    weights = nnx.split(trained)[1]
+    for name in kept:
+        jax.tree.map(np.testing.assert_array_equal, taken[name], weights[name])
 
 
-def test_a_run_with_one_head_more_goes_on_with_the_others(tmp_path):
-    settings = {"thoughts__roles": 3, "thoughts__join": True, "thoughts__normalised": True, "data__train": "threads",
-                "data__test": "threads", "data__tokenizer": "threads", "data__threads": (1, 2, 3), "data__operations": (1,),
-                "data__prompt_length": 30, "data__answer_length": 8}  # fmt: skip
-    still = {"ppo__optimizer__learning_rate": 0.0, "ppo__optimizer__navigator_learning_rate": 0.0}
-    first = train(tiny(phases=("curriculum",), **settings), tmp_path / "first", io.StringIO())
+READING = st.fixed_dictionaries(
+    {
+        "graph": st.sampled_from(["off", "own", "all"]),
+        "cross_attention": st.booleans(),
+        "graph_layers": st.sampled_from([1, 2]),
+        "heads": st.sampled_from([2, 4]),
+        "step_embeddings": st.sampled_from([0, 3]),
+    }
+)
+
+
+@settings(max_examples=20)
+@given(feedback=st.sampled_from(["hidden", "navigator"]), reads=READING)
+def test_what_is_added_changes_no_thought(feedback: str, reads: dict):
+    """From a navigator without reads to one with any, and from one with reads to one with others, as to a fresh one."""
+    plain = replace(BASE, feedback=feedback)
+    theirs = navigator(plain, 0, trained=True)
+    ours = navigator(replace(plain, **reads), 1)
+    nnx.update(ours, in_common(theirs, ours))
+    np.testing.assert_allclose(thoughts(ours), thoughts(theirs), rtol=1e-5, atol=1e-5)
+
+
+def test_reads_that_change_are_silent_at_first():
+    for feedback in ("hidden", "navigator"):
+        plain = replace(BASE, feedback=feedback)
+        reading = replace(plain, graph="own", cross_attention=True)
+        theirs = navigator(reading, 0, trained=True)
+        for change in ({"heads": 4}, {"graph": "all", "heads": 4}, {"graph_layers": 2, "cross_attention": False}):
+            ours, without = navigator(replace(reading, **change), 1), navigator(plain, 2)
+            nnx.update(ours, in_common(theirs, ours))
+            nnx.update(without, in_common(theirs, without))
+            np.testing.assert_allclose(thoughts(ours), thoughts(without), rtol=1e-5, atol=1e-5)
+        same = navigator(reading, 1)
+        nnx.update(same, in_common(theirs, same))
+        np.testing.assert_array_equal(thoughts(same), thoughts(theirs))
+
+
+def thoughts(model: Navigator) -> np.ndarray:
+    """The thoughts of two trajectories of three questions, which have two earlier ones each to read."""
+    size = R if model.config.in_reasoning_space else D
+    keys = jax.random.split(jax.random.key(7), 3)
+    past = History(
+        jax.random.normal(keys[0], (3, 2, 3, size)), jax.random.normal(keys[1], (3, 2, 3)), jnp.ones((3, 2, 3), bool)
+    )
+    hidden, steps = jax.random.normal(keys[2], (3, 2, 1, D)), jnp.array([2])
+    return np.asarray(model.action_mean(hidden, None, past if model.config.reads_history else None, steps))
+
+
+THREADS = {"thoughts__roles": 3, "thoughts__join": True, "thoughts__normalised": True, "data__train": "threads",
+           "data__test": "threads", "data__tokenizer": "threads", "data__threads": (1, 2, 3), "data__operations": (1,),
+           "data__prompt_length": 30, "data__answer_length": 8}  # fmt: skip
+STILL = {"ppo__iterations": 1, "ppo__optimizer__learning_rate": 0.0, "ppo__optimizer__navigator_learning_rate": 0.0}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A run with three roles, a joined answer and step embeddings."""
+    folder = tmp_path_factory.mktemp("start")
+    return train(
+        tiny(phases=("curriculum",), thoughts__step_embeddings=2, **THREADS), folder / "run", io.StringIO()
+    ).workdir
+
+
+def test_a_run_with_one_head_more_goes_on_with_the_others(start, tmp_path):
     chosen = {"thoughts__max_trajectories": 3, "ppo__num_trajectories": 3, "ppo__shared_reward": True}
     shown = io.StringIO()
-    started = tiny(
-        phases=("ppo",), initialize_from=str(first.workdir), ppo__iterations=1, **settings, **chosen, **still
+    run = tiny(phases=("ppo",), initialize_from=str(start), **THREADS, **chosen, **STILL)
+    train(run, tmp_path / "run", shown)
+    said = "Of the navigator's weights initialised: count_bias, count_weight; left out: step_table."
+    assert f"config.thoughts differs from that of {start}. {said}" in shown.getvalue()
+    theirs, ours = (SavedReasoner.find(folder).params() for folder in (start, tmp_path / "run"))
+    assert set(ours["navigator"]) == set(theirs["navigator"]) - {"step_table"} | COUNT
+    for name in set(ours["navigator"]) - COUNT:
+        jax.tree.map(np.testing.assert_array_equal, ours["navigator"][name], theirs["navigator"][name])
+    jax.tree.map(np.testing.assert_array_equal, ours["backbone"], theirs["backbone"])
+
+
+def test_new_roles_have_the_size_of_the_embeddings_and_nothing_is_said_where_all_fits(start, tmp_path):
+    shown = io.StringIO()
+    same = {"thoughts__step_embeddings": 2, "ppo__num_trajectories": 3, **STILL}
+    train(tiny(phases=("ppo",), initialize_from=str(start), **THREADS, **same), tmp_path / "same", shown)
+    assert "config.thoughts" not in shown.getvalue()
+    four = {**THREADS, **same, "thoughts__roles": 4, "ppo__num_trajectories": 4}
+    train(tiny(phases=("ppo",), initialize_from=str(start), **four), tmp_path / "four", shown)
+    assert "initialised: role_table; left out: role_table." in shown.getvalue()
+    params = SavedReasoner.find(tmp_path / "four").params()
+    roles, table = (
+        np.asarray(part[...]) for part in (params["navigator"]["role_table"], params["backbone"]["embedding"])
     )
-    second = train(started, tmp_path / "second", shown)
-    assert "count_bias, count_weight are initialised, not taken from" in shown.getvalue()
-    with Checkpoints.reader(first.workdir) as old, Checkpoints.reader(second.workdir) as new:
-        theirs, ours = old._read_metadata(first.best_step)[1], new._read_metadata(new.steps[-1])[1]
-    same = [name for name in theirs if name.startswith("trainable.navigator")]
-    assert any("feedback_projection" in name for name in same) and any("role_table" in name for name in same)
-    assert [name for name in same if theirs[name]["fingerprint"] != ours[name]["fingerprint"]] == []
+    np.testing.assert_allclose(np.sqrt(np.mean(roles**2)), np.sqrt(np.mean(table**2)), rtol=1e-5)

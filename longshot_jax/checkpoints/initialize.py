@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -24,7 +24,7 @@ from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.lora import is_adapter
 from longshot_jax.model.sharding import with_sharding
 from longshot_jax.model.storage import cast_like, merge_states, plain_weights
-from longshot_jax.thoughts.reasoner import AbstractReasoner, make_reasoner, match_feedback_scale
+from longshot_jax.thoughts.reasoner import AbstractReasoner, make_reasoner, match_scale
 
 _SMALLER = "lower the sizes in config.model and config.thoughts"
 
@@ -121,21 +121,27 @@ def trained_before(run: RunConfig, abstract: AbstractReasoner, folder: Path | No
     return () if sidecar is None else sidecar.trained_on
 
 
+class Difference(NamedTuple):
+    """Names of navigator's weights that a run does not share with the trained navigator that it starts from."""
+
+    initialised: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
 def build_reasoner(
     run: RunConfig, abstract: AbstractReasoner, folder: Path | None, rows: Mapping[int, int] | None = None
-) -> tuple[nnx.State, tuple[str, ...]]:
+) -> tuple[nnx.State, Difference]:
     """Initial parameters of the run's reasoner on their devices; a UserError if they cannot be read or do not fit.
 
-    `rows` is the result of `copied_rows`. Also returns the names of the navigator's weights that are initialised although
-    the run starts from a trained navigator, see `fitting`.
+    `rows` is the result of `copied_rows`. The difference is empty where there is no trained navigator to start from.
     """
     if run.initialize_from:
         given, trained = _params_of_other_run(run, abstract)
     else:
-        given, trained = (nnx.State({}), False) if folder is None else _params_of_folder(folder, run, abstract, rows)
+        given, trained = (nnx.State({}), ()) if folder is None else _params_of_folder(folder, run, abstract, rows)
     known = {path for path, _ in nnx.to_flat_state(given)}
-    kept = given["navigator"] if "navigator" in given else {}
-    new = tuple(sorted(set(abstract.params["navigator"]) - set(kept))) if trained else ()
+    kept = set(given["navigator"]) if "navigator" in given else set()
+    wanted = set(abstract.params["navigator"])
 
     def missing(path: tuple, _: Any) -> bool:
         return path not in known
@@ -146,22 +152,43 @@ def build_reasoner(
         out_shardings=nnx.split_state(abstract.placement, missing, ...)[0],
     )()
     params = nnx.merge_state(given, fresh)
-    if not known or kept:
-        return params, new
+    difference = Difference(
+        *(tuple(sorted(names)) for names in (wanted - kept, set(trained) - kept)) if trained else ()
+    )
+    if not known or not wanted - kept:
+        return params, difference
 
     def fit(params: nnx.State) -> nnx.State:
         reasoner = nnx.merge(abstract.graphdef, params)
-        match_feedback_scale(reasoner)
+        match_scale(reasoner, wanted - kept)
         return nnx.split(reasoner)[1]
 
-    return jax.jit(fit, donate_argnums=0, out_shardings=abstract.placement)(params), new
+    return jax.jit(fit, donate_argnums=0, out_shardings=abstract.placement)(params), difference
 
 
-def fitting(theirs: NavigatorConfig, weights: nnx.State, ours: NavigatorConfig, wanted: nnx.State) -> nnx.State:
-    """The weights of another navigator that mean the same in ours.
+_READS = ("memory_top", "graph", "graph_neighbours", "graph_layers", "cross_attention", "heads", "reasoning_dim")
+# Settings of `thoughts` that a weight's meaning depends on, besides those that all depend on.
+_DEPENDS_ON = {
+    "value_in": ("reasoning_dim",),
+    "value_out": ("reasoning_dim",),
+    "value_bias": ("reasoning_dim",),
+    "count_weight": ("max_trajectories", "fewest_trajectories"),
+    "count_bias": ("max_trajectories", "fewest_trajectories"),
+    "step_table": ("step_embeddings",),
+    "role_table": ("roles",),
+    "graph": ("graph", "graph_layers", "heads"),
+    "cross_attention": ("heads",),
+}
+# In the embedding space what is read goes through one projection: with a trained one, a new read would not be silent.
+_DEPENDS_ON_IF_HIDDEN = dict.fromkeys(("state_in", "memory_out", "graph", "cross_attention"), _READS)
 
-    None if thoughts are made in another way. Parts that ours has in addition, such as a count head or reads, are left to
-    initialisation, which lets them contribute nothing at first; so are parts of other sizes, each as a whole.
+
+def weights_in_common(
+    theirs: NavigatorConfig, weights: nnx.State, ours: NavigatorConfig, wanted: nnx.State
+) -> nnx.State:
+    """Those of another navigator's weights that mean the same in ours; empty if thoughts are made in another way.
+
+    What is left to initialisation changes no thought, except for roles.
 
     Args:
       weights: of the other navigator. wanted: shapes of ours.
@@ -170,45 +197,39 @@ def fitting(theirs: NavigatorConfig, weights: nnx.State, ours: NavigatorConfig, 
     def same(*names: str) -> bool:
         return all(getattr(theirs, name) == getattr(ours, name) for name in names)
 
-    if not same("feedback", "normalised", "reasoning_dim"):
+    space = ("reasoning_dim",) if ours.in_reasoning_space else ()
+    if not same("feedback", "normalised", *space):
         return nnx.State({})
-    other_meaning = set()
-    if not same("heads"):
-        other_meaning |= {"graph", "cross_attention"}
-    if not same("max_trajectories", "fewest_trajectories"):
-        other_meaning |= {"count_weight", "count_bias"}
-
-    def shapes(part: Any) -> list[tuple[str, tuple[int, ...]]]:
-        return [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree.leaves_with_path(part)]
-
-    names = [name for name in weights if name in wanted and name not in other_meaning]
-    return nnx.State({name: weights[name] for name in names if shapes(weights[name]) == shapes(wanted[name])})
+    depends_on = _DEPENDS_ON if ours.in_reasoning_space else _DEPENDS_ON | _DEPENDS_ON_IF_HIDDEN
+    return nnx.State(
+        {name: part for name, part in weights.items() if name in wanted and same(*depends_on.get(name, ()))}
+    )
 
 
 def _params_of_folder(
     folder: Path, run: RunConfig, abstract: AbstractReasoner, rows: Mapping[int, int] | None
-) -> tuple[nnx.State, bool]:
-    """The backbone in a Hugging Face directory, and what fits of an exported run's navigator; whether there is one."""
+) -> tuple[nnx.State, tuple[str, ...]]:
+    """The backbone in a Hugging Face directory and what fits of an exported run's navigator; the names of all its weights."""
     sidecar = read_sidecar(folder, abstract.backbone.hidden_size)
     backbone = load_backbone(folder, abstract.backbone, run.model.weight_dtype, _without_adapters(abstract), rows)
     if sidecar is None:
-        return merge_states(backbone=backbone), False
-    navigator = fitting(sidecar.run.thoughts, sidecar.navigator, run.thoughts, abstract.params["navigator"])
-    places = nnx.State({name: abstract.placement["navigator"][name] for name in navigator})
-    return merge_states(backbone=backbone, navigator=jax.device_put(navigator, places)), True
+        return merge_states(backbone=backbone), ()
+    wanted, places = abstract.params["navigator"], abstract.placement["navigator"]
+    navigator = weights_in_common(sidecar.run.thoughts, sidecar.navigator, run.thoughts, wanted)
+    navigator = jax.device_put(navigator, nnx.State({name: places[name] for name in navigator}))
+    return merge_states(backbone=backbone, navigator=navigator), tuple(sidecar.navigator)
 
 
-def _params_of_other_run(run: RunConfig, abstract: AbstractReasoner) -> tuple[nnx.State, bool]:
-    """The backbone of another run, and what fits of its navigator; whether it has one.
+def _params_of_other_run(run: RunConfig, abstract: AbstractReasoner) -> tuple[nnx.State, tuple[str, ...]]:
+    """The backbone of another run and what fits of its navigator; the names of all the navigator's weights.
 
     Adapters are kept if this run has the same LoRA settings, and merged into the backbone's matrices otherwise.
     """
     other = SavedReasoner.find(run.initialize_from)
     if other.is_backbone_alone:
         dtype = run.model.weight_dtype
-        return merge_states(
-            backbone=load_backbone(other.folder, abstract.backbone, dtype, _without_adapters(abstract))
-        ), False
+        backbone = load_backbone(other.folder, abstract.backbone, dtype, _without_adapters(abstract))
+        return merge_states(backbone=backbone), ()
     params = other.params(jax.tree.leaves(abstract.placement)[0].mesh)
     backbone, same_adapters = params["backbone"], other.run.lora == run.lora
     if not _same_backbone(run, other.run):
@@ -222,8 +243,9 @@ def _params_of_other_run(run: RunConfig, abstract: AbstractReasoner) -> tuple[nn
             return nnx.merge_state(plain, adapters) if same_adapters else plain
 
         backbone = jax.jit(convert, out_shardings=places)(backbone)
-    navigator = fitting(other.run.thoughts, params["navigator"], run.thoughts, abstract.params["navigator"])
-    return merge_states(backbone=backbone, navigator=navigator), True
+    theirs, wanted = params["navigator"], abstract.params["navigator"]
+    navigator = weights_in_common(other.run.thoughts, theirs, run.thoughts, wanted)
+    return merge_states(backbone=backbone, navigator=navigator), tuple(theirs)
 
 
 def _same_backbone(run: RunConfig, other: RunConfig) -> bool:

@@ -111,7 +111,8 @@ class RunConfig:
     phases: tuple[Phase, ...] = ("curriculum", "ppo")
     """Phases in order: `text` (written steps), `curriculum` (thoughts in their place), `ppo` (rewards)."""
     initialize_from: str = ""
-    """Run folder with the initial parameters (its best checkpoint); empty: `model.source`."""
+    """Run folder with the initial parameters (its best checkpoint); empty: `model.source`. What of its navigator does
+    not fit `config.thoughts` is initialised, and named."""
     logger: Logger = "tensorboard"
     """`wandb`: settings and scalars also go to Weights & Biases (the extra `wandb`); TensorBoard has all either way."""
     markers: Markers = "coconut"

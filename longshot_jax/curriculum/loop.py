@@ -155,11 +155,10 @@ class CurriculumLoop:
             at.seconds = context.seconds - before
             context.save(step, state, self.phase, vars(at), metric)
 
+        title = "text" if self.phase == "text" else f"curriculum stage {stage}"
         with (
             prefetched(self.batches(stage), at.batch) as batches,
-            context.progress(
-                "text" if self.phase == "text" else f"curriculum stage {stage}", self.limit, at.step, "update"
-            ) as progress,
+            context.progress(title, self.limit, at.step, "update") as progress,
         ):
             accuracy = None  # None unless measured after the last update
             while at.step < self.limit and not self._has_learned(at, threshold):
@@ -185,8 +184,9 @@ class CurriculumLoop:
             progress.advance(0, **at.figures)
             figures = self.measure_end((state.trainable, state.frozen), at.stage)
             context.writer.scalars(step, {f"stability/{name}": value for name, value in figures.items()})
-            if figures:
-                progress.note(", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items()))
+            reason = "its limit" if at.step == self.limit else f"with a running loss below {threshold}"
+            shown = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items()]
+            progress.note(", ".join([f"{title} ends after {at.step:,} updates, {reason}", *shown]))
         if not is_last:
             renew = self.programs.fresh_optimizer(state.trainable) if config.reset_optimizer else state.optimizer
             state = replace(state, optimizer=restart_schedule(renew))

@@ -1,6 +1,6 @@
 """The reasoner: a backbone and its navigator, made from settings, and its shapes before any parameter exists."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,16 +125,16 @@ def is_trainable(trainable: str) -> Callable[[tuple, Any], bool]:
     return chosen
 
 
-def match_feedback_scale(reasoner: Reasoner) -> None:
-    """Sets the rms of normalised thoughts, and of roles, to that of the token embeddings.
+def match_scale(reasoner: Reasoner, initialised: Collection[str]) -> None:
+    """Sets the rms of normalised thoughts, and of roles, to that of the token embeddings, which are loaded.
 
-    Call once, on loaded parameters.
+    `initialised` names the navigator's weights that are not loaded themselves.
     """
     navigator, table = reasoner.navigator, reasoner.backbone.embedding[...].astype(jnp.float32)
     scale = jnp.sqrt(jnp.mean(jnp.square(table)))
-    if navigator.config.normalised:
+    if "feedback_scale" in initialised:
         parameter = navigator.feedback_scale
         parameter[...] = jnp.full(parameter.shape, scale, parameter.dtype)
-    if navigator.config.roles:
+    if "role_table" in initialised:
         roles = navigator.role_table
         roles[...] = roles[...] * (scale / jnp.sqrt(jnp.mean(jnp.square(roles[...]))))
