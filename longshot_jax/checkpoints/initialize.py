@@ -122,7 +122,7 @@ def trained_before(run: RunConfig, abstract: AbstractReasoner, folder: Path | No
 
 
 class Difference(NamedTuple):
-    """Names of navigator's weights that a run does not share with the trained navigator that it starts from."""
+    """Names of the navigator's weights in which a run differs from the trained navigator that it starts from."""
 
     initialised: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -186,7 +186,7 @@ _DEPENDS_ON_IF_HIDDEN = dict.fromkeys(("state_in", "memory_out", "graph", "cross
 def weights_in_common(
     theirs: NavigatorConfig, weights: nnx.State, ours: NavigatorConfig, wanted: nnx.State
 ) -> nnx.State:
-    """Those of another navigator's weights that mean the same in ours; empty if thoughts are made in another way.
+    """The weights of another navigator that mean the same in ours; empty if thoughts are made in another way.
 
     What is left to initialisation changes no thought, except for roles.
 
