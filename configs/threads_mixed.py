@@ -4,9 +4,9 @@ What it is for: the number of trajectories as an action. The curriculum gives ea
 is never told how many chains a question has: it earns 1 for all results right, less 0.2 for each trajectory.
 
 What it reaches (docs/results.md): three seeds, 2,000 held-out questions. As many trajectories as chains for every question, and 100.0,
-99.8 and 99.4 % with all results right; the curriculum alone, whose numbers are given, 98.5, 97.8 and 97.8 %,
-and PPO with always three trajectories 99.9, 99.2 and 99.6 %. The best checkpoint is
-chosen by accuracy alone, and an earlier one may be as accurate with more trajectories, so evaluate the latest.
+99.8 and 99.4 % with all results right. The curriculum alone, whose numbers are given, reaches 98.5, 97.8 and 97.8 %, PPO with always
+three trajectories 99.9, 99.2 and 99.6 %. The best checkpoint is chosen by accuracy alone, and an earlier one may be as accurate with
+more trajectories, so evaluate the latest.
 
 Cost: 2,000 to 2,527 updates of 64 questions, 6 to 16 minutes on one CPU core; PPO one to three minutes more.
 
