@@ -36,8 +36,8 @@ def get_config():
     ppo.num_trajectories = 3
     ppo.shared_reward = True
     ppo.rewards.trajectory_cost = 0.2
-    # At 3e-4 ratios of answer tokens reached 20 to 160, and accuracy fell in some runs. With hardly any entropy bonus one of
-    # three seeds fixed its choice while it was still wrong.
+    # At 3e-4 ratios of answer tokens reached 20 to 160, and accuracy fell in some runs. Without an entropy bonus one of three
+    # seeds fixed its choice while it was still wrong.
     ppo.optimizer.learning_rate = 1e-4
     ppo.entropy_coefficient = 0.1
     return config

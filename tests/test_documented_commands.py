@@ -1,13 +1,13 @@
 """The documents' commands that read a run are run as they stand, with small runs in the places that they name."""
 
 import os
-import re
 import shlex
 from pathlib import Path
 
 import pytest
 from commands import ROOT, TINY, start
 from test_documents import places
+from test_own import EXAMPLES
 
 from longshot_jax.data.chains import write_chains
 
@@ -55,7 +55,7 @@ def here(tmp_path_factory):
     """A folder with the runs, the data and the files of the documents, which is the current one."""
     folder = tmp_path_factory.mktemp("documents")
     (folder / "configs").symlink_to(ROOT / "configs")
-    for file, text in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (ROOT / "docs/own.md").read_text(), re.DOTALL):
+    for file, text in EXAMPLES.items():
         (folder / file).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

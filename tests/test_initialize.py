@@ -87,7 +87,7 @@ READING = st.fixed_dictionaries(
 @settings(max_examples=8)
 @given(feedback=st.sampled_from(["hidden", "navigator"]), reads=READING)
 def test_what_is_added_changes_no_thought(feedback: str, reads: dict):
-    """From a navigator without reads to one with any, and from one with reads to one with others, as to a fresh one."""
+    """From a navigator without reads to one with any."""
     plain = replace(BASE, feedback=feedback)
     theirs = navigator(plain, 0, trained=True)
     ours = navigator(replace(plain, **reads), 1)

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,14 +184,14 @@ _DEPENDS_ON_IF_HIDDEN = dict.fromkeys(("state_in", "memory_out", "graph", "cross
 
 
 def weights_in_common(
-    theirs: NavigatorConfig, weights: nnx.State, ours: NavigatorConfig, wanted: nnx.State
+    theirs: NavigatorConfig, weights: nnx.State, ours: NavigatorConfig, wanted: Container[str]
 ) -> nnx.State:
     """The weights of another navigator that mean the same in ours; empty if thoughts are made in another way.
 
     What is left to initialisation changes no thought, except for roles.
 
     Args:
-      weights: of the other navigator. wanted: shapes of ours.
+      weights: of the other navigator. wanted: names of the weights of ours.
     """
 
     def same(*names: str) -> bool:
