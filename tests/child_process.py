@@ -7,6 +7,9 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+NO_PROCESS = 2**22 + 1
+"""Above the largest number that Linux gives a process: no other process can have it, as it can have a dead one's."""
+
 
 def run_script(
     body: str, *arguments: object, prefix: tuple[str, ...] = (), environment: Mapping[str, str] | None = None

@@ -3,11 +3,10 @@
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from child_process import NO_PROCESS
 
 from longshot_jax.errors import UserError
 from longshot_jax.files import check_writable, json_with, local_path, part_of, replacing_folder, write_text
@@ -49,17 +48,9 @@ def test_a_user_without_a_home(monkeypatch):
         local_path("~/runs", "--workdir")
 
 
-def dead_process() -> int:
-    """The number of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
 def test_a_killed_export_is_removed_by_the_next_and_a_living_one_is_not(tmp_path):
     folder, host = tmp_path / "export", socket.gethostname()
-    dead = [f".export.{host}.{dead_process()}.part", f".export.{dead_process()}.part"]
-    dead.append(f".export.{host}.{dead_process()}.replaced")
+    dead = [f".export{of}.{NO_PROCESS}.{kind}" for of in (f".{host}", "") for kind in ("part", "replaced")]
     old = f".export.elsewhere.{os.getpid()}.part"
     living = [
         f".export.{host}.{os.getppid()}.part",
@@ -73,7 +64,7 @@ def test_a_killed_export_is_removed_by_the_next_and_a_living_one_is_not(tmp_path
     os.utime(tmp_path / old, (0, 0))
     outside = tmp_path / "outside"
     outside.mkdir()
-    (tmp_path / f".export.{host}.{dead_process()}.part").symlink_to(outside)
+    (tmp_path / f".export.{host}.{NO_PROCESS + 1}.part").symlink_to(outside)
     with replacing_folder(folder, "choose another") as part:
         (part / "weights").write_text("new")
     assert (folder / "weights").read_text() == "new" and outside.is_dir()
@@ -82,7 +73,7 @@ def test_a_killed_export_is_removed_by_the_next_and_a_living_one_is_not(tmp_path
 
 
 def test_what_was_replaced_stays_until_there_is_another(tmp_path):
-    replaced = tmp_path / f".export.{socket.gethostname()}.{dead_process()}.replaced"
+    replaced = tmp_path / f".export.{socket.gethostname()}.{NO_PROCESS}.replaced"
     replaced.mkdir()
     with pytest.raises(KeyError), replacing_folder(tmp_path / "export", "choose another"):
         raise KeyError

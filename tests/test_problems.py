@@ -126,7 +126,7 @@ def test_hub_name_without_network_fails_quickly(monkeypatch):
     began = time.monotonic()
     with pytest.raises(UserError, match=r"openai/gsm8k:main:train is out of reach .*local"):
         load_problems("openai/gsm8k:main:train")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_a_downloaded_data_set_needs_no_network(monkeypatch, tmp_path):

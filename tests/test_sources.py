@@ -7,6 +7,7 @@ import unicodedata
 from dataclasses import replace
 
 import pytest
+from child_process import NO_PROCESS
 from tiny_run import tiny
 
 from longshot_jax.data.overlap import question_key
@@ -215,8 +216,8 @@ def test_a_generated_problem_that_is_too_long_gives_way_to_a_later_one():
 
 
 def test_what_a_killed_start_left_of_a_tokenizer_is_removed(tmp_path):
-    (tmp_path / ".tokenizer.12345.part").mkdir()
-    (tmp_path / ".tokenizer.12345.part" / "tokenizer.json").write_text("{")
+    (tmp_path / f".tokenizer.{NO_PROCESS}.part").mkdir()
+    (tmp_path / f".tokenizer.{NO_PROCESS}.part" / "tokenizer.json").write_text("{")
     store_tokenizer(Tokenizer.for_chains(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
     assert Tokenizer.load(str(tmp_path / "tokenizer")).encode("a=1")

@@ -321,7 +321,7 @@ def test_hub_name_without_network_fails_quickly(monkeypatch):
     began = time.monotonic()
     with pytest.raises(UserError, match="out of reach"):
         Tokenizer.load("someone/no-such-model")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_unwritable_folder(tmp_path):
