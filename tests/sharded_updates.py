@@ -28,13 +28,20 @@ from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.sharding import fetch, make_mesh, on_mesh, place_batch, replicated, shardings
 from longshot_jax.ppo.update import policy_update
 from longshot_jax.thoughts.reads.memory_bank import empty_bank, write_bank
-from longshot_jax.thoughts.reasoner import Reasoner
+from longshot_jax.thoughts.reasoner import Reasoner, gathering
 from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, sample_rollout
 from longshot_jax.thoughts.stopping import Lengths
 from longshot_jax.training.optimizer import make_optimizer
 from longshot_jax.training.state import start_state
 
-MESHES = [MeshConfig(), MeshConfig(data=2), MeshConfig(fsdp=2, tensor=2), MeshConfig(2, 2, 2), MeshConfig(1, 8, 1)]
+MESHES = [
+    MeshConfig(),
+    MeshConfig(data=2),
+    MeshConfig(fsdp=2, tensor=2),
+    MeshConfig(2, 2, 2),
+    MeshConfig(1, 8, 1),
+    MeshConfig(2, 2, 2, gather="model"),
+]
 ROWS, S, A, T = 16, 5, 4, 2
 PPO = PPOConfig(questions=ROWS, epochs=1, minibatches=2, micro_batches=1, max_thoughts=T, kl_coefficient=0.0)
 
@@ -105,8 +112,9 @@ def rolled_out(reasoner, given, memory):
     )()
 
 
-def measure(mesh, navigator=ALONE):
+def measure(mesh, navigator=ALONE, gather="layer"):
     """Loss and change of the weights (and the bank) of one update of each kind on a mesh; how its state is cut."""
+    prepare = gathering(MeshConfig(gather=gather), jnp.float32)
     key = jax.random.key(0)
     graphdef, params = nnx.split(make(navigator))
     given, descent = batch(), optax.sgd(1.0)
@@ -133,10 +141,12 @@ def measure(mesh, navigator=ALONE):
         rows = [np.asarray(part).ravel() for part in remembered]
         return float(metrics["loss"]), np.concatenate([*jax.tree.leaves(change), *rows])
 
-    supervised = curriculum_update(graphdef, descent, max_thoughts=T, pause_token=None, micro_batches=2)
+    supervised = curriculum_update(
+        graphdef, descent, max_thoughts=T, pause_token=None, micro_batches=2, prepare=prepare
+    )
     curriculum = run(supervised, given)
     ppo = replace(PPO, num_trajectories=number, shared_reward=navigator.join)
-    policy = run(policy_update(graphdef, descent, ppo, (3,)), rollout, recorded, *rewards)
+    policy = run(policy_update(graphdef, descent, ppo, (3,), prepare), rollout, recorded, *rewards)
     adam = make_optimizer(OptimizerConfig(), 1)
     begun = jax.eval_shape(lambda key: start_state(params, nnx.State({}), adam, key), key)
     places = shardings(begun, mesh)
@@ -172,5 +182,5 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_default_matmul_precision", "highest")
     # All meshes cut a joined answer's batch as they cut the others, so one and eight devices suffice.
-    kind, meshes = (JOINED, MESHES[::3]) if "joined" in sys.argv[1:] else (ALONE, MESHES)
-    print(json.dumps(compare([measure(make_mesh(config), kind) for config in meshes])))
+    kind, meshes = (JOINED, MESHES[:4:3]) if "joined" in sys.argv[1:] else (ALONE, MESHES)
+    print(json.dumps(compare([measure(make_mesh(config), kind, config.gather) for config in meshes])))

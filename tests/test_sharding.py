@@ -101,7 +101,7 @@ def test_place_and_fetch_return_what_was_given():
 
 @pytest.mark.slow
 @pytest.mark.law
-@pytest.mark.parametrize(("kind", "uncut", "cut"), [([], 2, 3), (["joined"], 1, 1)], ids=["alone", "joined"])
+@pytest.mark.parametrize(("kind", "uncut", "cut"), [([], 2, 4), (["joined"], 1, 1)], ids=["alone", "joined"])
 def test_updates_are_the_same_on_1_2_4_and_8_devices(kind, uncut, cut):
     root = Path(__file__).parents[1]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}

@@ -59,6 +59,7 @@ def test_no_table_and_no_key_is_widened(text):
 
 
 SHARDED = """
+import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 from tiny_run import tiny
@@ -67,7 +68,8 @@ from longshot_jax.model.sharding import make_mesh
 from longshot_jax.planning.hlo import operations
 from longshot_jax.planning.phases import make_phase
 run = tiny(
-    phases=("ppo",), mesh__fsdp=8, model__remat=True, ppo__trainable="all", ppo__questions=16, ppo__kl_coefficient=0.0
+    phases=("ppo",), mesh__fsdp=8, mesh__gather=sys.argv[1], model__remat=True, ppo__trainable="all", ppo__questions=16,
+    ppo__minibatches=1, ppo__micro_batches=int(sys.argv[2]), ppo__kl_coefficient=0.0,
 )
 program = make_phase(run, "ppo", LlamaConfig(16, 64, 1536, 3, 2, 1, 32), make_mesh(run.mesh)).programs[1]
 layers = sum(leaf.size * 4 for leaf in jax.tree.leaves(program.state.trainable["backbone"]["layers"]))
@@ -79,13 +81,16 @@ print(sum(o.payload * o.times(1) for o in moved) / layers / run.ppo.minibatches 
 """
 
 
-def test_weights_are_gathered_once_forward_and_once_backward():
-    """On eight simulated devices, in a minibatch: two copies gathered, and one of gradients summed."""
+@pytest.mark.parametrize(("gather", "micro_batches"), [("layer", 1), ("model", 2)])
+def test_weights_move_three_times_a_minibatch(gather, micro_batches):
+    """On eight simulated devices: a copy gathered forward, one backward and one of gradients summed; or one copy gathered
+    for both micro-batches, and for each one of gradients summed."""
     folder = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{folder.parent}:{folder}"}
-    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", SHARDED, gather, str(micro_batches)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert 2 < float(done.stdout.splitlines()[-1]) <= 3.1, done.stdout
+    assert 2 < float(done.stdout.splitlines()[-1]) <= 3.15, done.stdout
 
 
 def test_micro_batches_share_one_program(text):

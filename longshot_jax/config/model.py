@@ -84,4 +84,7 @@ class MeshConfig:
     """Shards of the parameters, each with its part of the batch."""
     tensor: Annotated[int, COUNT] = 1
     """Shards of heads, feed-forward width and vocabulary."""
+    gather: Literal["layer", "model"] = "layer"
+    """What an update gathers along `fsdp` at once: a `layer`, forward and again backward in each micro-batch, or the whole
+    `model`, once a minibatch in the compute dtype, which every device then holds."""
     decoding: DecodingConfig = field(default_factory=DecodingConfig)

@@ -17,7 +17,7 @@ from longshot_jax.curriculum.guidance import guidance_counts, guidance_weights
 from longshot_jax.curriculum.loss import TokenSums
 from longshot_jax.curriculum.parallel import ParallelBatch, sums_of
 from longshot_jax.model.sharding import check_divides, shardings, with_sharding
-from longshot_jax.thoughts.reasoner import AbstractReasoner, is_trainable
+from longshot_jax.thoughts.reasoner import AbstractReasoner, gathering, is_trainable
 from longshot_jax.training.optimizer import cut_rows, jit_update, make_optimizer, step_if_finite, summed_gradients
 from longshot_jax.training.state import TrainState, count_skipped, start_state
 
@@ -35,10 +35,11 @@ def curriculum_update(
     guidance: GuidanceConfig | None = None,
     latent_token: int = 0,
     dropout: float = 0.0,
+    prepare: Callable[[nnx.State], nnx.State] = lambda params: params,
 ) -> Update:
     """Makes `update(state, batch) -> state, metrics`, to be jitted with the state donated.
 
-    `dropout` is the fraction of the entries of a fed-back thought that are zeroed.
+    `dropout` is the fraction of the entries of a fed-back thought that are zeroed. `prepare` is `reasoner.gathering`.
     """
 
     def with_dropout(state: TrainState, batch: Batch) -> tuple[TrainState, Batch]:
@@ -55,15 +56,16 @@ def curriculum_update(
         state, batch = with_dropout(state, batch)
         total = jnp.maximum(batch.loss_count, 1.0)
         counts_of, weights = guidance_counts(batch), guidance_weights(guidance or GuidanceConfig())
+        frozen = prepare(state.frozen)
 
         def share(trainable: nnx.State, micro_batch: Batch) -> tuple[Array, TokenSums]:
-            reasoner = nnx.merge(graphdef, trainable, state.frozen)
+            reasoner = nnx.merge(graphdef, trainable, frozen)
             sums = sums_of(reasoner, micro_batch, max_thoughts, pause_token, guidance, latent_token)
             guided = sum(weights[name] * part / counts_of[name] for name, part in sums.guidance.items())
             return sums.loss_sum / total + guided, sums
 
         gradients, sums = summed_gradients(
-            share, state.trainable, cut_rows(batch, micro_batches), lambda a, b: jax.tree.map(jnp.add, a, b)
+            share, state.trainable, cut_rows(batch, micro_batches), lambda a, b: jax.tree.map(jnp.add, a, b), prepare
         )
         loss = sums.loss_sum / total
         trainable, moments, norm, applied = step_if_finite(optimizer, loss, gradients, state.optimizer, state.trainable)
@@ -131,6 +133,7 @@ class CurriculumPrograms:
             guidance=config.guidance,
             latent_token=latent_token,
             dropout=config.dropout,
+            prepare=gathering(run.mesh, run.model.compute_dtype),
         )
         self.update = jit_update(update, mesh, self.placement)
         self.fresh_optimizer = jax.jit(optimizer.init, out_shardings=self.placement.optimizer)

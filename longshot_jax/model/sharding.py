@@ -202,9 +202,14 @@ def traced_platform() -> str:
     return platform_of(_context.get()[0])
 
 
+def traced_mesh() -> Mesh | AbstractMesh | None:
+    """The mesh for which a function is being traced; None without one."""
+    return _context.get()[0]
+
+
 def traced_devices() -> int:
     """Number of devices of the mesh for which a function is being traced."""
-    mesh, _ = _context.get()
+    mesh = traced_mesh()
     return 1 if mesh is None else mesh.size
 
 

@@ -32,7 +32,7 @@ from longshot_jax.ppo.loss import (
 from longshot_jax.ppo.objective import adapt_kl_coefficient, explained_variance
 from longshot_jax.thoughts.noise import diversity
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank, best_positions, empty_bank, write_bank
-from longshot_jax.thoughts.reasoner import AbstractReasoner, Reasoner, decoding_reasoner, is_trainable
+from longshot_jax.thoughts.reasoner import AbstractReasoner, Reasoner, decoding_reasoner, gathering, is_trainable
 from longshot_jax.thoughts.rollout import (
     Rollout,
     RolloutShape,
@@ -50,25 +50,30 @@ Update = Callable[[TrainState, Rollout, Scores, Array, Array], tuple[TrainState,
 
 
 def policy_update(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, config: PPOConfig, opening: tuple[int, ...]
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    config: PPOConfig,
+    opening: tuple[int, ...],
+    prepare: Callable[[nnx.State], nnx.State] = lambda params: params,
 ) -> Update:
     """Makes `update(state, rollout, recorded, answer_reward, thought_reward) -> state, metrics`.
 
-    To be jitted with the state donated. The rewards are Float [B, N] and [B, N, T + 1].
+    To be jitted with the state donated. The rewards are Float [B, N] and [B, N, T + 1]. `prepare` is `reasoner.gathering`.
     """
 
     def minibatch_step(state: TrainState, part: Experience) -> tuple[TrainState, dict[str, Array]]:
         part = with_weights(part, config)
         actions = count_actions(part.rollout, config)
         positions = _count_positions(part.rollout)
+        frozen = prepare(state.frozen)
 
         def share(trainable: nnx.State, micro: Experience) -> tuple[Array, PolicySums]:
-            reasoner = nnx.merge(graphdef, trainable, state.frozen)
+            reasoner = nnx.merge(graphdef, trainable, frozen)
             sums = policy_sums(reasoner, micro, state.memory, config, opening)
             return policy_loss(sums, actions, positions, state.kl_coefficient, config), sums
 
         micro_batches = cut_rows(part, config.micro_batches)
-        gradients, sums = summed_gradients(share, state.trainable, micro_batches, lambda a, b: a + b)
+        gradients, sums = summed_gradients(share, state.trainable, micro_batches, lambda a, b: a + b, prepare)
         loss = policy_loss(sums, actions, positions, state.kl_coefficient, config)
         trainable, moments, norm, applied = step_if_finite(optimizer, loss, gradients, state.optimizer, state.trainable)
         metrics = {"loss": loss, "gradient_norm": norm, **_metrics(sums)}
@@ -259,7 +264,10 @@ class PPOPrograms:
         self.template = with_sharding(shapes, self.placement)
         self.start = jax.jit(start, donate_argnums=0, out_shardings=self.placement)
         self.rollout = decoding_jit(self._rollout, mesh, self.decoding)
-        self.update = jit_update(policy_update(abstract.graphdef, optimizer, config, opening), mesh, self.placement)
+        update = policy_update(
+            abstract.graphdef, optimizer, config, opening, gathering(run.mesh, run.model.compute_dtype)
+        )
+        self.update = jit_update(update, mesh, self.placement)
 
     def _rollout(
         self,

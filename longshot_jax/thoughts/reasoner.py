@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from longshot_jax.config import RunConfig
-from longshot_jax.config.model import DecodingConfig
+from longshot_jax.config.model import DecodingConfig, MeshConfig
 from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.model.attention import check_attention, chosen_attention
 from longshot_jax.model.decoding import DEFAULT, decoding_weights, is_copied
+from longshot_jax.model.gathering import gathered
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.lora import check_rank, is_adapter
 from longshot_jax.model.sharding import shardings, traced_platform
@@ -76,6 +78,21 @@ def decoding_reasoner(
             depth = range(backbone.config.num_hidden_layers)
             backbone.separate_layers([decoding_weights(stacked, dtype, layer) for layer in depth])
     return reasoner
+
+
+def gathering(mesh: MeshConfig, compute_dtype: DTypeLike) -> Callable[[nnx.State], nnx.State]:
+    """What an update makes of its trainable, and of its frozen, parameters before the passes of a minibatch.
+
+    With `mesh.gather = "model"` the backbone's are gathered, see `model.gathering`.
+    """
+
+    def prepare(params: nnx.State) -> nnx.State:
+        if mesh.gather == "layer" or "backbone" not in params:
+            return params
+        whole = gathered(nnx.State(params["backbone"]), compute_dtype)
+        return nnx.State({**params, "backbone": whole.raw_mapping})
+
+    return prepare
 
 
 @dataclass(frozen=True)

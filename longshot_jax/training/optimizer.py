@@ -119,6 +119,7 @@ def summed_gradients(
     params: Any,
     micro_batches: Any,
     join: Callable[[Any, Any], Any],
+    prepare: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[Any, Any]:
     """Gradients with respect to `params` of a loss summed over micro-batches, and the sums for metrics.
 
@@ -127,19 +128,25 @@ def summed_gradients(
         batch, so the total does not depend on the split.
       micro_batches: a tree whose leaves have a leading axis of micro-batches, which are processed in sequence.
       join: adds the sums of two micro-batches; zeros change nothing.
+      prepare: makes of `params` what `loss_and_sums` gets, once for all micro-batches.
     """
-    differentiate = jax.grad(loss_and_sums, has_aux=True)
+    prepared, back = jax.vjp(prepare, params)
+
+    def differentiate(micro_batch):
+        of_prepared, sums = jax.grad(loss_and_sums, has_aux=True)(prepared, micro_batch)
+        return back(of_prepared)[0], sums
+
     first = jax.tree.map(lambda x: x[0], micro_batches)
     if len(jax.tree.leaves(micro_batches)[0]) == 1:
-        return differentiate(params, first)
+        return differentiate(first)
 
     def add(carry, micro_batch):
         gradients, sums = carry
-        more, more_sums = differentiate(params, micro_batch)
+        more, more_sums = differentiate(micro_batch)
         return (jax.tree.map(jnp.add, gradients, more), join(sums, more_sums)), None
 
     # From zeros, so that the program is compiled once for all micro-batches, the first included.
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(differentiate, params, first))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(differentiate, first))
     return jax.lax.scan(add, nothing, micro_batches)[0]
 
 
