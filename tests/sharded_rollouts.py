@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from longshot_jax.config import RunConfig, default_config, parse_config
-from longshot_jax.config.model import DecodingConfig, MeshConfig
+from longshot_jax.config.model import MeshConfig
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import fetch, make_mesh, place_batch
 from longshot_jax.ppo.update import PPOPrograms
@@ -23,7 +23,7 @@ MESHES = {
     "one": MeshConfig(),
     "fsdp": MeshConfig(fsdp=8),
     "all axes": MeshConfig(2, 2, 2),
-    "cut": MeshConfig(fsdp=4, tensor=2, decoding=DecodingConfig("tensor")),
+    "cut": MeshConfig(fsdp=4, tensor=2, decoding_weights="tensor"),
 }
 BACKBONE = LlamaConfig(96, 64, 128, 2, 8, 8, 8)
 QUESTIONS, N, S, A, T = 16, 2, 6, 6, 3

@@ -287,6 +287,7 @@ OTHER_VALUES = {
     "ppo.max_thoughts": 5,
     "ppo.target_thoughts": (3, 4),
     "ppo.ensemble": True,
+    "mesh.decoding_weights": "tensor",
 }
 
 
@@ -302,7 +303,7 @@ def test_a_stored_config_of_old_keys_is_the_same_run():
             *groups, name = key.split(".")
             place = settings
             for group in groups:
-                place = place[group]
+                place = place.setdefault(group, {})
             if settings is stored and key == new:
                 del place[name]
             else:
@@ -321,7 +322,7 @@ def test_a_setting_under_its_old_and_its_new_name_is_refused(old):
         *groups, name = key.split(".")
         place = stored
         for group in groups:
-            place = place[group]
+            place = place.setdefault(group, {})
         place[name] = OTHER_VALUES[new]
     with pytest.raises(UserError, match=rf"have config\.{new} and its old name config\.{old}: remove one\."):
         parse_config(json.loads(json.dumps(stored)))

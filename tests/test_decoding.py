@@ -17,7 +17,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from run_folders import PPO, save_run
 
 from longshot_jax.checkpoints.pretrained import load_pretrained
-from longshot_jax.config.model import DecodingConfig
 from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.model.decoding import decoding_jit
 from longshot_jax.model.llama import Llama, LlamaConfig
@@ -32,7 +31,7 @@ from longshot_jax.thoughts.stopping import Lengths
 QUESTIONS, N, T, A, DEPTH = 4, 2, 2, 5, SMALL["num_hidden_layers"]
 
 
-def rollout_of(reasoner, config=DecodingConfig(), greedy=False, end_token=2, length=A, unrolled=True):  # noqa: B008
+def rollout_of(reasoner, greedy=False, end_token=2, length=A, unrolled=True):
     """A jitted rollout of a reasoner's parameters, and its arguments."""
     graphdef, params = nnx.split(reasoner)
     prompt, mask = ragged_prompts([3, 5, 4, 2], 5)
@@ -41,7 +40,7 @@ def rollout_of(reasoner, config=DecodingConfig(), greedy=False, end_token=2, len
 
     def rollout(params, prompt, mask, keys):
         return sample_rollout(
-            decoding_reasoner(graphdef, params, config=config, unrolled=unrolled), prompt, mask, None, Lengths(bounds, bounds),
+            decoding_reasoner(graphdef, params, unrolled=unrolled), prompt, mask, None, Lengths(bounds, bounds),
             make_temperatures(0.3), keys, shape, greedy,
         )  # fmt: skip
 
@@ -91,8 +90,8 @@ def test_decoding_ends_when_every_row_has_ended(monkeypatch):
     assert embedded.count((QUESTIONS, N)) == 2, "the opening and one answer token"
 
 
-@pytest.mark.parametrize("layers", ["stacked", "separate"])
-def test_on_a_gpu_no_loop_cuts_weights_out_of_the_stack(monkeypatch, layers):
+@pytest.mark.parametrize("copied", [False, True])
+def test_on_a_gpu_no_loop_cuts_weights_out_of_the_stack(monkeypatch, copied):
     """As traced for a GPU: single positions run through layers that are in no loop, with the results of the loop.
 
     A CPU compiles it too, and ignores the options for the GPU's compiler.
@@ -102,6 +101,7 @@ def test_on_a_gpu_no_loop_cuts_weights_out_of_the_stack(monkeypatch, layers):
     expected, arguments = rollout_of(reasoner)
     expected = expected(*arguments)
     monkeypatch.setattr(reasoners, "traced_platform", lambda: "gpu")
+    monkeypatch.setattr(reasoners, "is_copied", lambda layers, dtype: copied)
     monkeypatch.setattr("longshot_jax.model.sharding.platform_of", lambda mesh: "gpu")
 
     def over_layers_of(rollout):
@@ -112,12 +112,12 @@ def test_on_a_gpu_no_loop_cuts_weights_out_of_the_stack(monkeypatch, layers):
             and equation.params["length"] == DEPTH and equation.params["num_carry"] == 1
         ]  # fmt: skip
 
-    rollout, _ = rollout_of(reasoner, DecodingConfig(layers=layers))
+    rollout, _ = rollout_of(reasoner)
     over_layers = over_layers_of(rollout)
     # An evaluation keeps the loop, which compiles sooner.
-    evaluation, _ = rollout_of(reasoner, DecodingConfig(layers=layers), unrolled=False)
+    evaluation, _ = rollout_of(reasoner, unrolled=False)
     assert {unroll for _, unroll in over_layers_of(evaluation)} == {1}
-    if layers == "separate":
+    if copied:
         assert not over_layers
     else:
         assert ((), 1) in over_layers, "the prompt"

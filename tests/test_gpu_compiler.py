@@ -82,7 +82,7 @@ from tiny_run import tiny
 from longshot_jax.planning.plan import as_json, make_plan
 from longshot_jax.planning.report import report
 run = tiny(phases=("ppo",), mesh__fsdp=2, model__compute_dtype="bfloat16", model__attention="plain", ppo__minibatches=1)
-plan = make_plan(run, 2, "h100-80g", compiler="cuda", search=False)
+plan = make_plan(run, 2, "h100-80g", compiler="cuda")
 print(report(plan), file=sys.stderr)
 print(json.dumps(as_json(plan) | {"report": report(plan), "counted": [
     program.arithmetic.flops for phase in plan.phases for program in phase.programs]}))
@@ -114,5 +114,13 @@ def test_a_plan_for_two_h100():
     rollout = programs["rollout"]["traffic"]
     assert 0 < rollout["token_floor_bytes"] < rollout["token_bytes"] < rollout["bytes"]
     assert programs["update"]["traffic"]["token_floor_bytes"] == 0
+    placements = written["phases"]["ppo"]["placements"]
+    assert [(p["setting"], p["value"], p["is_set"]) for p in placements] == [
+        ("decoding_weights", "replicated", True), ("decoding_weights", "tensor", False),
+        ("gather", "layer", True), ("gather", "model", False),
+    ]  # fmt: skip
+    assert all(p["peak"] > 0 and p["seconds"] > 0 for p in placements)
+    assert placements[0]["peak"] == programs["rollout"]["peak"]
+    assert placements[2]["seconds"] == pytest.approx(sum(programs["update"]["traffic"]["seconds"].values()))
     for said in ("compiled for it and not timed", "over its floor", "share of the bf16 peak", "all-gather"):
         assert said in written["report"]

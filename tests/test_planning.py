@@ -22,6 +22,7 @@ from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.planning import compilers
 from longshot_jax.planning.arithmetic import Arithmetic, Product, count
 from longshot_jax.planning.compilers import planned_mesh
+from longshot_jax.planning.placements import better, compiled_placements
 from longshot_jax.planning.plan import advice, as_json, make_plan
 from longshot_jax.planning.report import report
 from longshot_jax.planning.search import largest_that_fits
@@ -146,6 +147,59 @@ def test_the_largest_batch_was_tried(peak, largest, most):
     assert largest_that_fits(compiles, 100.0, first=8, step=4) == largest
     assert len(tried) == len(set(tried)) <= most and (largest == 0 or largest in tried)
     assert all(batch % 4 == 0 and batch > 0 for batch in tried)
+
+
+COSTS = {  # value of the setting -> GB on one device, seconds
+    "replicated": (30, 0.3), "tensor": (12, 0.5), "layer": (20, 4.0), "model": (40, 3.5)
+}  # fmt: skip
+
+
+def placed(run, costs=COSTS):
+    def cost(other, index):
+        value = (other.mesh.decoding_weights, other.mesh.gather)[index]
+        gigabytes, seconds = costs[value]
+        return gigabytes * 10**9, seconds
+
+    return tuple(compiled_placements(run, "ppo", [("rollout", False), ("update", True)], cost))
+
+
+def test_placements_of_the_weights(plan):
+    """Those of several devices, and of `fsdp` for updates; the fastest that fits is named, with what it would save."""
+    assert placed(tiny()) == ()
+    assert {p.setting for p in placed(tiny(mesh__tensor=2))} == {"decoding_weights"}
+    found = placed(tiny(mesh__fsdp=2))
+    assert [(p.setting, p.value, p.is_set, p.program) for p in found] == [
+        ("decoding_weights", "replicated", True, "rollout"),
+        ("decoding_weights", "tensor", False, "rollout"),
+        ("gather", "layer", True, "update"),
+        ("gather", "model", False, "update"),
+    ]
+    assert [(now.value, best.value) for now, best in better(found, 72e9)] == [("layer", "model")]
+    assert better(found, 36e9) == [], "what is faster does not fit"
+    assert [(now.value, best.value) for now, best in better(found, 24e9)] == [("replicated", "tensor")]
+    assert better(found, 1e9) == []
+    unknown = placed(tiny(mesh__fsdp=2), {value: (size, None) for value, (size, _) in COSTS.items()})
+    assert better(unknown, 72e9) == [], "the CPU's compiler knows no times"
+    assert [best.value for _, best in better(unknown, 24e9)] == ["tensor"]
+
+    (phase,) = plan.phases
+    shown = report(replace(plan, accelerator="h100-80g", phases=(replace(phase, placements=found),)))
+    assert "config.mesh.gather model fits and is estimated to be faster: 3.5 s instead of 4 for ppo update." in shown
+    assert re.search(r"config.mesh.decoding_weights replicated \(set\) +ppo: rollout +30.00 +0.3\n", shown)
+
+
+def test_a_placement_that_makes_a_plan_fit_is_advised(plan, monkeypatch):
+    (phase,) = plan.phases
+    rollout, update = phase.programs
+    large = replace(rollout, memory={"weights": 30 * 10**9})
+    found = replace(phase, programs=(large, update), placements=placed(tiny(mesh__fsdp=2)))
+    small = replace(accelerators.ACCELERATORS["h200"], memory=25e9)
+    monkeypatch.setitem(accelerators.ACCELERATORS, "small", small)
+    assert advice(replace(plan, accelerator="small", phases=(found,))).endswith(
+        "; it would with config.mesh.decoding_weights tensor."
+    )
+    both = replace(found, programs=(large, replace(update, memory={"weights": 30 * 10**9})))
+    assert "it would with" not in advice(replace(plan, accelerator="small", phases=(both,))), "the update does not"
 
 
 def test_the_floor_is_what_an_iteration_did_not_compute():
@@ -333,7 +387,7 @@ def test_recipes_of_three_phases_fit(config, devices, accelerator):
     [
         (8, [], 8.03e9),
         (64, ["--config.model.source=meta-llama/Meta-Llama-3-70B-Instruct", "--config.mesh.fsdp=16",
-              "--config.mesh.tensor=4", "--config.mesh.decoding.placement=tensor"], 70.6e9),
+              "--config.mesh.tensor=4", "--config.mesh.decoding_weights=tensor"], 70.6e9),
     ],
     ids=["multi", "70B"],
 )  # fmt: skip

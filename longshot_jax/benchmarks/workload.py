@@ -171,14 +171,12 @@ def generation(run: RunConfig, backbone: LlamaConfig, questions: int) -> Measure
     shape = RolloutShape(1, run.ppo.max_thoughts, length, OPENING, (NO_TOKEN,))
 
     def answers(params: nnx.State, prompt: Any, mask: Any) -> Any:
-        reasoner, keys = (
-            decoding_reasoner(abstract.graphdef, params, config=run.mesh.decoding),
-            jax.random.split(jax.random.key(0), questions),
-        )
+        reasoner = decoding_reasoner(abstract.graphdef, params)
+        keys = jax.random.split(jax.random.key(0), questions)
         rollout, _ = sample_rollout(
             reasoner, prompt, mask, None, Lengths(most, most), make_temperatures(), keys, shape, greedy=True
         )
         return rollout.tokens
 
-    jitted = decoding_jit(answers, mesh, run.mesh.decoding)
+    jitted = decoding_jit(answers, mesh, run.mesh.decoding_weights)
     return _compiled(jitted, (params, jnp.asarray(prompt), jnp.asarray(mask)), length)[1]

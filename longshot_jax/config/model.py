@@ -7,6 +7,8 @@ from longshot_jax.config.bounds import COUNT, NON_NEGATIVE, POSITIVE
 
 Implementation = Literal["plain", "xla", "cudnn"]
 Attention = Literal["auto", Implementation]
+Decoding = Literal["replicated", "tensor"]
+Gather = Literal["layer", "model"]
 LoraTarget = Literal["query", "key", "value", "output", "gate", "up", "down"]
 
 
@@ -63,18 +65,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DecodingConfig:
-    """The copy of the weights, in the compute dtype, from which rollouts and evaluations decode."""
-
-    placement: Literal["replicated", "tensor"] = "replicated"
-    """`replicated`: whole on every device. `tensor`: heads, width and vocabulary cut along `fsdp` and `tensor` jointly,
-    for weights that are too large to be whole on a device."""
-    layers: Literal["stacked", "separate"] = "stacked"
-    """`separate`: in rollouts on a GPU every layer is copied by itself, where cuts out of the stack would be copied at
-    every token. Takes as much memory as the layers, unless they are cast or moved anyway and so are always separate."""
-
-
-@dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis; their product is the number of devices used."""
 
@@ -84,7 +74,10 @@ class MeshConfig:
     """Shards of the parameters, each with its part of the batch."""
     tensor: Annotated[int, COUNT] = 1
     """Shards of heads, feed-forward width and vocabulary."""
-    gather: Literal["layer", "model"] = "layer"
+    gather: Gather = "layer"
     """What an update gathers along `fsdp` at once: a `layer`, forward and again backward in each micro-batch, or the whole
     `model`, once a minibatch in the compute dtype, which every device then holds."""
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    decoding_weights: Decoding = "replicated"
+    """Placement of the copy of the weights, in the compute dtype, from which rollouts and evaluations decode. `replicated`:
+    whole on every device. `tensor`: heads, width and vocabulary cut along `fsdp` and `tensor` jointly, for weights that
+    are too large to be whole on a device."""

@@ -31,6 +31,8 @@ RENAMED: Mapping[str, str | None] = {
     "ppo.together": "ppo.ensemble",
     "ppo.rescore": None,
     "evaluation.num_trajectories": None,
+    "mesh.decoding.placement": "mesh.decoding_weights",
+    "mesh.decoding.layers": None,
 }
 
 # Settings of other projects that would be inexact here: the reason and an alternative.

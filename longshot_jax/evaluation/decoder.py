@@ -16,10 +16,10 @@ from flax import nnx, struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from longshot_jax.config.model import DecodingConfig
+from longshot_jax.config.model import Decoding
 from longshot_jax.config.thoughts import Coupling
 from longshot_jax.data.layout import Layout
-from longshot_jax.model.decoding import DEFAULT, decoding_jit
+from longshot_jax.model.decoding import decoding_jit
 from longshot_jax.model.sharding import place_batch
 from longshot_jax.thoughts.answer import decode_answers
 from longshot_jax.thoughts.joint import decode_jointly, join_trajectories
@@ -77,7 +77,7 @@ class Decoder:
     coupling: Coupling = "independent"
     joined: int = 0
     mesh: Mesh | None = None
-    decoding: DecodingConfig = DEFAULT
+    decoding: Decoding = "replicated"
 
     def decode(
         self,
@@ -152,7 +152,7 @@ class Decoder:
             ensemble,
             adaptive,
         ):
-            reasoner = decoding_reasoner(self.graphdef, *params, config=self.decoding)
+            reasoner = decoding_reasoner(self.graphdef, *params)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
             greedy, copies = not trajectories, self.joined or max(trajectories, 1)
             if self.layout.mode == "pause":
@@ -191,7 +191,7 @@ class Decoder:
     @cached_property
     def _decode_given(self) -> Any:
         def decode(params, prompt, mask, thoughts, num_thoughts, counts, roles, hidden):
-            reasoner = decoding_reasoner(self.graphdef, *params, config=self.decoding)
+            reasoner = decoding_reasoner(self.graphdef, *params)
             given = thoughts, num_thoughts, jnp.ones(()), None, counts, roles, hidden
             return self._from_thoughts(reasoner, prompt, mask, *given, join=True)
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from longshot_jax.config.model import DecodingConfig
+from longshot_jax.config.model import Decoding
 from longshot_jax.config.run import EvaluationConfig
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.own import Grade, by_problem
@@ -39,7 +39,7 @@ class Validation:
         self,
         graphdef: nnx.GraphDef,
         mesh: Mesh,
-        decoding: DecodingConfig,
+        decoding: Decoding,
         layout: Layout,
         problems: Sequence[Problem],
         settings: EvaluationConfig,

@@ -14,25 +14,22 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from longshot_jax.config.model import DecodingConfig
+from longshot_jax.config.model import Decoding
 from longshot_jax.model.sharding import AXES, constrain, gpu_options, on_mesh, traced_devices
 from longshot_jax.model.storage import as_used
 
-# Name of a dimension of a weight or an activation -> mesh axes, by `config.mesh.decoding.placement`.
+# Name of a dimension of a weight or an activation -> mesh axes, by `config.mesh.decoding_weights`.
 DECODING_RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "replicated": {"batch": AXES},
     "tensor": {"batch": ("data",), **dict.fromkeys(("vocab", "heads", "kv_heads", "mlp"), ("fsdp", "tensor"))},
 }
 
 
-DEFAULT = DecodingConfig()
-
-
 def decoding_jit(
-    function: Callable[..., Any], mesh: Mesh | None, config: DecodingConfig = DEFAULT, **options: Any
+    function: Callable[..., Any], mesh: Mesh | None, placement: Decoding = "replicated", **options: Any
 ) -> Any:
     """`jax.jit` of a function that decodes, for the devices of `mesh`; None is the default device."""
-    placed = on_mesh(mesh, function, DECODING_RULES[config.placement])
+    placed = on_mesh(mesh, function, DECODING_RULES[placement])
     return jax.jit(placed, compiler_options=gpu_options(mesh), **options)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
@@ -38,7 +39,10 @@ def gathered(weights: nnx.State, compute_dtype: DTypeLike) -> nnx.State:
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _whole(axes: tuple[str | None, ...], part: NamedSharding, dtype: DTypeLike, value: jax.Array) -> jax.Array:
     # Without the barrier the compiler gathers the wide weights and casts them afterwards.
-    return constrain(jax.lax.optimization_barrier(value.astype(dtype)), *axes)
+    whole = constrain(jax.lax.optimization_barrier(value.astype(dtype)), *axes)
+    # Gathered along an inner dimension, a stack of layers would lie with that dimension outermost, and each layer would be
+    # copied out of it, twice a pass.
+    return with_layout_constraint(whole, Layout(tuple(range(whole.ndim))))
 
 
 def _forward(axes: Any, part: Any, dtype: Any, value: jax.Array) -> tuple[jax.Array, jax.Array]:

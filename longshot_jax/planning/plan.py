@@ -14,8 +14,8 @@
 A plan fits if a tenth of the memory stays free for libraries, fragmentation and gathered batches.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -37,6 +37,7 @@ from longshot_jax.planning.phases import (
     share_of_one_device,
     with_batch,
 )
+from longshot_jax.planning.placements import Placement, better, compiled_placements
 from longshot_jax.planning.search import largest_that_fits
 from longshot_jax.planning.shapes import planned_backbone
 from longshot_jax.planning.traffic import Traffic
@@ -70,11 +71,17 @@ class ProgramPlan:
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """A phase with its programs and the largest batch that fits (0 if none does, None if not searched)."""
+    """A phase with its programs, and what was found by compiling others.
+
+    Attributes:
+      largest: the largest batch that fits; 0 if none does, None if not searched.
+      placements: of the weights on several devices, with those that are set; empty if not searched.
+    """
 
     phase: Phase
     programs: tuple[ProgramPlan, ...]
     largest: int | None
+    placements: tuple[Placement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ def make_plan(
         must exist.
       accelerator: a name in `ACCELERATORS`.
       compiler: `cuda` or `cpu`.
-      search: also find the largest batch that fits, which compiles everything a few times more.
+      search: also find the largest batch that fits and compare placements, which compiles everything a few times more.
       note: receives progress messages.
 
     Raises:
@@ -148,6 +155,7 @@ def make_plan(
     if mesh_size > devices and compiler != "cpu":  # simulated devices are counted by `make_mesh`
         raise UserError(f"config.mesh has {mesh_size} devices, but --devices is {devices}: take --devices {mesh_size}.")
     mesh, backbone = planned_mesh(compiler, accelerator, run.mesh), planned_backbone(run)
+    search_of = _Search(run, compiler, accelerator, backbone, mesh, note)
     planned = []
     for name in run.phases:
         phase = make_phase(run, name, backbone, mesh)
@@ -166,29 +174,58 @@ def make_plan(
                     _traffic(program, made, arithmetic, run) if compiler == "cuda" else None,
                 )
             )
-        largest = None
+        found = PhasePlan(phase, tuple(programs), None)
         if search:
-            known = {phase.batch: max(program.peak for program in programs)}
-            largest = largest_that_fits(
-                lambda batch, name=name, known=known: (
-                    known.get(batch) or _peak(compiler, run, name, batch, backbone, mesh, note)
-                ),
-                (1 - SPARE) * memory,
-                phase.batch,
-                phase.batch_step,
-            )
-        planned.append(PhasePlan(phase, tuple(programs), largest))
+            largest = search_of.largest_batch(found, (1 - SPARE) * memory)
+            found = replace(found, largest=largest, placements=search_of.placements(found))
+        planned.append(found)
     return Plan(run, backbone, devices, accelerator, tuple(planned), compiler)
 
 
-def _peak(
-    compiler: str, run: RunConfig, name: str, batch: int, backbone: LlamaConfig, mesh: Mesh, note: Callable[[str], None]
-) -> int:
-    """Bytes on one device at the peak of a phase with another batch."""
-    note(f"compiling {name} with {batch} problems")
-    run = with_batch(run, name, batch)
-    programs = make_phase(run, name, backbone, mesh).programs
-    return max(sum(_memory(program, compiled(compiler, program), run, backbone).values()) for program in programs)
+@dataclass(frozen=True)
+class _Search:
+    """Compiles the phases of a run again, with other settings."""
+
+    run: RunConfig
+    compiler: str
+    accelerator: str
+    backbone: LlamaConfig
+    mesh: Mesh
+    note: Callable[[str], None]
+
+    def largest_batch(self, found: PhasePlan, budget: float) -> int:
+        """The largest batch of a phase whose programs stay within `budget` bytes on one device."""
+        phase, known = found.phase, max(program.peak for program in found.programs)
+
+        def peak(batch: int) -> int:
+            if batch == phase.batch:
+                return known
+            self.note(f"compiling {phase.name} with {batch} problems")
+            run = with_batch(self.run, phase.name, batch)
+            programs = make_phase(run, phase.name, self.backbone, self.mesh).programs
+            return max(self._peak(run, program, compiled(self.compiler, program)) for program in programs)
+
+        return largest_that_fits(peak, budget, phase.batch, phase.batch_step)
+
+    def placements(self, found: PhasePlan) -> tuple[Placement, ...]:
+        """The placements of a phase's weights."""
+        phase = found.phase
+
+        def cost(run: RunConfig, index: int) -> tuple[int, float | None]:
+            peak, traffic = found.programs[index].peak, found.programs[index].traffic
+            if run != self.run:
+                self.note(f"compiling {phase.name}: {phase.programs[index].name} with another placement")
+                program = make_phase(run, phase.name, self.backbone, self.mesh).programs[index]
+                made = compiled(self.compiler, program)
+                peak = self._peak(run, program, made)
+                traffic = traffic and replace(traffic, operations=operations(made.as_text()))
+            return peak, traffic and sum(traffic.seconds(ACCELERATORS[self.accelerator]).values())
+
+        programs = [(program.name, program.updates > 0) for program in phase.programs]
+        return tuple(compiled_placements(self.run, phase.name, programs, cost))
+
+    def _peak(self, run: RunConfig, program: Program, made: Any) -> int:
+        return sum(_memory(program, made, run, self.backbone).values())
 
 
 def _traffic(program: Program, made: Any, arithmetic: Arithmetic, run: RunConfig) -> Traffic:
@@ -239,6 +276,10 @@ def advice(plan: Plan) -> str:
     if plan.fits:
         return f"fits: {plan.peak / 1e9:.1f} GB of {device} on each of {plan.devices} devices."
     verdict = f"does not fit: {plan.peak / 1e9:.1f} GB of {device} on each of {plan.devices} devices"
+    changes = [change for phase in plan.phases for change in better(phase.placements, plan.budget)]
+    if changes and not _too_large(plan, {now.program for now, _ in changes}):
+        keys = " and ".join(f"config.mesh.{best.setting} {best.value}" for _, best in changes)
+        return f"{verdict}; it would with {keys}."
     for phase in plan.phases:
         if phase.largest and phase.largest < phase.phase.batch:
             return f"{verdict}; {phase.phase.batch_key} {phase.largest} instead of {phase.phase.batch} would fit."
@@ -250,6 +291,12 @@ def advice(plan: Plan) -> str:
                 f"devices, with the same number of problems on each device."
             )
     return f"{verdict}; its activations and caches alone do not: take smaller micro-batches, or config.model.remat."
+
+
+def _too_large(plan: Plan, changed: Collection[str]) -> bool:
+    """Whether a program does not fit whose placement is not changed."""
+    programs = [program for phase in plan.phases for program in phase.programs]
+    return any(program.peak > plan.budget for program in programs if program.name not in changed)
 
 
 def _shrunk(memory: dict[str, int], factor: int) -> float:
@@ -279,6 +326,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "batch_key": phase.phase.batch_key.removeprefix("config."),
             "batch": phase.phase.batch,
             "largest_batch": phase.largest,
+            "placements": [asdict(placement) for placement in phase.placements],
         }
     return {
         "fits": plan.fits,

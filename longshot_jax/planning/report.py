@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from longshot_jax.planning.placements import Placement, better
 from longshot_jax.planning.plan import Plan, advice, as_json
 from longshot_jax.planning.traffic import PARTS
 from longshot_jax.tables import by_name, text_table
@@ -45,6 +46,15 @@ def report(plan: Plan) -> str:
         if phase["largest_batch"] is not None:
             largest = phase["largest_batch"] or "none"
             lines.append(f"largest config.{phase['batch_key']} that fits: {largest} (set: {phase['batch']})")
+    placements = [placement for phase in plan.phases for placement in phase.placements]
+    if placements:
+        lines += ["", text_table([["placement", "", "GB a device", "estimate, s"], *map(_placement, placements)])]
+    for now, best in better(placements, plan.budget):
+        if now.seconds is not None and best.seconds is not None and now.peak <= plan.budget:
+            lines.append(
+                f"config.mesh.{best.setting} {best.value} fits and is estimated to be faster: {best.seconds:.3g} s instead "
+                f"of {now.seconds:.3g} for {best.phase} {best.program}."
+            )
     lines.append(advice(plan))
     return "\n".join(lines)
 
@@ -90,6 +100,15 @@ def _traffic(columns: dict[str, Any], plan: Plan) -> list[str]:
                 head = [f"{name}: {kind}", "iterations of loops", "times", "GB"]
                 lines += ["", text_table([head, *map(_place, found)])]
     return lines
+
+
+def _placement(placement: Placement) -> list[str]:
+    return [
+        f"config.mesh.{placement.setting} {placement.value}" + (" (set)" if placement.is_set else ""),
+        f"{placement.phase}: {placement.program}",
+        f"{placement.peak / 1e9:.2f}",
+        "" if placement.seconds is None else f"{placement.seconds:.3g}",
+    ]
 
 
 def _place(row: dict[str, Any]) -> list[str]:

@@ -238,7 +238,7 @@ class PPOPrograms:
         end_tokens: tuple[int, ...],
     ):
         config = self.config = run.ppo
-        self.graphdef, self.mesh, self.decoding = abstract.graphdef, mesh, run.mesh.decoding
+        self.graphdef, self.mesh = abstract.graphdef, mesh
         self.shape = RolloutShape.of_ppo(run, opening, end_tokens)
         part = config.questions // (config.minibatches * config.micro_batches)
         check_divides(part, "config.ppo.questions / (minibatches x micro_batches)", mesh)
@@ -263,7 +263,7 @@ class PPOPrograms:
         self.placement = shardings(shapes, mesh)
         self.template = with_sharding(shapes, self.placement)
         self.start = jax.jit(start, donate_argnums=0, out_shardings=self.placement)
-        self.rollout = decoding_jit(self._rollout, mesh, self.decoding)
+        self.rollout = decoding_jit(self._rollout, mesh, run.mesh.decoding_weights)
         update = policy_update(
             abstract.graphdef, optimizer, config, opening, gathering(run.mesh, run.model.compute_dtype)
         )
@@ -285,7 +285,7 @@ class PPOPrograms:
         config = self.config
         key = jax.random.fold_in(self.sampling_key, iteration)
         rollout, recorded = sample_rollout(
-            decoding_reasoner(self.graphdef, state.trainable, state.frozen, config=self.decoding, unrolled=True),
+            decoding_reasoner(self.graphdef, state.trainable, state.frozen, unrolled=True),
             prompt,
             mask,
             state.memory,

@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from longshot_jax.config import RunConfig
-from longshot_jax.config.model import DecodingConfig, MeshConfig
+from longshot_jax.config.model import MeshConfig
 from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.model.attention import check_attention, chosen_attention
-from longshot_jax.model.decoding import DEFAULT, decoding_weights, is_copied
+from longshot_jax.model.decoding import decoding_weights, is_copied
 from longshot_jax.model.gathering import gathered
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.lora import check_rank, is_adapter
@@ -59,9 +59,7 @@ def make_reasoner(run: RunConfig, backbone: LlamaConfig, device: Any = None) -> 
     return Reasoner(llama, run.thoughts, rngs)
 
 
-def decoding_reasoner(
-    graphdef: nnx.GraphDef, *params: nnx.State, config: DecodingConfig = DEFAULT, unrolled: bool = False
-) -> Reasoner:
+def decoding_reasoner(graphdef: nnx.GraphDef, *params: nnx.State, unrolled: bool = False) -> Reasoner:
     """The reasoner as rollouts and evaluations use it, inside a function of `model.decoding.decoding_jit`.
 
     `unrolled`: on a GPU layers run without a loop, which would copy each layer's weights at every token. It compiles
@@ -74,7 +72,7 @@ def decoding_reasoner(
     nnx.update(backbone, decoding_weights(nnx.state(backbone), dtype))
     if unrolled and traced_platform() == "gpu":
         backbone.unrolled = True
-        if config.layers == "separate" or is_copied(stacked, dtype):
+        if is_copied(stacked, dtype):
             depth = range(backbone.config.num_hidden_layers)
             backbone.separate_layers([decoding_weights(stacked, dtype, layer) for layer in depth])
     return reasoner

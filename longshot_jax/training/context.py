@@ -124,7 +124,7 @@ class RunContext:
         return Validation(
             self.abstract.graphdef,
             self.mesh,
-            self.run.mesh.decoding,
+            self.run.mesh.decoding_weights,
             self.layout,
             self.problems.validation,
             self.run.evaluation,
