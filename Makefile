@@ -26,6 +26,9 @@ PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check
 export PIP_USER := 0
 unexport PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON VIRTUAL_ENV
 
+# What XLA does with the layers' weights changed with JAX 0.12 (docs/performance.md, "Compiled for a GPU, not timed").
+OLD_JAX := note: without Python 3.12 JAX is 0.10.1, whose compiler copies the layers' weights at every token: decoding moves 2.6 times as much in memory as with JAX 0.12.
+
 NEEDS := pyproject.toml requirements.txt
 MADE := .venv/.made
 RUN := .venv/.installed-$(ACCELERATOR)
@@ -108,6 +111,7 @@ $(MADE):
 
 $(RUN): $(MADE) $(NEEDS)
 	@echo "Installing LongShot JAX for $(ACCELERATOR) into .venv (some minutes the first time) ..."
+	@[ $(ACCELERATOR) = cpu ] || $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || echo "$(OLD_JAX)" >&2
 	@$(PIP_INSTALL) -e '$(PROJECT)'
 	@touch $@
 
@@ -147,7 +151,7 @@ $(PARITY): $(TEST)
 
 .venv-gpu/.installed: $(MADE) $(NEEDS)
 	@echo "Installing XLA's GPU compiler into .venv-gpu (2.8 GB) ..."
-	@$(PY) -m venv --clear .venv-gpu
+	@$(PYTHON312) -m venv --clear .venv-gpu 2>/dev/null || { echo "$(OLD_JAX)" >&2; $(PY) -m venv --clear .venv-gpu; }
 	@.venv-gpu/bin/python -m pip install -qq --disable-pip-version-check -e '.[cuda]'
 	@touch $@
 

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from builders import QUICK, ragged_prompts, small_reasoner
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
 
 from longshot_jax.errors import UserError
 from longshot_jax.model.attention import PaddingLast, Segment, attend, check_attention, chosen_attention, fused_attend
-from longshot_jax.model.llama import Llama
+from longshot_jax.model.decoding import DECODING_RULES
+from longshot_jax.model.llama import Llama, LlamaConfig
+from longshot_jax.model.sharding import AXES, on_mesh
 from longshot_jax.thoughts.think import encode, encode_and_extend, extend
 
 HEADS, GROUPS, SIZE = 4, 2, 3
@@ -220,6 +223,31 @@ def test_the_kernel_gets_even_lengths_and_no_call_without_positions(monkeypatch)
         for segments in ((own,), (prompts, own)):
             assert fused_attend(queries, segments, "xla").shape == queries.shape
     assert asked == [(2, 2), (2, 6), (6, 6), (6, 8)]
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "placement", "fused"), [(2, "tensor", True), (4, "tensor", False), (4, "replicated", True)]
+)
+def test_heads_that_are_cut_otherwise_than_their_keys_use_plain_attention(monkeypatch, fsdp, placement, fused):
+    """cuDNN refuses them: Llama-3-70B, cut over 64 devices to decode, has 64 heads and 8 of keys."""
+    kernel, asked = jax.nn.dot_product_attention, []
+
+    def asking(*arguments, **options):
+        asked.append(arguments[0].shape)
+        return kernel(*arguments, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", asking)
+    llama = nnx.eval_shape(lambda: Llama(LlamaConfig(16, 32, 16, 1, 4, 2, 8), nnx.Rngs(0), attention="xla"))
+    graphdef, weights = nnx.split(llama)
+    mesh = AbstractMesh((1, fsdp, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+
+    def states(weights, embeddings):
+        ones = jnp.ones(embeddings.shape[:2], jnp.int32)
+        return nnx.merge(graphdef, weights)(embeddings, ones, ones.astype(bool))[0]
+
+    given = weights, jax.ShapeDtypeStruct((4, 6, 32), jnp.float32)
+    assert jax.eval_shape(on_mesh(mesh, states, DECODING_RULES[placement]), *given).shape == (4, 6, 32)
+    assert bool(asked) == fused
 
 
 @pytest.mark.parametrize("keeps", ["nothing", "products"])

@@ -26,10 +26,10 @@ jax.config.update("jax_platforms", "cpu")
 """
 
 
-def in_its_environment(program):
+def in_its_environment(program, *arguments):
     """What a program prints as JSON in its last line."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    command = [str(PYTHON), "-c", STARTED + program]
+    command = [str(PYTHON), "-c", STARTED + program, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -124,3 +124,43 @@ def test_a_plan_for_two_h100():
     assert placements[2]["seconds"] == pytest.approx(sum(programs["update"]["traffic"]["seconds"].values()))
     for said in ("compiled for it and not timed", "over its floor", "share of the bf16 peak", "all-gather"):
         assert said in written["report"]
+
+
+PUBLISHED = """
+from longshot_jax.cli import command_parser, parse_command
+run, *_ = parse_command(command_parser(None))
+devices = run.mesh.data * run.mesh.fsdp * run.mesh.tensor
+jax.config.update("jax_num_cpu_devices", devices)
+from longshot_jax.planning.plan import as_json, make_plan
+written = as_json(make_plan(run, devices, "h100-80g", compiler="cuda", search=False))
+print(json.dumps(written | {"jax": jax.__version_info__[:2]}))
+"""
+
+
+def programs_of(config):
+    written = in_its_environment(PUBLISHED, "--config", str(ROOT / "configs" / config))
+    if written["jax"] < [0, 12]:
+        pytest.skip("compilers before JAX 0.12 copy layers out of their stack: make plan-gpu with Python 3.12")
+    assert written["fits"]
+    return [written["phases"]["ppo"]["programs"][name] for name in ("rollout", "update")]
+
+
+def reached(program, devices=1):
+    """Share of the bfloat16 peak of the H100s in the estimate."""
+    seconds = sum(program["traffic"]["seconds"].values())
+    return program["flops"] / devices / seconds / ACCELERATORS["h100-80g"].flops
+
+
+def test_published_single_copies_no_weights():
+    """A decoded token reads weights and caches once, and an update computes for most of its time."""
+    rollout, update = programs_of("published_single.py")
+    assert rollout["traffic"]["token_bytes"] <= 1.3 * rollout["traffic"]["token_floor_bytes"]
+    assert update["traffic"]["copied_bytes"] <= 0.05 * update["traffic"]["bytes"]
+    assert reached(update) >= 0.55
+
+
+def test_published_multi_gathers_nothing_while_it_decodes():
+    rollout, update = programs_of("published_multi.py")
+    assert rollout["traffic"]["gathered_in_loops_bytes"] == 0
+    assert rollout["traffic"]["token_bytes"] <= 1.3 * rollout["traffic"]["token_floor_bytes"]
+    assert sum(sum(program["traffic"]["seconds"].values()) for program in (rollout, update)) <= 3.0

@@ -24,7 +24,7 @@ from longshot_jax.model.lora import Adapters, Matrix
 from longshot_jax.model.parameters import apply_matrix, weight, wide_product
 from longshot_jax.model.quantization import dtype_beside, is_quantised, quantise
 from longshot_jax.model.rope import RopeScaling, rotary_angles, rotary_frequencies, rotate
-from longshot_jax.model.sharding import constrain, constrain_rows
+from longshot_jax.model.sharding import axes_of, constrain, constrain_rows
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,12 @@ class Layers(nnx.Module):
             values = self.project("value", normed)
             queries = constrain(queries, "batch", None, "heads", None)
             keys, values = (constrain(new.swapaxes(1, 2), "batch", "kv_heads", None, None) for new in (keys, values))
-            attention = partial(fused_attend, implementation=self.attention) if self.attention != "plain" else attend
+            # A fused kernel takes queries and keys that are cut alike, and devices may be too many for the key/value heads.
+            alike = axes_of(queries.shape[2], "heads") == axes_of(keys.shape[1], "kv_heads")
+            if self.attention != "plain" and alike:
+                attention = partial(fused_attend, implementation=self.attention)
+            else:
+                attention = attend
             if isinstance(visible, Branches):
                 mixed = visible.attend(attention, queries, keys, values)
             else:

@@ -278,21 +278,26 @@ def on_mesh(
     return pinned
 
 
+def axes_of(size: int, name: str | None) -> tuple[str, ...]:
+    """Mesh axes along which `constrain` cuts a dimension: the first of its name's, as many as divide it."""
+    mesh, rules = _context.get()
+    if mesh is None or name is None:
+        return ()
+    axes = rules.get(name, ())
+    while axes and size % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Constrains the sharding of an activation, with one name or None per dimension; values are unchanged.
 
-    A dimension is cut along the first of its axes, as many as divide it: a batch of one question, or two heads on four
-    devices, stay whole.
+    A batch of one question, or two heads on four devices, stay whole (`axes_of`).
     """
-    mesh, rules = _context.get()
+    mesh = traced_mesh()
     if mesh is None or mesh.size == 1:
         return x
-    parts = []
-    for size, name in zip(x.shape, names, strict=True):
-        axes = rules.get(name, ()) if name is not None else ()
-        while axes and size % math.prod(mesh.shape[axis] for axis in axes):
-            axes = axes[:-1]
-        parts.append(axes or None)
+    parts = [axes_of(size, name) or None for size, name in zip(x.shape, names, strict=True)]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*parts)))
 
 

@@ -112,7 +112,8 @@ def policy_update(
         answer_reward: Float[Array, "B N"],
         thought_reward: Float[Array, "B N Tplus1"],
     ) -> tuple[TrainState, dict[str, Array]]:
-        old_policy, sampler_difference = nnx.merge(graphdef, state.trainable, state.frozen), None
+        frozen = prepare(state.frozen)
+        old_policy, sampler_difference = nnx.merge(graphdef, prepare(state.trainable), frozen), None
         if jnp.finfo(old_policy.backbone.compute_dtype).bits < 32:
             # In 16 bits decoding rounds otherwise than the pass that is differentiated, and the ratio would not start
             # at one.
@@ -121,7 +122,7 @@ def policy_update(
             sampler_difference /= jnp.maximum(count_actions(rollout, config), 1.0)
         reference = None
         if state.reference is not None:
-            policy = nnx.merge(graphdef, state.reference, state.frozen)
+            policy = nnx.merge(graphdef, prepare(state.reference), frozen)
             reference = rollout_scores(policy, rollout, state.memory, config, opening)
         charged = penalty = None
         if reference is not None and config.kl_in == "reward":
