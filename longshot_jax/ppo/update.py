@@ -33,6 +33,7 @@ from longshot_jax.ppo.objective import adapt_kl_coefficient, explained_variance
 from longshot_jax.thoughts.noise import diversity
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank, best_positions, empty_bank, write_bank
 from longshot_jax.thoughts.reasoner import AbstractReasoner, Reasoner, decoding_reasoner, gathering, is_trainable
+from longshot_jax.thoughts.rescore import rescore_method
 from longshot_jax.thoughts.rollout import (
     Rollout,
     RolloutShape,
@@ -112,18 +113,21 @@ def policy_update(
         answer_reward: Float[Array, "B N"],
         thought_reward: Float[Array, "B N Tplus1"],
     ) -> tuple[TrainState, dict[str, Array]]:
-        frozen = prepare(state.frozen)
-        old_policy, sampler_difference = nnx.merge(graphdef, prepare(state.trainable), frozen), None
+        old_policy, sampler_difference = nnx.merge(graphdef, state.trainable, state.frozen), None
+
+        def scored(trainable: nnx.State) -> Scores:
+            """Scores of the rollout under other weights; in one pass, a layer at a time is gathered once anyway."""
+            one_pass = rescore_method(config, old_policy.navigator.config.feedback) == "parallel"
+            parts = (trainable, state.frozen) if one_pass else map(prepare, (trainable, state.frozen))
+            return rollout_scores(nnx.merge(graphdef, *parts), rollout, state.memory, config, opening)
+
         if jnp.finfo(old_policy.backbone.compute_dtype).bits < 32:
             # In 16 bits decoding rounds otherwise than the pass that is differentiated, and the ratio would not start
             # at one.
-            sampled, recorded = recorded, rollout_scores(old_policy, rollout, state.memory, config, opening)
+            sampled, recorded = recorded, scored(state.trainable)
             sampler_difference = log_prob_difference(recorded, sampled, rollout, config)
             sampler_difference /= jnp.maximum(count_actions(rollout, config), 1.0)
-        reference = None
-        if state.reference is not None:
-            policy = nnx.merge(graphdef, prepare(state.reference), frozen)
-            reference = rollout_scores(policy, rollout, state.memory, config, opening)
+        reference = None if state.reference is None else scored(state.reference)
         charged = penalty = None
         if reference is not None and config.kl_in == "reward":
             charged = kl_at_positions(recorded, reference, rollout, config)
