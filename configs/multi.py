@@ -6,8 +6,9 @@ trajectories by `score`, are in `published_multi.py`.
 
 What it reaches: not run yet.
 
-Cost: computed, not measured. Parameters, gradients and two moments in float32 are 128 GB, 16 GB on each device; a plan says what
-the rest takes, and the roofline's time:
+Cost: computed, not measured. Parameters, gradients and two moments in float32 are 128 GB, 16 GB on each device; with the rest, by XLA's
+compiler for GPUs, 44 GB at most. On 8 x H100 an update of the text is estimated at 0.43 s, one of the curriculum at 0.98 s and an
+iteration of PPO at 1.5 s (docs/performance.md). Cards of 40 GB do not suffice:
 
     python scripts/plan.py --config configs/multi.py --devices 8 --accelerator h100-80g
     python scripts/train.py --config configs/multi.py
@@ -21,15 +22,18 @@ from longshot_jax.config import extend
 def get_config():
     config = extend("single.py")
     config.mesh.fsdp = 8
+    config.mesh.gather = (
+        "model"  # a layer at a time, weights would be gathered at every thought and in every micro-batch
+    )
     config.model.weight_dtype = "float32"
     for phase, rate in ((config.text, 1e-5), (config.curriculum, 1e-5), (config.ppo, 2e-6)):
         phase.trainable = "all"
         phase.optimizer.learning_rate = rate
     for phase in (config.text, config.curriculum):
         phase.batch_size = 64
-        phase.micro_batch_size = 16
+        phase.micro_batch_size = 0  # whole batches: each micro-batch would sum the gradients over devices once more
     config.ppo.questions = 64
     config.ppo.num_trajectories = 8
-    config.ppo.micro_batches = 4
+    config.ppo.micro_batches = 1
     config.evaluation.batch_size = 64
     return config

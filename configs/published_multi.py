@@ -7,9 +7,8 @@ What it should reach: not measured yet. (This project's ancestor states 70.2 % a
 the evaluated answers without thoughts, so that figure is not evidence for latent reasoning.)
 
 Cost: computed, not measured. Parameters, gradients, two moments and the reference policy in float32 are 160 GB, 20.1 GB
-on each of eight devices. A plan needs 27.5 GB per device of the 72 that an H100 80 GB allows (a tenth stays free), so 8
-x A100 40 GB also suffice. By the roofline an iteration takes at least 1.8 s on 8 x H100, without communication; estimates
-with it, from the programs that XLA compiles for these cards, are in docs/performance.md:
+on each of eight devices. By XLA's compiler for GPUs a run needs 46 of the 72 GB that an H100 80 GB allows (a tenth stays free), of which 16
+are weights that an update has gathered. An iteration is estimated at 2.7 s on 8 x H100 (docs/performance.md):
 
     python scripts/plan.py --config configs/published_multi.py --devices 8 --accelerator h100-80g
 

@@ -6,8 +6,8 @@ of every matrix of the backbone (42 million parameters).
 
 What it should reach: not measured yet.
 
-Cost: computed, not measured. A plan needs 29.5 of the 36 GB that one A100 40 GB allows (a tenth stays free): 16.2 GB of
-parameters, 4.6 GB of keys and values of 64 prompts, 8.1 GB of activations in a rollout. By the roofline an iteration
+Cost: computed, not measured. By XLA's compiler for GPUs a run needs 26 of the 36 GB that one A100 40 GB allows (a tenth stays free):
+16.2 GB of parameters, 4.6 GB of keys and values of 64 prompts, 4.1 GB of activations in a rollout. By the roofline an iteration
 takes at least 25 s there and the run at least 1.6 hours:
 
     python scripts/plan.py --config configs/published_single.py --devices 1 --accelerator a100-40g
