@@ -25,7 +25,7 @@ D, R = 16, 8
 BASE = NavigatorConfig("hidden", True, reasoning_dim=R, heads=2, roles=3, join=True, max_trajectories=3)
 CRITIC, COUNT = {"value_in", "value_out", "value_bias"}, {"count_weight", "count_bias"}
 HAS = {"stop_weight", "stop_bias", "role_table", "feedback_scale", "feedback_projection", *CRITIC, *COUNT}
-NOISE = {"noise_weight", "noise_bias"}
+NOISE = {"noise_weight", "noise_bias", "posterior_in", "posterior_summary", "posterior_shift", "posterior_noise"}
 READS = {"state_in", "memory_out", "cross_attention"}
 
 

@@ -77,6 +77,12 @@ class Navigator(nnx.Module):
         if config.noise == "learned":  # zero: the factor starts at one
             self.noise_weight = weight(rngs, (hidden_size,), ("norm",), zeros)
             self.noise_bias = weight(rngs, (1,), (None,), zeros)
+            size = space if config.in_reasoning_space else hidden_size
+            read = normal(hidden_size**-0.5)
+            self.posterior_in = weight(rngs, (hidden_size, space), ("embed", "reasoning"), read)
+            self.posterior_summary = weight(rngs, (hidden_size, space), ("embed", "reasoning"), read)
+            self.posterior_shift = weight(rngs, (space, size), ("reasoning", None), zeros)
+            self.posterior_noise = weight(rngs, (space,), (None,), zeros)
         if config.max_trajectories:
             choices = config.max_trajectories - config.fewest_trajectories + 1
             self.count_weight = weight(rngs, (hidden_size, choices), ("embed", None), zeros)
@@ -186,6 +192,22 @@ class Navigator(nnx.Module):
             return jnp.broadcast_to(thought_std, hidden.shape[:-1])
         logit = hidden.astype(jnp.float32) @ self.noise_weight[...] + self.noise_bias[...][0]
         return thought_std * jnp.exp(MAX_LOG_FACTOR * jnp.tanh(logit))
+
+    def posterior(
+        self,
+        hidden: Float[Array, "*batch D"],
+        summary: Float[Array, "*#batch D"],
+        mean: Float[Array, "*batch X"],
+        thought_std: Float[Array, ""],
+    ) -> tuple[Float[Array, "*batch X"], Float[Array, "*batch"]]:
+        """Mean and standard deviation of a thought given a summary of question and answer, which broadcasts.
+
+        `mean` and `thought_std` are those of the thought without it; only training by a variational bound asks for more.
+        """
+        seen = hidden.astype(jnp.float32) @ self.posterior_in[...]
+        features = jax.nn.gelu(seen + summary.astype(jnp.float32) @ self.posterior_summary[...])
+        std = thought_std * jnp.exp(MAX_LOG_FACTOR * jnp.tanh(features @ self.posterior_noise[...]))
+        return mean + thought_std * (features @ self.posterior_shift[...]), std
 
     def to_embedding(
         self, action: Float[Array, "*batch X"], hidden: Float[Array, "*batch D"]

@@ -229,6 +229,7 @@ def think(
     ensemble: bool = False,
     replay: Replay | None = None,
     teaching: Teaching | None = None,
+    summary: Float[Array, "B N D"] | None = None,
 ) -> Thoughts:
     """Runs N trajectories of up to T thoughts per question (COCONUT, arXiv:2412.06769, where thought_std is 0).
 
@@ -240,6 +241,7 @@ def think(
       ensemble: feed every trajectory the mean of all that continue, and stop all by majority.
       replay: a recorded rollout to repeat.
       teaching: changes that a curriculum makes to the thoughts fed back.
+      summary: of question and answer; actions are sampled from the posterior given it, `means` are the prior's.
     """
     navigator, backbone = reasoner.navigator, reasoner.backbone
     batch, trajectories, slots, size = noise.shape
@@ -267,7 +269,10 @@ def think(
             read = None if read is None else read[:, :, 0]
             if given is not None and not replay.action_gradient:
                 return mean, given, read
-            sampled = mean + navigator.noise_std(hidden, thought_std)[..., None] * noise
+            centre, std = mean, navigator.noise_std(hidden, thought_std)
+            if summary is not None:
+                centre, std = navigator.posterior(hidden, summary, mean, thought_std)
+            sampled = centre + std[..., None] * noise
             if given is None:
                 return mean, sampled, read
             return mean, given + replay.action_gradient * (sampled - jax.lax.stop_gradient(sampled)), read
