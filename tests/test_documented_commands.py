@@ -31,6 +31,7 @@ RUNS = {
     "threads": (THREADS, []),
     "threads_of_three": (THREADS, THREE),
     "threads_mixed": (str(ROOT / "configs" / "threads_mixed.py"), []),
+    "colouring": (str(ROOT / "configs" / "colouring.py"), []),
     "mine": ("my_task.py", []),
 }
 # The small run in each place that a command names.
