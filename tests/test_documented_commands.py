@@ -36,6 +36,7 @@ RUNS = {
 }
 # The small run in each place that a command names.
 PLACES = {f"runs/{name}": name for name in RUNS if name != "chains"}
+PLACES |= dict.fromkeys(["runs/colouring_learned_ppo"], "colouring")
 PLACES |= dict.fromkeys(["runs/threads_unfinished", "runs/threads_ppo"], "threads")
 PLACES |= dict.fromkeys(
     ["runs/single", "runs/demo/ppo", "runs/demo/coconut", "runs/stage3", "runs/multi_small", "runs/thoughts"], "chains"
