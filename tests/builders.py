@@ -50,6 +50,7 @@ def small_reasoner(
     roles: int = 0,
     join: bool = False,
     lora: LoraConfig | None = None,
+    noise: str = "fixed",
     **shape: int | float,
 ) -> Reasoner:
     """A random reasoner in which no weight of navigator and adapters is zero, so that every head matters.
@@ -57,7 +58,7 @@ def small_reasoner(
     `reads` is a key of READS: what its thoughts read of earlier actions.
     """
     config = LlamaConfig(**SMALL | shape)
-    others = {"max_trajectories": max_trajectories, "roles": roles, "join": join}
+    others = {"max_trajectories": max_trajectories, "roles": roles, "join": join, "noise": noise}
     kind = NavigatorConfig(feedback, normalised, reasoning_dim, memory_top, **READS[reads], **others)
     abstract = nnx.eval_shape(
         lambda: Reasoner(Llama(config, nnx.Rngs(0), compute_dtype=dtype, lora=lora), kind, nnx.Rngs(0))
@@ -231,7 +232,11 @@ def oracle_trajectories(
         means = navigator.action_mean(
             jnp.asarray(hidden, table.dtype)[None, :, None], memory, history, jnp.asarray([step])
         )[0, :, 0]
-        actions = {row: means[row] + thought_std * noise[row, step] for row in going}
+        stds = thought_std * np.ones(len(bounds))
+        if navigator.config.noise == "learned":
+            logits = hidden @ np.asarray(navigator.noise_weight[...]) + np.asarray(navigator.noise_bias[...])
+            stds = stds * 8 ** np.tanh(logits)
+        actions = {row: means[row] + stds[row] * noise[row, step] for row in going}
         shared = sum(actions.values()) / max(len(going), 1)
         for row in going:
             found[row].actions.append(np.asarray(actions[row]))

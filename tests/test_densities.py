@@ -31,8 +31,19 @@ def test_gaussian_log_prob_and_kl_match_the_formulas(scaling):
     expected = reduced(-0.5 * ((action - mean) / std) ** 2 - np.log(std * np.sqrt(2 * np.pi)), scaling)
     got = gaussian_log_prob(jnp.float32(action), jnp.float32(mean), std, scaling)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
-    got = gaussian_kl(jnp.float32(mean), jnp.float32(other), jnp.float32(std), scaling)
+    got = gaussian_kl(jnp.float32(mean), std, jnp.float32(other), std, scaling)
     np.testing.assert_allclose(got, reduced((mean - other) ** 2 / (2 * std**2), scaling), rtol=1e-5)
+    wider = 1.7 * std
+    expected = np.log(wider / std) + (std**2 + (mean - other) ** 2) / (2 * wider**2) - 0.5
+    got = gaussian_kl(jnp.float32(mean), std, jnp.float32(other), wider, scaling)
+    np.testing.assert_allclose(got, reduced(expected, scaling), rtol=1e-5)
+
+
+def test_gaussian_kl_of_nearly_equal_stds_is_precise():
+    mean, std = jnp.zeros(4), 0.2 * (1 + 1e-3)
+    got = gaussian_kl(mean, std, mean, 0.2, "summed")
+    np.testing.assert_allclose(got, 4 * (np.log(0.2 / std) + (std / 0.2) ** 2 / 2 - 0.5), rtol=1e-3)
+    assert gaussian_kl(mean, 0.3, mean, 0.3, "summed") == 0.0
 
 
 def test_gaussian_density_integrates_to_one():

@@ -31,10 +31,12 @@ RUNS = {
     "threads": (THREADS, []),
     "threads_of_three": (THREADS, THREE),
     "threads_mixed": (str(ROOT / "configs" / "threads_mixed.py"), []),
+    "colouring": (str(ROOT / "configs" / "colouring.py"), []),
     "mine": ("my_task.py", []),
 }
 # The small run in each place that a command names.
 PLACES = {f"runs/{name}": name for name in RUNS if name != "chains"}
+PLACES |= dict.fromkeys(["runs/colouring_learned_ppo"], "colouring")
 PLACES |= dict.fromkeys(["runs/threads_unfinished", "runs/threads_ppo"], "threads")
 PLACES |= dict.fromkeys(
     ["runs/single", "runs/demo/ppo", "runs/demo/coconut", "runs/stage3", "runs/multi_small", "runs/thoughts"], "chains"

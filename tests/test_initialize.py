@@ -25,6 +25,7 @@ D, R = 16, 8
 BASE = NavigatorConfig("hidden", True, reasoning_dim=R, heads=2, roles=3, join=True, max_trajectories=3)
 CRITIC, COUNT = {"value_in", "value_out", "value_bias"}, {"count_weight", "count_bias"}
 HAS = {"stop_weight", "stop_bias", "role_table", "feedback_scale", "feedback_projection", *CRITIC, *COUNT}
+NOISE = {"noise_weight", "noise_bias", "posterior_in", "posterior_summary", "posterior_shift", "posterior_noise"}
 READS = {"state_in", "memory_out", "cross_attention"}
 
 
@@ -59,6 +60,8 @@ def in_common(theirs: Navigator, ours: Navigator) -> nnx.State:
         ({"cross_attention": True}, {"cross_attention": True, "heads": 4}, HAS),
         ({"cross_attention": True}, {"cross_attention": True, "graph": "own"}, HAS),
         ({}, {"cross_attention": True}, HAS),
+        ({}, {"noise": "learned"}, HAS),
+        ({"noise": "learned"}, {"noise": "learned"}, HAS | NOISE),
         ({}, {"normalised": False}, set()),
         ({}, {"feedback": "navigator"}, set()),
         ({"feedback": "navigator"}, {"feedback": "navigator", "reasoning_dim": 4}, set()),
@@ -108,6 +111,17 @@ def test_reads_that_change_are_silent_at_first():
         same = navigator(reading, 1)
         nnx.update(same, in_common(theirs, same))
         np.testing.assert_array_equal(thoughts(same), thoughts(theirs))
+
+
+def test_learned_noise_starts_as_that_of_all_thoughts():
+    theirs, ours = navigator(BASE, 0, trained=True), navigator(replace(BASE, noise="learned"), 1)
+    nnx.update(ours, in_common(theirs, ours))
+    np.testing.assert_array_equal(thoughts(ours), thoughts(theirs))
+    hidden = jax.random.normal(jax.random.key(0), (3, D))
+    np.testing.assert_array_equal(ours.noise_std(hidden, 0.2), theirs.noise_std(hidden, 0.2))
+    trained = navigator(replace(BASE, noise="learned"), 2, trained=True)
+    assert np.ptp(trained.noise_std(hidden, 0.2)) > 0.01
+    np.testing.assert_array_equal(trained.noise_std(hidden, 0.0), 0.0)
 
 
 def thoughts(model: Navigator) -> np.ndarray:

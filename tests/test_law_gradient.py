@@ -38,12 +38,12 @@ def double_precision():
         yield
 
 
-def tiny_reasoner(feedback, normalised, reads="nothing", **kind):
-    return small_reasoner(
+def tiny_reasoner(feedback, normalised, noise="fixed", reads="nothing", **kind):
+    reasoner = small_reasoner(
         feedback,
         normalised,
         reads=reads,
-        seed=7,
+        seed=7 if noise == "fixed" else 2,  # whose decoded thoughts, too, stay where the norm is smooth
         reasoning_dim=2,
         dtype=jnp.float64,
         vocab_size=VOCABULARY,
@@ -54,8 +54,12 @@ def tiny_reasoner(feedback, normalised, reads="nothing", **kind):
         num_key_value_heads=1,
         head_dim=2,
         **kind,
+        noise=noise,
         rms_norm_eps=0.1,  # keeps the norms smooth where the noise reaches, so that few nodes suffice
     )
+    if noise == "learned":  # likewise the head, which is not zero
+        reasoner.navigator.noise_weight[...] *= 0.4
+    return reasoner
 
 
 @dataclass
@@ -114,7 +118,10 @@ def outcome_probability(reasoner, count, noise, tokens, token_mask):
         if step < STEPS:
             log_prob += jax.nn.log_sigmoid(logit if step == count else -logit)
         if step < count:
-            action = navigator.action_mean(hidden, None) + STD * noise[step]
+            std = STD
+            if navigator.config.noise == "learned":
+                std *= 8 ** jnp.tanh(hidden @ navigator.noise_weight[...] + navigator.noise_bias[...][0])
+            action = navigator.action_mean(hidden, None) + std * noise[step]
             inputs = jnp.concatenate([inputs, navigator.to_embedding(action, hidden)[None]])
     inputs = jnp.concatenate([inputs, table[jnp.asarray(OPENING)], table[tokens[:-1]]])
     logits = from_scratch(reasoner, inputs, jnp)[-ANSWER:] @ head.T / TOKEN_TEMPERATURE
@@ -136,9 +143,9 @@ def expected_reward(graphdef, params):
 
 
 @cache
-def true_gradient(feedback, normalised):
+def true_gradient(feedback, normalised, noise="fixed"):
     """The gradient of the expected reward, differentiated as it stands, and the outcomes' probabilities."""
-    graphdef, params = nnx.split(tiny_reasoner(feedback, normalised))
+    graphdef, params = nnx.split(tiny_reasoner(feedback, normalised, noise))
     of_reward = jax.grad(partial(expected_reward, graphdef), has_aux=True)
     gradient, probability = jax.jit(of_reward, compiler_options=QUICK)(params)
     return gradient, np.asarray(probability)
@@ -172,9 +179,9 @@ def recorded_rollout(reasoner):
     )
 
 
-def ppo_gradient(feedback, normalised, gradient, method, monkeypatch):
+def ppo_gradient(feedback, normalised, gradient, method, monkeypatch, noise="fixed"):
     """Gradient of the PPO loss with each outcome weighted by its probability; and the probabilities it assigns."""
-    outcomes, (_, probability) = all_outcomes(), true_gradient(feedback, normalised)
+    outcomes, (_, probability) = all_outcomes(), true_gradient(feedback, normalised, noise)
     config = PPOConfig(
         gradient=gradient,
         mixture=0.3,
@@ -185,7 +192,7 @@ def ppo_gradient(feedback, normalised, gradient, method, monkeypatch):
         kl_coefficient=0.0,
     )
     monkeypatch.setattr(ppo_loss, "rescore_method", lambda *_: method)
-    graphdef, params = nnx.split(tiny_reasoner(feedback, normalised))
+    graphdef, params = nnx.split(tiny_reasoner(feedback, normalised, noise))
 
     def collect(params):
         reasoner = nnx.merge(graphdef, params)
@@ -244,17 +251,36 @@ EXACT = [
 ]
 
 
-def check_gradient(case, monkeypatch):
-    true, probability = true_gradient(*case[:2])
+def check_gradient(case, monkeypatch, noise="fixed"):
+    true, probability = true_gradient(*case[:2], noise)
     assert abs(probability.sum() - 1) < 1e-6
-    found, assigned = ppo_gradient(*case, monkeypatch)
+    found, assigned = ppo_gradient(*case, monkeypatch, noise)
     np.testing.assert_allclose(assigned, probability, rtol=1e-4, atol=1e-12)
     assert distance(found, true) < 1e-4
+    return found, true
 
 
 @pytest.mark.parametrize("case", FAST, ids=str)
 def test_gradient_is_that_of_the_expected_reward(case, monkeypatch):
     check_gradient(case, monkeypatch)
+
+
+LEARNED = [
+    ("hidden", False, "score", "parallel"),
+    ("hidden", True, "pathwise", "noise"),
+    pytest.param(("navigator_residual", False, "score", "actions"), marks=pytest.mark.slow),
+    pytest.param(("navigator", True, "score", "parallel"), marks=pytest.mark.slow),
+    pytest.param(("hidden", False, "mixture", "actions"), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("case", LEARNED, ids=str)
+def test_gradient_with_learned_noise(case, monkeypatch):
+    """Of the head that gives the standard deviations too, whose entries are compared for themselves: they are small."""
+    found, true = (gradient["navigator"] for gradient in check_gradient(case, monkeypatch, "learned"))
+    for name in ("noise_weight", "noise_bias"):
+        assert float(jnp.max(jnp.abs(true[name][...]))) > 2e-5
+        np.testing.assert_allclose(found[name][...], true[name][...], rtol=1e-2, atol=2e-6)
 
 
 @pytest.mark.slow

@@ -25,13 +25,14 @@ CASES = [
     pytest.param(("navigator_residual", True, 0, False), marks=pytest.mark.slow),
     pytest.param(("hidden", True, 3, False), marks=pytest.mark.long),
     pytest.param(("navigator", True, 3, False, "all"), marks=pytest.mark.slow),
+    pytest.param(("hidden", True, 0, True, "nothing", "learned"), marks=pytest.mark.slow),
 ]
 
 
 def reasoner_of(case):
-    """Of (feedback, normalised, memory_top, ensemble) and, where it is given, what thoughts read of actions."""
+    """Of (feedback, normalised, memory_top, ensemble) and, where given, what thoughts read of actions and their noise."""
     *kind, _ = case[:4]
-    return small_reasoner(*kind, reads=case[4] if len(case) > 4 else "nothing")
+    return small_reasoner(*kind, **dict(zip(("reads", "noise"), case[4:], strict=False)))
 
 
 @cache
@@ -80,6 +81,7 @@ def masked(scores, rollout):
         thoughts=thoughts.replace(
             stop_logits=jnp.where(reached, thoughts.stop_logits, 0.0),
             means=jnp.where(rollout.thought_mask[..., None], thoughts.means, 0.0),
+            stds=jnp.where(rollout.thought_mask, thoughts.stds, 0.0),
         )
     )
 

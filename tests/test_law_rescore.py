@@ -82,8 +82,10 @@ def replayer(opening, scaling, ensemble):
     return jax.jit(replay, compiler_options=QUICK)
 
 
-def check_ratio_one(feedback, normalised, memory_top, ensemble, opening, scaling, reads="nothing", lora=None):
-    reasoner = small_reasoner(feedback, normalised, memory_top, reads=reads, lora=lora)
+def check_ratio_one(
+    feedback, normalised, memory_top, ensemble, opening, scaling, reads="nothing", lora=None, noise="fixed"
+):
+    reasoner = small_reasoner(feedback, normalised, memory_top, reads=reads, lora=lora, noise=noise)
     bank = small_bank() if memory_top else None
     sample, replay = sampler(opening, scaling, ensemble), replayer(opening, scaling, ensemble)
 
@@ -105,6 +107,8 @@ def check_ratio_one(feedback, normalised, memory_top, ensemble, opening, scaling
         for way, again in scores.items():
             for name in ("stop", "stop_entropy", "thought", "values"):
                 close(getattr(again.thoughts, name), getattr(recorded.thoughts, name), f"{way}: {name}")
+            taken = np.asarray(rollout.thought_mask)
+            close(np.asarray(again.thoughts.stds)[taken], np.asarray(recorded.thoughts.stds)[taken], f"{way}: stds")
             for name in ("log_probs", "entropies", "values"):
                 close(getattr(again.tokens, name), getattr(recorded.tokens, name), f"{way}: token {name}")
         thought_mask = np.asarray(rollout.thought_mask)
@@ -112,6 +116,9 @@ def check_ratio_one(feedback, normalised, memory_top, ensemble, opening, scaling
         for name in ("actions", "embeddings"):
             again, before = np.asarray(getattr(thoughts, name)), np.asarray(getattr(rollout, name))
             close(again[thought_mask], before[thought_mask], f"{name} from the recorded noise")
+        if noise == "learned" and thought_mask.sum() > 1:
+            factors = np.asarray(recorded.thoughts.stds)[thought_mask] / temperatures.thought_std
+            assert np.max(np.abs(np.log(factors))) > 0.01
         # Log-probs of zero everywhere would agree as well.
         assert np.all(np.asarray(recorded.thoughts.stop)[within] < 0)
         assert np.all(np.asarray(recorded.tokens.log_probs)[np.asarray(rollout.token_mask)] < 0)
@@ -151,6 +158,14 @@ READING = [
 ]
 
 
+# Every way of thinking with a standard deviation of its own for each thought, from a head that is not zero.
+LEARNED = [
+    ("hidden", True, 0, False, (7,), "summed", "nothing", None, "learned"),
+    ("navigator", False, 3, True, (7, 3), "scaled", "nothing", ADAPTERS, "learned"),
+    ("navigator_residual", True, 0, False, (), "averaged", "own", None, "learned"),
+]
+
+
 def with_scalings(cases):
     """Every scaling, and every second case with adapters."""
     return [(*case, SCALINGS[index % 3], "nothing", (None, ADAPTERS)[index % 2]) for index, case in enumerate(cases)]
@@ -166,6 +181,13 @@ def test_ratio_is_one_before_the_update(case):
     "case", [READING[0], *(pytest.param(case, marks=pytest.mark.slow) for case in READING[1:])], ids=str
 )
 def test_ratio_is_one_where_thoughts_read_actions(case):
+    check_ratio_one(*case)
+
+
+@pytest.mark.parametrize(
+    "case", [LEARNED[0], *(pytest.param(case, marks=pytest.mark.slow) for case in LEARNED[1:])], ids=str
+)
+def test_ratio_is_one_with_learned_noise(case):
     check_ratio_one(*case)
 
 
@@ -252,9 +274,11 @@ def cached_pass(opening, ensemble):
     return jax.jit(run, compiler_options=QUICK)
 
 
-def check_cached_is_uncached(feedback, normalised, memory_top, ensemble, opening, examples, reads="nothing"):
+def check_cached_is_uncached(
+    feedback, normalised, memory_top, ensemble, opening, examples, reads="nothing", noise="fixed"
+):
     lora = ADAPTERS if normalised else None
-    reasoner = small_reasoner(feedback, normalised, memory_top, seed=1, reads=reads, lora=lora)
+    reasoner = small_reasoner(feedback, normalised, memory_top, seed=1, reads=reads, lora=lora, noise=noise)
     bank = small_bank() if memory_top else None
     run = cached_pass(opening, ensemble)
     size = 8 if feedback == "hidden" else 5
@@ -265,14 +289,14 @@ def check_cached_is_uncached(feedback, normalised, memory_top, ensemble, opening
         prompt_lengths, lengths, _, seed = situation
         prompt, mask = ragged_prompts(prompt_lengths, WIDTH, seed)
         shape = (QUESTIONS, TRAJECTORIES, STEPS, size)
-        noise = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-        found = run(reasoner, prompt, mask, bank, lengths, noise, np.float32(thought_std))
+        drawn = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+        found = run(reasoner, prompt, mask, bank, lengths, drawn, np.float32(thought_std))
         thoughts, answers = jax.tree.map(np.asarray, found)
         for question in range(QUESTIONS):
             real = np.asarray(prompt)[question][np.asarray(mask)[question]].tolist()
             bounds = list(zip(lengths.min_thoughts[question], lengths.max_thoughts[question], strict=True))
             expected = oracle_trajectories(
-                reasoner, real, bank, bounds, noise[question], thought_std, opening, ANSWER, ensemble
+                reasoner, real, bank, bounds, drawn[question], thought_std, opening, ANSWER, ensemble
             )
             for row, oracle in enumerate(expected):
                 here = (question, row)
@@ -293,6 +317,13 @@ def check_cached_is_uncached(feedback, normalised, memory_top, ensemble, opening
 @pytest.mark.parametrize("case", FAST[1:3], ids=str)
 def test_cached_equals_uncached(case):
     check_cached_is_uncached(*case, examples=3)
+
+
+@pytest.mark.parametrize(
+    "case", [LEARNED[0], *(pytest.param(case, marks=pytest.mark.slow) for case in LEARNED[1:])], ids=str
+)
+def test_cached_equals_uncached_with_learned_noise(case):
+    check_cached_is_uncached(*case[:5], examples=3, reads=case[6], noise="learned")
 
 
 @pytest.mark.slow

@@ -62,13 +62,14 @@ def same(found, expected):
         ("hidden", False, 0, False),
         ("navigator", True, 3, True),
         pytest.param(("navigator_residual", False, 3, False), marks=pytest.mark.slow),
+        pytest.param(("hidden", True, 0, False, "learned"), marks=pytest.mark.slow),
     ],
     ids=str,
 )
 def test_a_row_does_not_depend_on_padding_or_other_rows(case):
-    *kind, ensemble = case
-    reasoner, bank = small_reasoner(*kind, seed=2), small_bank() if kind[2] else None
-    sample = sampler(ensemble)
+    *kind, ensemble = case[:4]
+    reasoner = small_reasoner(*kind, seed=2, noise=case[4] if len(case) > 4 else "fixed")
+    bank, sample = small_bank() if kind[2] else None, sampler(ensemble)
 
     @settings(max_examples=5, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
     @given(st.lists(st.integers(1, WIDTH), min_size=3, max_size=3), st.integers(0, 10_000))

@@ -29,13 +29,20 @@ def random_scores(rng):
     thoughts = ThoughtScores(
         stop=rng.normal(size=(*shape, T + 1)), stop_logits=rng.normal(size=(*shape, T + 1)),
         stop_entropy=rng.random((*shape, T + 1)), thought=rng.normal(size=(*shape, T)),
-        means=rng.normal(size=(*shape, T, X)), values=rng.normal(size=(*shape, T + 1)),
+        means=rng.normal(size=(*shape, T, X)), stds=rng.uniform(0.2, 0.8, (*shape, T)), values=rng.normal(size=(*shape, T + 1)),
     )  # fmt: skip
     tokens = TokenScores(
         log_probs=rng.normal(size=(*shape, A)), entropies=rng.random((*shape, A)),
         values=rng.normal(size=(*shape, A)), is_top=np.zeros((*shape, A), bool),
     )  # fmt: skip
     return jax.tree.map(lambda x: x.astype(np.float32) if x.dtype != bool else x, Scores(thoughts, tokens))
+
+
+def gaussian_kl(ours, theirs):
+    """KL of the thoughts' Gaussians, in nats, [B, N, T]."""
+    squares = np.sum((ours.means - theirs.means) ** 2, axis=-1)
+    ratio = ours.stds / theirs.stds
+    return 0.5 * squares / theirs.stds**2 + X * (0.5 * ratio**2 - 0.5 - np.log(ratio))
 
 
 def random_rollout(rng):
@@ -83,9 +90,9 @@ def loss_by_loop(new, old, reference, rollout, advantages, returns, config):
                 kl = estimate(pair[0], reference.thoughts.stop[b, n, t], config.kl_estimator)
                 terms.append((*pair, advantages[b, n, t], kl, entropy))
             if config.gradient == "score" and t < T and rollout.thought_mask[b, n, t]:
-                distance = new.thoughts.means[b, n, t] - reference.thoughts.means[b, n, t]
+                distance = gaussian_kl(new.thoughts, reference.thoughts)[b, n, t]
                 pair = new.thoughts.thought[b, n, t], old.thoughts.thought[b, n, t]
-                terms.append((*pair, advantages[b, n, t], 0.5 * np.sum(distance**2) / STD**2, 0.0))
+                terms.append((*pair, advantages[b, n, t], distance, 0.0))
         for a in range(A):
             if rollout.token_mask[b, n, a]:
                 place = T + 1 + a
@@ -145,8 +152,7 @@ def test_loss_matches_the_loop(config, seed):
     )
     kl = sum(estimate(said, other, config.kl_estimator)[mask].sum() for said, other, mask in kinds)
     if config.gradient == "score":
-        distance = new.thoughts.means - reference.thoughts.means
-        kl += (0.5 * np.sum(distance**2, axis=-1) / STD**2)[rollout.thought_mask].sum()
+        kl += gaussian_kl(new.thoughts, reference.thoughts)[rollout.thought_mask].sum()
     assert float(told.kl) == pytest.approx(float(kl), rel=1e-3, abs=1e-3)
     assert float(loss) == pytest.approx(float(expected), rel=2e-3, abs=2e-3)
 

@@ -176,6 +176,7 @@ _DEPENDS_ON = {
     "count_bias": ("max_trajectories", "fewest_trajectories"),
     "step_table": ("step_embeddings",),
     "role_table": ("roles",),
+    **dict.fromkeys(("posterior_in", "posterior_summary", "posterior_shift", "posterior_noise"), ("reasoning_dim",)),
     "graph": ("graph", "graph_layers", "heads"),
     "cross_attention": ("heads",),
 }

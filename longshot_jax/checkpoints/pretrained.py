@@ -155,6 +155,9 @@ def _trained(
         joined=run.thoughts.joined,
         question_hidden=run.curriculum.question_hidden > 0 and not run.thoughts.joined,
     )
+    if run.samples_thoughts(phase):
+        std = run.curriculum.variational.std
+        return replace(model, sigma=std, temperatures=make_temperatures(std * sidecar.thought_rms))
     if phase != "ppo":
         return model
     # Final values of the schedules, with which the trained policy sampled last.

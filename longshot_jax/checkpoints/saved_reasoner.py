@@ -78,7 +78,7 @@ class SavedReasoner:
         run, phase = self.run, self.metadata["phase"]
         rms, memory = 1.0, jax.eval_shape(lambda: empty_memory(run, phase))
         with Checkpoints.reader(self.folder) as checkpoints:
-            if phase == "ppo":
+            if phase == "ppo" or run.samples_thoughts(phase):
                 scalar = jax.ShapeDtypeStruct((), jnp.float32)
                 rms = float(checkpoints.restore_partial(scalar, "thought_rms", self.which)[0])
             if memory is not None:

@@ -33,7 +33,7 @@ _SETTINGS = "trained"
 class Sidecar:
     """How a reasoner was trained, and its parts besides the backbone.
 
-    `thought_rms` is the rms of noise-free thoughts at the start of PPO, and 1 before PPO. `stage` is that of a supervised
+    `thought_rms` is the rms of noise-free thoughts at the start of PPO or in a curriculum that samples them, else 1. `stage` is that of a supervised
     phase at the checkpoint; None after PPO. `trained_on` are the training problems of all its runs.
     """
 

@@ -51,4 +51,5 @@ FRACTION = Bound(0, 1)
 BELOW_ONE = Bound(0, 1, high_open=True)
 # Sums of rewards, and squares of these, are finite in float32.
 REWARD, COST = Bound(-1_000_000, 1_000_000), Bound(0, 1_000_000)
+AT_LEAST_HALF = Bound(0.5, 1)
 SEED = Bound(0, 2**32 - 2)  # seeds have 32 bits, and PPO also uses seed + 1

@@ -17,6 +17,7 @@ def check_combinations(run: RunConfig) -> None:
         _data,
         _text,
         _curriculum,
+        _variational,
         _ppo,
         _schedules,
         _kl,
@@ -105,7 +106,11 @@ def _curriculum(run: RunConfig) -> Iterator[str]:
     if not config.stages:
         yield "config.curriculum.stages is empty: it must name at least one stage."
     reaches_navigator = config.mode == "coconut" and (
-        thoughts.in_reasoning_space or thoughts.normalised or thoughts.reads_history or thoughts.step_embeddings
+        thoughts.in_reasoning_space
+        or thoughts.normalised
+        or thoughts.reads_history
+        or thoughts.step_embeddings
+        or config.variational.kl
     )
     if runs and config.trainable == "navigator" and not reaches_navigator:
         yield (
@@ -137,6 +142,27 @@ def _curriculum(run: RunConfig) -> Iterator[str]:
             "all at once: set one of them to 0."
         )
     yield from _micro_batches("curriculum", config)
+
+
+def _variational(run: RunConfig) -> Iterator[str]:
+    """A curriculum that samples its thoughts."""
+    config, thoughts = run.curriculum, run.thoughts
+    if not config.variational.kl or "curriculum" not in run.phases:
+        return
+    if thoughts.noise != "learned":
+        yield "config.curriculum.variational.kl needs a prior and a posterior: set config.thoughts.noise to 'learned', or kl to 0."
+    if config.mode != "coconut":
+        yield f"config.curriculum.variational.kl samples thoughts, and mode {config.mode!r} has none: take 'coconut', or set kl to 0."
+    for wanted, key, off in (
+        (thoughts.join, "config.thoughts.join", "False"),
+        (config.guidance.jacobi, "config.curriculum.guidance.jacobi", "0"),
+        (any(config.guidance.forcing), "config.curriculum.guidance.forcing", "(0, 0)"),
+    ):
+        if wanted:
+            yield (
+                f"config.curriculum.variational.kl samples the thoughts of one trajectory in sequence, which {key} does not "
+                f"allow: set {key} to {off}, or kl to 0."
+            )
 
 
 def _ppo(run: RunConfig) -> Iterator[str]:

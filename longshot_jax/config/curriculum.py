@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from longshot_jax.config.bounds import BELOW_ONE, COUNT, FRACTION, NON_NEGATIVE
+from longshot_jax.config.bounds import AT_LEAST_HALF, BELOW_ONE, COUNT, FRACTION, NON_NEGATIVE, POSITIVE
 from longshot_jax.config.optimizer import OptimizerConfig
 
 Mode = Literal["coconut", "cot", "no_cot", "no_thoughts", "pause"]
@@ -36,6 +36,20 @@ class GuidanceConfig:
     def reads_steps(self) -> bool:
         """Whether any loss reads the texts of the replaced steps."""
         return self.target > 0 or self.explanation > 0 or any(self.forcing)
+
+
+@dataclass(frozen=True)
+class VariationalConfig:
+    """Thoughts sampled in training from a posterior that sees the answer, trained by a variational bound (GRAM)."""
+
+    kl: Annotated[float, NON_NEGATIVE] = 0.0
+    """Weight of KL(posterior ‖ prior) of all thoughts beside the loss of the tokens, both in nats; 1 is the evidence
+    bound. 0: no noise in the curriculum."""
+    std: Annotated[float, POSITIVE] = 0.2
+    """Standard deviation of the prior before its learned factor, relative to the rms of noise-free thoughts. PPO starts
+    from the same prior if `ppo.thought_std` is the same number."""
+    balance: Annotated[float, AT_LEAST_HALF] = 0.5
+    """Share of the KL's gradient that moves the prior, the rest moves the posterior; 0.5 is the KL as it is."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,7 @@ class CurriculumConfig:
     question_hidden_updates: Annotated[int, NON_NEGATIVE] = 0
     """Updates over which `question_hidden` falls linearly to 0; 0: it stays."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    variational: VariationalConfig = field(default_factory=VariationalConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     @property

@@ -19,8 +19,8 @@ class DataConfig:
     """Problems, tokenizer and lengths."""
 
     train: str = "chains"
-    """Training problems: a file, a hub name (`name:config:split`), generated (`chains`, `threads`, `prosqa`, `stories`), a
-    task of reasoning-gym (`reasoning_gym:chain_sum`), or code of your own (`my_task:problems`, docs/own.md)."""
+    """Training problems: a file, a hub name (`name:config:split`), generated (`chains`, `threads`, `colouring`, `prosqa`,
+    `stories`), a task of reasoning-gym (`reasoning_gym:chain_sum`), or code of your own (`my_task:problems`, docs/own.md)."""
     validation: str = ""
     """Problems that select the best checkpoint, as in `train`. Empty: other problems if `train` is generated, else a
     tenth of the questions of `train`, at most 500, which are removed from it with all their copies."""
@@ -41,7 +41,7 @@ class DataConfig:
     """Leave out of training the problems of a file whose question is also in `validation` or `test`; without it a
     warning names their share."""
     tokenizer: str = "chains"
-    """`chains` or `threads` (one token per character of these problems), `bpe` (byte-level BPE, trained on the problems), `model` (that of the model
+    """`chains`, `threads` or `colouring` (one token per character of these problems), `bpe` (byte-level BPE, trained on the problems), `model` (that of the model
     directory), a folder, or a hub name."""
     bpe_vocabulary: Annotated[int, COUNT] = 2048
     """Vocabulary size of `bpe`."""
@@ -53,6 +53,8 @@ class DataConfig:
     """Numbers of independent chains of a generated `threads` problem, in turn."""
     interleaved: bool = False
     """Mix the statements of the chains of a `threads` problem."""
+    nodes: Annotated[tuple[int, ...], COUNT] = (8,)
+    """Numbers of nodes (7 to 9) of a generated `colouring` problem's graph, in turn; it has half as many edges again."""
     steps_together: bool = False
     """Steps of a `threads` problem hold the values of all chains, for one trajectory that holds all in each thought;
     without it they follow one another, chain by chain."""
@@ -135,6 +137,10 @@ class RunConfig:
     def supervised(self, phase: str) -> CurriculumConfig:
         """Settings of a supervised phase, `text` or `curriculum`."""
         return self.text.as_curriculum if phase == "text" else self.curriculum
+
+    def samples_thoughts(self, phase: str) -> bool:
+        """Whether a supervised phase samples its thoughts."""
+        return phase == "curriculum" and self.curriculum.variational.kl > 0
 
     @property
     def lora(self) -> LoraConfig | None:

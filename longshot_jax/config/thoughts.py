@@ -41,7 +41,9 @@ class NavigatorConfig:
     """Heads of graph memory and cross-trajectory attention; they divide `reasoning_dim`."""
     max_trajectories: Annotated[int, NON_NEGATIVE] = 0
     """Let the model choose 2 (with `join` 1) to this number of trajectories per question; 0: no choice."""
-
+    noise: Literal["fixed", "learned"] = "fixed"
+    """Standard deviation of a thought's noise: the same for all (`fixed`), or times a factor, 1 at the start, that is
+    `learned` as a function of the hidden state. Without noise (`ppo.thought_std` 0, greedy) both are the same."""
     roles: Annotated[int, NON_NEGATIVE] = 0
     """Learned embeddings, one a trajectory, each read at a position of its own before the trajectory's thoughts, so that
     the trajectories of a question differ without noise. 0: none."""

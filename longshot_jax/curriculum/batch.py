@@ -10,9 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig, has_thoughts
+from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig, VariationalConfig, has_thoughts
 from longshot_jax.data.grouping import Shape, choose_shapes, smallest_shape
 from longshot_jax.data.layout import Layout, pad_right
 from longshot_jax.data.problems import Problem
@@ -92,6 +92,7 @@ class CurriculumBatch:
       steps: texts of the replaced steps, if guidance reads them.
       text: CurriculumBatch of the same problems with all steps written, if thoughts are distilled from it.
       hidden: True where the tokens do not see the question, only the thoughts; None: nowhere.
+      noise_seeds: of the noise of each problem's thoughts, if they are sampled.
       dropout_mask: factors drawn by the update: 0 or 1 / (1 - dropout); None without dropout.
     """
 
@@ -105,6 +106,7 @@ class CurriculumBatch:
     steps: StepTexts | None = None
     text: Any = None
     hidden: Bool[Array, " B"] | None = None
+    noise_seeds: UInt32[Array, " B"] | None = None
     dropout_mask: Float[Array, "B T D"] | None = None
 
     @property
@@ -214,7 +216,8 @@ def curriculum_batch(
         slots, probability = config.max_thoughts, forcing_probability(guidance, update)
         steps = step_texts(problems, replaced, config.c_thought, slots, layout, most, probability, rng, padding)
     if guidance.distillation:
-        written = replace(config, uniform_prob=0.0, question_hidden=0.0, guidance=GuidanceConfig())
+        plain = {"guidance": GuidanceConfig(), "variational": VariationalConfig()}
+        written = replace(config, uniform_prob=0.0, question_hidden=0.0, **plain)
         text = curriculum_batch(problems, 0, written, layout, most, rng, padding=padding)
     num_thoughts = np.asarray([thoughts for _, thoughts in replaced], np.int32)
     arrays = prompt, prompt_mask, num_thoughts, tokens, token_mask, loss_mask, np.asarray(starts, np.int32)
@@ -224,5 +227,6 @@ def curriculum_batch(
     if config.question_hidden:
         whole = [left_out == len(problem.steps) for problem, (left_out, _) in zip(problems, replaced, strict=True)]
         hidden = (rng.random(len(problems)) < hidden_share(config, update)) & (num_thoughts > 0) & np.array(whole)
+    seeds = rng.integers(2**32, size=len(problems), dtype=np.uint32) if config.variational.kl else None
     # NumPy arrays until the batch is placed on the devices.
-    return CurriculumBatch(*arrays, steps, text, hidden)  # pyright: ignore[reportArgumentType]
+    return CurriculumBatch(*arrays, steps, text, hidden, seeds)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,7 @@
-"""The supervised loss of the curriculum: next-token loss after noise-free, differentiated thoughts, and guidance."""
+"""The supervised loss of the curriculum: next-token loss after differentiated thoughts, guidance and the bound's KL.
+
+Thoughts are noise-free, or sampled (`curriculum.variational`).
+"""
 
 from dataclasses import field
 from typing import Any
@@ -7,9 +10,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from longshot_jax.config.curriculum import GuidanceConfig
+from longshot_jax.config.curriculum import GuidanceConfig, VariationalConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.guidance import distillation_distance, explanation_loss, step_embeddings, target_distance
+from longshot_jax.curriculum.variational import summary_of_answer, thought_noise, variational_sums
 from longshot_jax.thoughts.answer import continuation_hidden, score_tokens
 from longshot_jax.thoughts.jacobi import think_in_parallel
 from longshot_jax.thoughts.reasoner import Reasoner
@@ -25,12 +29,14 @@ class TokenSums:
     Attributes:
       loss_sum: negative log-likelihood in nats. count: tokens. correct: tokens with the largest logit.
       guidance: sums of the losses of `curriculum.guidance` that are on, by name.
+      variational: sums of `variational.variational_sums`, if thoughts are sampled.
     """
 
     loss_sum: Float[Array, ""]
     count: Float[Array, ""]
     correct: Float[Array, ""]
     guidance: dict[str, Any] = field(default_factory=dict)
+    variational: dict[str, Any] = field(default_factory=dict)
 
 
 def curriculum_sums(
@@ -40,6 +46,8 @@ def curriculum_sums(
     pause_token: int | None = None,
     guidance: GuidanceConfig | None = None,
     latent_token: int = 0,
+    variational: VariationalConfig | None = None,
+    thought_std: Array | float = 0.0,
 ) -> TokenSums:
     """Next-token loss after the thoughts, and the guidance losses.
 
@@ -50,11 +58,13 @@ def curriculum_sums(
       pause_token: if given, its embedding replaces every thought (the `pause` control).
       guidance: settings of the guidance; None is all off.
       latent_token: its embedding initializes thoughts that are computed in parallel.
+      variational: settings of sampled thoughts; None is none. Their noise comes from the batch's seeds.
+      thought_std: standard deviation of their prior before its learned factor, in units of the action.
     """
     guidance = guidance or GuidanceConfig()
     prompt = begin_trajectories(reasoner, encode(reasoner, batch.prompt, batch.prompt_mask), 1)
     num_thoughts = batch.num_thoughts[:, None]
-    shape = (*num_thoughts.shape, max_thoughts)
+    shape, bound = (*num_thoughts.shape, max_thoughts), {}
     if pause_token is not None:
         embeddings = jnp.broadcast_to(
             reasoner.backbone.embed(jnp.asarray(pause_token)), (*shape, prompt.hidden.shape[-1])
@@ -65,8 +75,15 @@ def curriculum_sums(
         thoughts = think_in_parallel(reasoner, prompt, num_thoughts, start, max_thoughts, guidance.jacobi)
     else:
         noise, rule = jnp.zeros((*shape, reasoner.action_size)), StopRule(num_thoughts, num_thoughts)
+        std, summary = jnp.zeros(()), None
+        if variational is not None and batch.noise_seeds is not None:
+            std = jnp.asarray(thought_std)
+            noise = thought_noise(batch.noise_seeds, max_thoughts, reasoner.action_size)
+            summary = summary_of_answer(reasoner, prompt, batch.tokens, batch.token_mask)
         teaching = _teaching(reasoner, batch, guidance)
-        thoughts = think(reasoner, prompt, None, rule, noise, jnp.zeros(()), teaching=teaching)
+        thoughts = think(reasoner, prompt, None, rule, noise, std, teaching=teaching, summary=summary)
+        if variational is not None and summary is not None:
+            bound = variational_sums(reasoner, thoughts, summary, std, variational)
     hidden = _hidden_of_tokens(reasoner, prompt, thoughts, batch)
     scores = score_tokens(reasoner, hidden, batch.tokens[:, None], batch.loss_mask[:, None], jnp.ones(()))
     return TokenSums(
@@ -74,6 +91,7 @@ def curriculum_sums(
         count=jnp.sum(batch.loss_mask, dtype=jnp.float32),
         correct=jnp.sum(scores.is_top & batch.loss_mask[:, None], dtype=jnp.float32),
         guidance=_guidance_sums(reasoner, batch, prompt, thoughts, hidden, guidance),
+        variational=bound,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
+from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig, VariationalConfig
 from longshot_jax.curriculum.batch import CurriculumBatch, StepTexts, forcing_probability, replaced_steps, step_texts
 from longshot_jax.curriculum.guidance import explanation_loss, step_embeddings, target_distance
 from longshot_jax.curriculum.loss import TokenSums, curriculum_sums
@@ -171,11 +171,13 @@ def sums_of(
     pause_token: int | None = None,
     guidance: GuidanceConfig | None = None,
     latent_token: int = 0,
+    variational: VariationalConfig | None = None,
+    thought_std: Array | float = 0.0,
 ) -> TokenSums:
     """`curriculum_sums` or `parallel_sums`, as the batch is."""
     if isinstance(batch, ParallelBatch):
         return parallel_sums(reasoner, batch, max_thoughts, pause_token, guidance)
-    return curriculum_sums(reasoner, batch, max_thoughts, pause_token, guidance, latent_token)
+    return curriculum_sums(reasoner, batch, max_thoughts, pause_token, guidance, latent_token, variational, thought_std)
 
 
 def _teaching(reasoner: Reasoner, batch: ParallelBatch, guidance: GuidanceConfig) -> Teaching | None:

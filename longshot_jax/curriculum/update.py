@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from longshot_jax.config import RunConfig
-from longshot_jax.config.curriculum import GuidanceConfig
+from longshot_jax.config.curriculum import GuidanceConfig, VariationalConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.guidance import guidance_counts, guidance_weights
 from longshot_jax.curriculum.loss import TokenSums
 from longshot_jax.curriculum.parallel import ParallelBatch, sums_of
+from longshot_jax.curriculum.variational import first_unit, unit_after, variational_metrics
 from longshot_jax.model.sharding import check_divides, shardings, with_sharding
 from longshot_jax.thoughts.reasoner import AbstractReasoner, gathering, is_trainable
 from longshot_jax.training.optimizer import cut_rows, jit_update, make_optimizer, step_if_finite, summed_gradients
@@ -36,10 +37,12 @@ def curriculum_update(
     latent_token: int = 0,
     dropout: float = 0.0,
     prepare: Callable[[nnx.State], nnx.State] = lambda params: params,
+    variational: VariationalConfig | None = None,
 ) -> Update:
     """Makes `update(state, batch) -> state, metrics`, to be jitted with the state donated.
 
-    `dropout` is the fraction of the entries of a fed-back thought that are zeroed. `prepare` is `reasoner.gathering`.
+    `dropout` is the fraction of the entries of a fed-back thought that are zeroed. `prepare` is `reasoner.gathering`. With
+    `variational` thoughts are sampled, and the state's `thought_rms` is that of the last batch.
     """
 
     def with_dropout(state: TrainState, batch: Batch) -> tuple[TrainState, Batch]:
@@ -54,14 +57,17 @@ def curriculum_update(
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         state, batch = with_dropout(state, batch)
-        total = jnp.maximum(batch.loss_count, 1.0)
+        total, unit = jnp.maximum(batch.loss_count, 1.0), state.thought_rms
         counts_of, weights = guidance_counts(batch), guidance_weights(guidance or GuidanceConfig())
         frozen = prepare(state.frozen)
 
         def share(trainable: nnx.State, micro_batch: Batch) -> tuple[Array, TokenSums]:
             reasoner = nnx.merge(graphdef, trainable, frozen)
-            sums = sums_of(reasoner, micro_batch, max_thoughts, pause_token, guidance, latent_token)
+            std = 0.0 if variational is None else variational.std * unit
+            sums = sums_of(reasoner, micro_batch, max_thoughts, pause_token, guidance, latent_token, variational, std)
             guided = sum(weights[name] * part / counts_of[name] for name, part in sums.guidance.items())
+            if variational is not None:  # per predicted token, as the loss: the sum of both is the bound
+                guided += variational.kl * sums.variational["objective"] / total
             return sums.loss_sum / total + guided, sums
 
         gradients, sums = summed_gradients(
@@ -80,7 +86,10 @@ def curriculum_update(
             "skipped_in_a_row": counts["skipped"],
         }
         metrics |= {f"guidance/{name}": part / counts_of[name] for name, part in sums.guidance.items()}
-        return replace(state, trainable=trainable, optimizer=moments, **counts), metrics
+        if variational is not None:
+            metrics |= variational_metrics(sums.variational, len(batch.num_thoughts), unit)
+            unit = unit_after(sums.variational, unit)
+        return replace(state, trainable=trainable, optimizer=moments, thought_rms=unit, **counts), metrics
 
     return update
 
@@ -118,7 +127,11 @@ class CurriculumPrograms:
 
         def start(params: nnx.State) -> TrainState:
             trainable, frozen = nnx.split_state(params, is_trainable(config.trainable), ...)
-            return start_state(trainable, frozen, optimizer, key)
+            state = start_state(trainable, frozen, optimizer, key)
+            if config.variational.kl:
+                reasoner = nnx.merge(abstract.graphdef, params)
+                state = replace(state, thought_rms=first_unit(reasoner, run.thoughts))
+            return state
 
         shapes = jax.eval_shape(start, abstract.params)
         self.placement = shardings(shapes, mesh)
@@ -134,6 +147,7 @@ class CurriculumPrograms:
             latent_token=latent_token,
             dropout=config.dropout,
             prepare=gathering(run.mesh, run.model.compute_dtype),
+            variational=config.variational if config.variational.kl else None,
         )
         self.update = jit_update(update, mesh, self.placement)
         self.fresh_optimizer = jax.jit(optimizer.init, out_shardings=self.placement.optimizer)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from longshot_jax.config.curriculum import CurriculumConfig
 from longshot_jax.config.run import DataConfig, RunConfig
 from longshot_jax.data.chains import ChainProblems, Split, chain_words
+from longshot_jax.data.colouring import ColouringProblems, as_colouring, colouring_words
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.overlap import question_key, spaced_questions, without
 from longshot_jax.data.own import load_code, names_code, own_problems
@@ -37,12 +38,17 @@ GENERATORS: Mapping[str, Callable[[DataConfig, int, int, Split], Sequence[Proble
     "threads": lambda data, seed, count, split: ThreadProblems(
         seed, count, data.threads, data.operations, split, data.interleaved, data.steps_together
     ),
+    "colouring": lambda data, seed, count, split: ColouringProblems(seed, count, data.nodes, split),
     "prosqa": lambda data, seed, count, split: ProsQAProblems(seed, count),
     "stories": lambda data, seed, count, split: StoryProblems(seed, count, data.operations, split, data.distractors),
 }
 
 # Tokenizers of generated problems: a token a character.
-ALPHABETS: Mapping[str, Callable[[], list[str]]] = {"chains": chain_words, "threads": thread_words}
+ALPHABETS: Mapping[str, Callable[[], list[str]]] = {
+    "chains": chain_words,
+    "threads": thread_words,
+    "colouring": colouring_words,
+}
 
 
 class Problems(NamedTuple):
@@ -162,7 +168,8 @@ def _read(data: DataConfig, setting: str, split: Split, seed: int, count: int) -
         return gym_problems(source, data.parameters, seed, count, split)
     if names_code(source):
         return own_problems(load_code(source, f"config.data.{setting}"), count, split)
-    return load_problems(source, data.fields)
+    problems = load_problems(source, data.fields)
+    return [as_colouring(problem) for problem in problems] if data.train == "colouring" else problems
 
 
 def _generated(data: DataConfig, kind: str, seed: int, count: int, split: Split) -> Sequence[Problem]:

@@ -130,12 +130,13 @@ def swapped_answers(
     rule = StopRule(num_thoughts, num_thoughts)
     still = jnp.zeros((prompt.shape[0], 1, steps, reasoner.action_size))
     own = think(reasoner, encoded, memory, rule, still, jnp.zeros(()))
+    factor = reasoner.navigator.noise_std(own.hidden[:, :, :-1], 1.0)[..., None]
     nearest = jnp.argmax(reasoner.backbone.logits(own.embeddings[:, 0]), axis=-1)
 
     def answers(thought: Int[Array, ""]) -> Int[Array, "Q 1 A"]:
-        # With thought_std 1 the noise is added to the thought's mean. Earlier thoughts are unchanged, so this noise
+        # With thought_std 1 the noise, times its factor, is added to the thought's mean. Earlier thoughts are unchanged, so this noise
         # makes the thought equal to the donor's, and the later ones follow from it.
-        added: Float[Array, "Q N T X"] = jnp.roll(own.actions, 1, axis=0) - own.actions
+        added: Float[Array, "Q N T X"] = (jnp.roll(own.actions, 1, axis=0) - own.actions) / factor
         noise = jnp.where((jnp.arange(steps) == thought)[:, None], added, 0.0)
         thoughts = think(reasoner, encoded, memory, rule, noise, jnp.ones(()))
         return decode_answers(reasoner, encoded, thoughts, opening, end_tokens, length, jnp.ones(()), None).tokens

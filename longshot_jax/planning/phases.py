@@ -172,6 +172,7 @@ def _supervised(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) ->
             text=batch if guidance.distillation else None,
             hidden=place((rows,), jnp.bool_) if config.question_hidden else None,
             steps=read if guidance.reads_steps else None,
+            noise_seeds=place((rows,), jnp.uint32) if config.variational.kl else None,
         )
     micro = config.micro_batch_size or rows
     after = config.max_thoughts + data.answer_length - 1

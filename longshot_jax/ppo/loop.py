@@ -250,6 +250,8 @@ class PPOLoop:
             "rollout/ended": np.mean(outcomes.ended[active]),
             "rollout/thought_rms": ended["thought_rms"],
         }
+        if "thought_std" in ended:
+            metrics["rollout/thought_std"] = ended["thought_std"]
         if self.config.num_trajectories > 1:
             spread = np.ptp(np.where(active, total, total[:, :1]), axis=1)  # the first trajectory always exists
             metrics["reward/equal_questions"] = np.mean(spread < 1e-6)

@@ -283,8 +283,10 @@ def _kl(scores: Scores, reference: Scores, rollout: Rollout, config: PPOConfig) 
     tokens = kl_estimate(scores.tokens.log_probs, reference.tokens.log_probs, estimator)
     total = jnp.sum(stops, -1, where=rollout.is_action) + jnp.sum(tokens, -1, where=rollout.token_mask)
     if config.scores_thoughts:
-        std = jnp.where(rollout.thought_std > 0, rollout.thought_std, 1.0)
-        thoughts = gaussian_kl(scores.thoughts.means, reference.thoughts.means, std, config.log_prob_scaling)
+        ours, theirs = (
+            (of.means, jnp.where(rollout.thought_std > 0, of.stds, 1.0)) for of in (scores.thoughts, reference.thoughts)
+        )
+        thoughts = gaussian_kl(*ours, *theirs, config.log_prob_scaling)
         total += jnp.sum(thoughts, -1, where=scored_thoughts(rollout, config))
     return total
 

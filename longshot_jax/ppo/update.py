@@ -289,8 +289,9 @@ class PPOPrograms:
         """
         config = self.config
         key = jax.random.fold_in(self.sampling_key, iteration)
+        reasoner = decoding_reasoner(self.graphdef, state.trainable, state.frozen, unrolled=True)
         rollout, recorded = sample_rollout(
-            decoding_reasoner(self.graphdef, state.trainable, state.frozen, unrolled=True),
+            reasoner,
             prompt,
             mask,
             state.memory,
@@ -310,6 +311,9 @@ class PPOPrograms:
             "natural_stop": decided,
             "thought_rms": jnp.where(taken > 0, rms, 1.0),
         }
+        if reasoner.navigator.config.noise == "learned":
+            stds = jnp.sum(recorded.thoughts.stds, where=rollout.thought_mask)
+            outcome["thought_std"] = stds / (jnp.maximum(taken, 1) * state.thought_rms)
         if rollout.num_trajectories is not None:
             outcome |= {"num_trajectories": rollout.num_trajectories, "active": rollout.active}
         if config.rewards.vote_correct:

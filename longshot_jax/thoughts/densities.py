@@ -1,6 +1,6 @@
 """Log-probs, entropies and KL divergences of actions, in nats, without a model.
 
-Actions are thoughts (Gaussian vectors with one scalar standard deviation), stop decisions (Bernoulli, given as logits)
+Actions are thoughts (Gaussian vectors, each with one scalar standard deviation), stop decisions (Bernoulli, given as logits)
 and answer tokens (categorical, given as logits). Computed in float32, or in float64 for float64 inputs.
 
 A thought's log-prob is reduced over its X dimensions according to `scaling`; only `summed` gives a density, the others
@@ -47,14 +47,18 @@ def gaussian_log_prob(
 
 def gaussian_kl(
     mean: Float[Array, "*batch X"],
-    reference_mean: Float[Array, "*batch X"],
     std: Float[Array, "*#batch"] | float,
+    reference_mean: Float[Array, "*batch X"],
+    reference_std: Float[Array, "*#batch"] | float,
     scaling: str,
 ) -> Float[Array, "*batch"]:
-    """KL(policy ‖ reference) of two Gaussians of equal std > 0, in nats, reduced over X like the log-prob."""
-    std = _at_least_float32(jnp.asarray(std))[..., None]
-    distance = (_at_least_float32(mean) - _at_least_float32(reference_mean)) / std
-    return _reduce_dimensions(0.5 * jnp.square(distance), scaling)
+    """KL(policy ‖ reference) of two Gaussians with stds > 0, in nats, reduced over X like the log-prob."""
+    std, reference_std = (_at_least_float32(jnp.asarray(x))[..., None] for x in (std, reference_std))
+    distance = (_at_least_float32(mean) - _at_least_float32(reference_mean)) / reference_std
+    # expm1 keeps the precision of nearly equal stds, and equal ones add exactly nothing.
+    log_ratio = jnp.log(std / reference_std)
+    of_stds = 0.5 * jnp.expm1(2 * log_ratio) - log_ratio
+    return _reduce_dimensions(0.5 * jnp.square(distance) + of_stds, scaling)
 
 
 def bernoulli_log_prob(logit: Float[Array, "*batch"], decision: Bool[Array, "*batch"]) -> Float[Array, "*batch"]:

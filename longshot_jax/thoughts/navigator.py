@@ -8,9 +8,14 @@ A thought is an action with a density. `feedback` sets its action space and its 
   is decoded from the position alone, which is therefore a bottleneck.
 - `navigator_residual`: as `navigator`, with the hidden state added to the decoded thought.
 
+With learned noise the standard deviation of a thought's Gaussian, too, is a function of the hidden state that makes it;
+its mean always is. So a prior over thoughts is conditional in both (GRAM: arXiv:2605.19376).
+
 All methods broadcast over leading axes. Only thoughts that read earlier actions (`history`) need the axes of trajectory
 and step.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +30,11 @@ from longshot_jax.thoughts.reads.cross_attention import CrossAttention
 from longshot_jax.thoughts.reads.graph_memory import GraphMemory, all_nodes, bank_nodes, join_nodes, own_nodes
 from longshot_jax.thoughts.reads.history import History
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank, fuse, nearest_entries, read_bank
+
+# Bound of the learned log factor. Eight times less noise than it starts with is nearly none, and eight times more, with
+# the usual 0.2 of a thought's rms, buries the thought. A bounded factor can neither silence exploration for good nor
+# make a log-prob infinite, and tanh has its largest slope at the start.
+MAX_LOG_FACTOR = math.log(8.0)
 
 
 def _identity(key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
@@ -64,6 +74,15 @@ class Navigator(nnx.Module):
             self.graph = GraphMemory(space, config.heads, config.graph_layers, rngs, silent)
         if config.cross_attention:
             self.cross_attention = CrossAttention(space, config.heads, rngs, silent)
+        if config.noise == "learned":  # zero: the factor starts at one
+            self.noise_weight = weight(rngs, (hidden_size,), ("norm",), zeros)
+            self.noise_bias = weight(rngs, (1,), (None,), zeros)
+            size = space if config.in_reasoning_space else hidden_size
+            read = normal(hidden_size**-0.5)
+            self.posterior_in = weight(rngs, (hidden_size, space), ("embed", "reasoning"), read)
+            self.posterior_summary = weight(rngs, (hidden_size, space), ("embed", "reasoning"), read)
+            self.posterior_shift = weight(rngs, (space, size), ("reasoning", None), zeros)
+            self.posterior_noise = weight(rngs, (space,), (None,), zeros)
         if config.max_trajectories:
             choices = config.max_trajectories - config.fewest_trajectories + 1
             self.count_weight = weight(rngs, (hidden_size, choices), ("embed", None), zeros)
@@ -164,6 +183,31 @@ class Navigator(nnx.Module):
         direction = direction * jax.lax.rsqrt(jnp.sum(jnp.square(direction), axis=-1, keepdims=True) + 1e-12)
         step_size = 2 * jax.nn.sigmoid(state @ self.step_weight[...])  # in (0, 2), 1 at the start
         return state + step_size[..., None] * direction
+
+    def noise_std(
+        self, hidden: Float[Array, "*batch D"], thought_std: Float[Array, ""] | float
+    ) -> Float[Array, "*batch"]:
+        """Standard deviation of the thought's Gaussian, `thought_std` times the learned factor; 0 where that is 0."""
+        if self.config.noise == "fixed":
+            return jnp.broadcast_to(thought_std, hidden.shape[:-1])
+        logit = hidden.astype(jnp.float32) @ self.noise_weight[...] + self.noise_bias[...][0]
+        return thought_std * jnp.exp(MAX_LOG_FACTOR * jnp.tanh(logit))
+
+    def posterior(
+        self,
+        hidden: Float[Array, "*batch D"],
+        summary: Float[Array, "*#batch D"],
+        mean: Float[Array, "*batch X"],
+        thought_std: Float[Array, ""],
+    ) -> tuple[Float[Array, "*batch X"], Float[Array, "*batch"]]:
+        """Mean and standard deviation of a thought given a summary of question and answer, which broadcasts.
+
+        `mean` and `thought_std` are those of the thought without it; only training by a variational bound asks for more.
+        """
+        seen = hidden.astype(jnp.float32) @ self.posterior_in[...]
+        features = jax.nn.gelu(seen + summary.astype(jnp.float32) @ self.posterior_summary[...])
+        std = thought_std * jnp.exp(MAX_LOG_FACTOR * jnp.tanh(features @ self.posterior_noise[...]))
+        return mean + thought_std * (features @ self.posterior_shift[...]), std
 
     def to_embedding(
         self, action: Float[Array, "*batch X"], hidden: Float[Array, "*batch D"]

@@ -91,7 +91,8 @@ class Rollout:
       actions: Float [B, N, T, X]; noise: Float [B, N, T, X], standard normal; embeddings: Float [B, N, T, D].
       thought_mask: Bool [B, N, T]; stops, is_action: Bool [B, N, T + 1]; num_thoughts: Int [B, N].
       tokens: Int [B, N, A]; token_mask: Bool [B, N, A]; ended: Bool [B, N].
-      thought_std, stop_temperature, token_temperature: Float [], of the sampling policy.
+      thought_std, stop_temperature, token_temperature: Float [], of the sampling policy; a learned factor of the noise
+        is no part of `thought_std`.
       node_values: Float [B, N, T], read by later thoughts with the actions; None where thoughts read no history.
       bank_slots: Int [B, N, T, K], slots of the memory bank that each thought read, -1 for none; None without a bank.
       num_trajectories: Int [B]; count_is_action: Bool [B], whether that number was an action; active: Bool [B, N], the
@@ -129,6 +130,7 @@ class ThoughtScores:
       stop_logits: Float [B, N, T + 1], divided by the stop temperature.
       thought: Float [B, N, T], log-probs of thoughts; zeros where thought_std is 0.
       means: Float [B, N, T, X], means of the thoughts' Gaussians.
+      stds: Float [B, N, T], their standard deviations; zeros where thought_std is 0.
       values: Float [B, N, T + 1], expected return at h_0 ... h_T; zero after the stop.
     """
 
@@ -137,6 +139,7 @@ class ThoughtScores:
     stop_entropy: Array
     thought: Array
     means: Array
+    stds: Array
     values: Array
 
 
@@ -176,8 +179,8 @@ def score_thoughts(
     navigator = reasoner.navigator
     stop_logits = navigator.stop_logit(hidden) / rollout.stop_temperature
     noisy = rollout.thought_std > 0
-    safe_std = jnp.where(noisy, rollout.thought_std, 1.0)
-    thought = gaussian_log_prob(jax.lax.stop_gradient(rollout.actions), means, safe_std, scaling)
+    stds = navigator.noise_std(hidden[:, :, :-1], rollout.thought_std)
+    thought = gaussian_log_prob(jax.lax.stop_gradient(rollout.actions), means, jnp.where(noisy, stds, 1.0), scaling)
     reached = reached_positions(rollout)
     return ThoughtScores(
         stop=jnp.where(rollout.is_action, bernoulli_log_prob(stop_logits, rollout.stops), 0.0),
@@ -185,6 +188,7 @@ def score_thoughts(
         stop_entropy=jnp.where(rollout.is_action, bernoulli_entropy(stop_logits), 0.0),
         thought=jnp.where(rollout.thought_mask & noisy, thought, 0.0),
         means=means,
+        stds=stds,
         values=jnp.where(reached, navigator.value(hidden), 0.0),
     )
 

@@ -74,8 +74,8 @@ class Replay:
         read no history.
       bank_slots: Int [B, N, T, K], slots of the memory bank to read; None searches for the nearest to the current
         states, or thoughts read no bank.
-      action_gradient: fraction of the gradient with respect to a given action that flows into its mean, without
-        changing values (straight-through: Bengio et al. 2013, arXiv:1308.3432); for the mixture of gradients.
+      action_gradient: fraction of the gradient with respect to a given action that flows into its mean and, through
+        the recorded noise, into its learned standard deviation, without changing values (straight-through: Bengio et al. 2013, arXiv:1308.3432); for the mixture of gradients.
     """
 
     actions: Array | None = None
@@ -229,17 +229,19 @@ def think(
     ensemble: bool = False,
     replay: Replay | None = None,
     teaching: Teaching | None = None,
+    summary: Float[Array, "B N D"] | None = None,
 ) -> Thoughts:
     """Runs N trajectories of up to T thoughts per question (COCONUT, arXiv:2412.06769, where thought_std is 0).
 
     Args:
       memory: read at every step, constant.
       stop_rule: forced stops and stop decisions.
-      noise: standard normal; an action is its mean + thought_std · noise.
-      thought_std: standard deviation of an action; 0 is deterministic.
+      noise: standard normal; an action is its mean + std · noise.
+      thought_std: standard deviation of an action, before a learned factor; 0 is deterministic.
       ensemble: feed every trajectory the mean of all that continue, and stop all by majority.
       replay: a recorded rollout to repeat.
       teaching: changes that a curriculum makes to the thoughts fed back.
+      summary: of question and answer; actions are sampled from the posterior given it, `means` are the prior's.
     """
     navigator, backbone = reasoner.navigator, reasoner.backbone
     batch, trajectories, slots, size = noise.shape
@@ -265,11 +267,15 @@ def think(
             read = navigator.bank_slots(state, memory, step) if slots is None else slots[:, :, None]
             mean = navigator.action_mean(state, memory, history, step, read)[:, :, 0]
             read = None if read is None else read[:, :, 0]
+            if given is not None and not replay.action_gradient:
+                return mean, given, read
+            centre, std = mean, navigator.noise_std(hidden, thought_std)
+            if summary is not None:
+                centre, std = navigator.posterior(hidden, summary, mean, thought_std)
+            sampled = centre + std[..., None] * noise
             if given is None:
-                return mean, mean + thought_std * noise, read
-            if replay.action_gradient:
-                given = given + replay.action_gradient * (mean - jax.lax.stop_gradient(mean))
-            return mean, given, read
+                return mean, sampled, read
+            return mean, given + replay.action_gradient * (sampled - jax.lax.stop_gradient(sampled)), read
 
     def embedding(action, goes_on, hidden, taught):
         """The embedding to feed back for an action."""

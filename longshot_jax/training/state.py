@@ -21,7 +21,8 @@ class TrainState:
       reference: copy of the trainable parameters at the start of PPO, or None; it shares the frozen ones.
       memory: memory bank, or None.
       kl_coefficient: weight of the KL, which the KL controller adapts.
-      thought_rms: rms of noise-free thoughts at the start of PPO; `thought_std` is relative to it.
+      thought_rms: rms of noise-free thoughts at the start of PPO, or, where a curriculum samples them, in its last update;
+        1 elsewhere. Standard deviations of thoughts are relative to it.
       step: updates of this phase, skipped ones included.
       skipped: consecutive updates skipped because the loss or its gradient was not finite; skipped_total: all of them.
       key: for dropout and for the order of minibatches; rollouts have keys of their own.
