@@ -14,6 +14,7 @@ from longshot_jax.config import RunConfig, default_config, parse_config
 from longshot_jax.config.model import MeshConfig
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import fetch, make_mesh, place_batch
+from longshot_jax.planning.hlo import operations
 from longshot_jax.ppo.update import PPOPrograms
 from longshot_jax.thoughts.reasoner import AbstractReasoner
 from longshot_jax.thoughts.rollout import Temperatures
@@ -25,7 +26,7 @@ MESHES = {
     "all axes": MeshConfig(2, 2, 2),
     "cut": MeshConfig(fsdp=4, tensor=2, decoding_weights="tensor"),
 }
-BACKBONE = LlamaConfig(96, 64, 128, 2, 8, 8, 8)
+BACKBONE = LlamaConfig(96, 64, 128, 2, 8, 2, 8)  # eight devices cut its heads, and not those of its keys
 QUESTIONS, N, S, A, T = 16, 2, 6, 6, 3
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\((.*)")
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -105,6 +106,11 @@ def measure(name: str) -> dict:
     rollout, recorded, _ = fetch(compiled(*arguments))
     return {
         "collectives": bytes_in_loops(compiled.as_text(), A),
+        "weights_gathered": [
+            o.source
+            for o in operations(compiled.as_text())
+            if o.opcode == "all-gather" and o.loops and "backbone" in str(o.source)
+        ],
         "weights": sum(leaf.nbytes for leaf in jax.tree.leaves(params["backbone"])),
         "tokens": rollout.tokens.ravel().tolist(),
         "slots": rollout.bank_slots.ravel().tolist(),

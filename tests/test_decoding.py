@@ -229,5 +229,6 @@ def test_a_rollout_moves_its_weights_between_devices_once():
     for name, found in results.items():
         assert found["tokens"] == one["tokens"] and found["slots"] == one["slots"], name
         np.testing.assert_allclose(found["log_probs"], one["log_probs"], atol=1e-4, err_msg=name)
+        assert not found["weights_gathered"], name
         if name != "cut":  # there every layer's results are added up, which here are larger than the weights
             assert sum(found["collectives"].values()) < 0.1 * one["weights"], (name, found["collectives"])

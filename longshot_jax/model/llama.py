@@ -167,6 +167,8 @@ class Layers(nnx.Module):
                 mixed = visible.attend(attention, queries, keys, values)
             else:
                 mixed = attention(queries, (*context, Segment(keys, values, visible)))
+            # Cut as the rows of the output matrix are, or the compiler gathers the matrix, at every token.
+            mixed = constrain(mixed, "batch", None, "heads", None)
             x = constrain(x + self.project("output", mixed), "batch", None, None)
         with jax.named_scope("feed_forward"):
             normed = rms_norm(x, self.mlp_norm[...], epsilon)
