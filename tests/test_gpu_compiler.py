@@ -79,11 +79,16 @@ def test_products_and_collectives_for_every_accelerator():
 
 
 PLAN = """
+from dataclasses import replace
 from tiny_run import tiny
+from longshot_jax.training.accelerators import ACCELERATORS
 from longshot_jax.planning.plan import as_json, make_plan
 from longshot_jax.planning.report import report
 run = tiny(phases=("ppo",), mesh__fsdp=2, model__compute_dtype="bfloat16", model__attention="plain", ppo__minibatches=1)
-plan = make_plan(run, 2, "h100-80g", compiler="cuda")
+peak = make_plan(run, 2, "h100-80g", compiler="cuda", search=False).peak
+# So that the search for the largest batch ends soon: large ones compile for minutes.
+ACCELERATORS["small"] = replace(ACCELERATORS["h100-80g"], memory=4 * peak)
+plan = make_plan(run, 2, "small", compiler="cuda")
 print(report(plan), file=sys.stderr)
 print(json.dumps(as_json(plan) | {"report": report(plan), "counted": [
     program.arithmetic.flops for phase in plan.phases for program in phase.programs]}))
@@ -93,6 +98,7 @@ print(json.dumps(as_json(plan) | {"report": report(plan), "counted": [
 def test_a_plan_for_two_h100():
     written = in_its_environment(PLAN)
     assert written["fits"]
+    assert written["phases"]["ppo"]["largest_batch"] > written["phases"]["ppo"]["batch"]
     programs = written["phases"]["ppo"]["programs"]
     for program in programs.values():
         traffic = program["traffic"]
@@ -109,9 +115,9 @@ def test_a_plan_for_two_h100():
         kernels = sum(parts.values()) - parts["link"]
         assert alone["arithmetic"] < kernels and alone["memory"] < kernels + parts["link"]
         assert parts["link"] == pytest.approx(alone["link"]) and parts["link"] > 0
-        # The compiler turns small products into sums, which are not counted, and takes constant ones out of loops.
+        # The compiler turns small products into sums, which are not counted, takes constant ones out of loops, and repeats some.
         in_products = alone["arithmetic"] * ACCELERATORS["h100-80g"].flops * 2
-        assert 0.5 * program["flops"] < in_products < 1.01 * program["flops"]
+        assert 0.5 * program["flops"] < in_products < 1.2 * program["flops"]
     rollout = programs["rollout"]["traffic"]
     assert 0 < rollout["token_floor_bytes"] < rollout["token_bytes"] < rollout["bytes"]
     assert programs["update"]["traffic"]["token_floor_bytes"] == 0
