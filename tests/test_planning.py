@@ -387,7 +387,7 @@ def test_recipes_of_three_phases_fit(config, devices, accelerator):
     [
         (8, [], 8.03e9),
         (64, ["--config.model.source=meta-llama/Meta-Llama-3-70B-Instruct", "--config.mesh.fsdp=16",
-              "--config.mesh.tensor=4", "--config.mesh.decoding_weights=tensor"], 70.6e9),
+              "--config.mesh.tensor=4", "--config.mesh.decoding_weights=tensor", "--config.mesh.gather=layer"], 70.6e9),
     ],
     ids=["multi", "70B"],
 )  # fmt: skip
