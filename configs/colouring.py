@@ -1,7 +1,7 @@
 r"""Colour a graph's nodes with three colours: seven nodes, four thoughts, many right answers and 4,000 different problems.
 
 What it is for: a question whose right answers differ, on which learned noise was tried (GRAM: a prior over thoughts, trained by
-a variational bound). As it stands it is the deterministic arm; the options below make the other. All steps are replaced by
+a variational bound). As it stands it is the deterministic arm; the commands in docs/results.md, "Learned noise", make the other. All steps are replaced by
 thoughts from the start: a first try with the steps written learned less (8 nodes, two layers: 12.9 % of validation questions after 1,500
 updates).
 

@@ -53,5 +53,5 @@ def get_config():
 
     optimizer = ppo.optimizer
     optimizer.learning_rate = 1.4e-5  # 5e-6 at batch 4, growing with the root of the batch
-    optimizer.final_learning_rate = 0.1  # of the peak: 1e-6 for the backbone
+    optimizer.final_learning_rate = 0.1  # of the peak: 1.4e-6 for the backbone
     return config

@@ -178,13 +178,21 @@ def test_placements_of_the_weights(plan):
     assert better(found, 36e9) == [], "what is faster does not fit"
     assert [(now.value, best.value) for now, best in better(found, 24e9)] == [("replicated", "tensor")]
     assert better(found, 1e9) == []
+    # Two phases share a setting: what is faster for one of them is too large for the other.
+    other = [
+        replace(p, phase="text", peak=80 * 10**9) if p.value == "model" else replace(p, phase="text") for p in found
+    ]
+    assert better([*found, *other], 72e9) == []
     unknown = placed(tiny(mesh__fsdp=2), {value: (size, None) for value, (size, _) in COSTS.items()})
     assert better(unknown, 72e9) == [], "the CPU's compiler knows no times"
     assert [best.value for _, best in better(unknown, 24e9)] == ["tensor"]
 
     (phase,) = plan.phases
     shown = report(replace(plan, accelerator="h100-80g", phases=(replace(phase, placements=found),)))
-    assert "config.mesh.gather model fits and is estimated to be faster: 3.5 s instead of 4 for ppo update." in shown
+    assert (
+        "config.mesh.gather model fits and is estimated to be faster: 3.5 s instead of 4, one call of each program."
+        in shown
+    )
     assert re.search(r"config.mesh.decoding_weights replicated \(set\) +ppo: rollout +30.00 +0.3\n", shown)
 
 

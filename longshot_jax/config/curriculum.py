@@ -49,7 +49,8 @@ class VariationalConfig:
     """Standard deviation of the prior before its learned factor, relative to the rms of noise-free thoughts. PPO starts
     from the same prior if `ppo.thought_std` is the same number."""
     balance: Annotated[float, AT_LEAST_HALF] = 0.5
-    """Share of the KL's gradient that moves the prior, the rest moves the posterior; 0.5 is the KL as it is."""
+    """Share of the KL's gradient that moves the prior, the rest moves the posterior; 0.5 is the KL as it is. The mean that
+    both share moves by the difference of the two shares."""
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ class MeshConfig:
     """Shards of heads, feed-forward width and vocabulary."""
     gather: Gather = "layer"
     """What an update gathers along `fsdp` at once: a `layer`, forward and again backward in each micro-batch, or the whole
-    `model`, once a minibatch in the compute dtype, which every device then holds."""
+    `model`, once a minibatch in the compute dtype, which every device then holds (its part along `tensor`). In 16 bits the
+    gradients of a weight's several uses are then added in 16 bits too."""
     decoding_weights: Decoding = "replicated"
     """Placement of the copy of the weights, in the compute dtype, from which rollouts and evaluations decode. `replicated`:
     whole on every device. `tensor`: heads, width and vocabulary cut along `fsdp` and `tensor` jointly, for weights that

@@ -21,8 +21,9 @@ from longshot_jax.model.storage import as_used
 def gathered(weights: nnx.State, compute_dtype: DTypeLike) -> nnx.State:
     """A Llama's weights in `compute_dtype`, whole along `fsdp`; unchanged on one device.
 
-    Inside a function of `sharding.on_mesh`. A cotangent is summed over devices in the compute dtype, each device keeping its
-    part, and then has the dtype of its weight.
+    Along `tensor` they stay cut. Inside a function of `sharding.on_mesh`. A cotangent is summed in the compute dtype, over all
+    uses of a weight and over devices, each device keeping its part, and then has the dtype of its weight. A layer at a time,
+    the uses are summed in the weight's own dtype.
     """
     mesh = traced_mesh()
     if mesh is None or mesh.size == 1:

@@ -43,22 +43,46 @@ def compiled_placements(
       programs: name of each program, and whether it updates the weights.
       cost: (run, index of the program) -> (bytes on one device at the peak, seconds or None); compiles.
     """
-    devices = run.mesh.data * run.mesh.fsdp * run.mesh.tensor
+    parts = run.mesh.fsdp * run.mesh.tensor  # along `data` the weights are whole anyway
     for index, (program, updates) in enumerate(programs):
         setting = "gather" if updates else "decoding_weights"
-        if (run.mesh.fsdp if updates else devices) == 1:
+        if (run.mesh.fsdp if updates else parts) == 1:
             continue
         for value in VALUES[setting]:
             peak, seconds = cost(replace(run, mesh=replace(run.mesh, **{setting: value})), index)
             yield Placement(setting, value, getattr(run.mesh, setting) == value, phase, program, peak, seconds)
 
 
-def better(placements: Sequence[Placement], budget: float) -> list[tuple[Placement, Placement]]:
-    """(what is set, what is better), for each program where another placement fits and is faster, or alone fits."""
+@dataclass(frozen=True)
+class Choice:
+    """A value of a setting, over all programs of a run that it concerns: the largest peak, and the sum of seconds."""
+
+    setting: str
+    value: str
+    is_set: bool
+    peak: int
+    seconds: float | None
+
+
+def better(placements: Sequence[Placement], budget: float) -> list[tuple[Choice, Choice]]:
+    """(what is set, what is better), for each setting of which another value fits and is faster, or alone fits.
+
+    A value fits where every program does.
+    """
     found = []
-    for now in (placement for placement in placements if placement.is_set):
-        same = [p for p in placements if (p.phase, p.program) == (now.phase, now.program) and p.peak <= budget]
-        best = min(same, key=lambda p: p.peak if p.seconds is None else p.seconds, default=now)
+    for setting, values in VALUES.items():
+        choices = []
+        for value in values:
+            rows = [p for p in placements if (p.setting, p.value) == (setting, value)]
+            if rows:
+                seconds = [p.seconds for p in rows if p.seconds is not None]
+                total = sum(seconds) if len(seconds) == len(rows) else None
+                choices.append(Choice(setting, value, rows[0].is_set, max(p.peak for p in rows), total))
+        now = next((choice for choice in choices if choice.is_set), None)
+        fitting = [choice for choice in choices if choice.peak <= budget]
+        if now is None or not fitting:
+            continue
+        best = min(fitting, key=lambda c: c.peak if c.seconds is None else c.seconds)
         faster = best.seconds is not None and now.seconds is not None and best.seconds < now.seconds
         if best is not now and (faster or now.peak > budget):
             found.append((now, best))

@@ -276,9 +276,11 @@ def advice(plan: Plan) -> str:
     if plan.fits:
         return f"fits: {plan.peak / 1e9:.1f} GB of {device} on each of {plan.devices} devices."
     verdict = f"does not fit: {plan.peak / 1e9:.1f} GB of {device} on each of {plan.devices} devices"
-    changes = [change for phase in plan.phases for change in better(phase.placements, plan.budget)]
-    if changes and not _too_large(plan, {now.program for now, _ in changes}):
-        keys = " and ".join(f"config.mesh.{best.setting} {best.value}" for _, best in changes)
+    placements = [placement for phase in plan.phases for placement in phase.placements]
+    needed = {now.setting: best for now, best in better(placements, plan.budget) if now.peak > plan.budget}
+    changed = {(p.phase, p.program) for p in placements if p.setting in needed}
+    if needed and not _too_large(plan, changed):
+        keys = " and ".join(f"config.mesh.{best.setting} {best.value}" for best in needed.values())
         return f"{verdict}; it would with {keys}."
     for phase in plan.phases:
         if phase.largest and phase.largest < phase.phase.batch:
@@ -293,10 +295,10 @@ def advice(plan: Plan) -> str:
     return f"{verdict}; its activations and caches alone do not: take smaller micro-batches, or config.model.remat."
 
 
-def _too_large(plan: Plan, changed: Collection[str]) -> bool:
-    """Whether a program does not fit whose placement is not changed."""
-    programs = [program for phase in plan.phases for program in phase.programs]
-    return any(program.peak > plan.budget for program in programs if program.name not in changed)
+def _too_large(plan: Plan, changed: Collection[tuple[str, str]]) -> bool:
+    """Whether a program does not fit whose placement, by phase and program, is not changed."""
+    programs = [(phase.phase.name, program) for phase in plan.phases for program in phase.programs]
+    return any(program.peak > plan.budget for name, program in programs if (name, program.name) not in changed)
 
 
 def _shrunk(memory: dict[str, int], factor: int) -> float:

@@ -53,7 +53,7 @@ def report(plan: Plan) -> str:
         if now.seconds is not None and best.seconds is not None and now.peak <= plan.budget:
             lines.append(
                 f"config.mesh.{best.setting} {best.value} fits and is estimated to be faster: {best.seconds:.3g} s instead "
-                f"of {now.seconds:.3g} for {best.phase} {best.program}."
+                f"of {now.seconds:.3g}, one call of each program."
             )
     lines.append(advice(plan))
     return "\n".join(lines)
