@@ -8,7 +8,7 @@ updates).
 What it reaches (docs/results.md, "Learned noise"): 37.3 and 37.8 % of 1,000 held-out graphs (two seeds), 43.8 and 40.6 % with 600 more
 updates of the curriculum. Learned noise adds nothing: the same answers, and the value head does not choose a right one of eight.
 
-Cost: 5 to 6 minutes of curriculum and 2 to 8 of PPO, on one CPU core with two to four other runs.
+Cost: 4 to 6 minutes of curriculum and 3 to 8 of PPO, on one CPU core with two to four other runs.
 
     python scripts/train.py --config configs/colouring.py
     python scripts/eval.py --checkpoint runs/colouring --num_trajectories 8 --output colouring.json
