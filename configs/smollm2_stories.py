@@ -14,8 +14,7 @@ tokens (41.7 %) and without any steps (40.4 %); 120 iterations of PPO change not
 step from its thoughts was still falling at the end, so a stage below has 800 updates. Such a run was not made.
 
 Cost: about 200,000 sequences in the supervised phases. On one H200 `text` took one minute, and the short stages six beside other runs. Two CPU cores do 1.2 to
-1.9 sequences a second in less than 8 GB: eight hours for `text` alone, about two days for all. There
-`export GLIBC_TUNABLES=glibc.malloc.hugetlb=1` on Linux saves a third of the time. On a GPU add
+1.9 sequences a second in less than 8 GB: eight hours for `text` alone, about two days for all. On a GPU add
 `--config.model.compute_dtype=bfloat16 --config.model.remat=True --config.text.micro_batch_size=0
 --config.curriculum.micro_batch_size=0 --config.ppo.micro_batches=1`.
 

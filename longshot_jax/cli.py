@@ -1,12 +1,10 @@
-"""The command line: config file, overrides, options and help of a command; compilation cache and malloc settings."""
+"""The command line: config file, overrides, options and help of a command; compilation cache and huge pages."""
 
 import argparse
 import ast
-import ctypes
 import difflib
 import importlib.util
 import os
-import re
 import sys
 import textwrap
 import typing
@@ -37,9 +35,6 @@ PATH_SETTINGS = (
     "data.tokenizer",
     "data.chat_template",
 )
-# From glibc's malloc.h.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
-_HUGE_PAGES = re.compile(r"glibc\.malloc\.hugetlb=[12]")
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -235,23 +230,22 @@ def cache_compilations() -> None:
             jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def keep_freed_memory(run: RunConfig) -> bool:
-    """Makes glibc keep freed host memory instead of returning it to the system; returns whether it does.
+def use_huge_pages() -> None:
+    """Starts the command again with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, where Linux gives huge pages on request.
 
-    XLA on a CPU allocates a program's temporary memory at every call. glibc maps blocks above 32 MB each time, and the
-    system clears their pages: a quarter of an update of a small model (docs/performance.md). Call this at the start of
-    a command, before JAX has threads. The process then keeps its peak memory.
-
-    Not for a pretrained model: its blocks are gigabytes, and the gaps between them doubled the memory of a run. Nor where
-    GLIBC_TUNABLES asks for huge pages, which make mapping cheap.
+    XLA on a CPU allocates a program's temporary memory at every call; glibc maps it anew each time, and the system clears
+    its pages one by one: a quarter of an update (docs/performance.md). malloc reads the variable only when a process
+    starts. The process keeps its number, and a value that the user has set stays. Call this first in a command.
     """
-    if run.model.source != "scratch" or _HUGE_PAGES.search(os.environ.get("GLIBC_TUNABLES", "")):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:  # another system, or musl
-        return False
-    options = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: MAX_INT, _TOP_PAD: 64 * 2**20}
-    return all([mallopt(option, value) for option, value in options.items()])
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    # Only a process that the command line has started for the command: no notebook, no test, no debugger.
+    started = " ".join(sys.orig_argv).endswith(" ".join(sys.argv)) and not sys.gettrace()
+    if "glibc.malloc.hugetlb" in tunables or not started:
+        return
+    with suppress(OSError):  # another system
+        if "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+            os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def main() -> None:

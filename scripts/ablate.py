@@ -10,10 +10,11 @@ from longshot_jax.errors import UserError, run_command, shown
 
 
 def main() -> None:
-    from longshot_jax.cli import OptionParser, path_option, whole_number
+    from longshot_jax.cli import OptionParser, path_option, use_huge_pages, whole_number
     from longshot_jax.experiments.ablation import evaluate_part, run_ablation
     from longshot_jax.experiments.ablation_tables import ablation_table, fusion_table
 
+    use_huge_pages()
     parser = OptionParser(description="Each part of the method on and off, from the same starts.")
     parser.add_argument("--output", type=path_option("--output"), help="JSON file to write")
     parser.add_argument("--variants", default="", help="names, separated by commas; default: all")

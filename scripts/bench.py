@@ -24,10 +24,11 @@ from longshot_jax.errors import UserError, run_command, shown
 
 
 def main() -> None:
-    from longshot_jax.cli import command_parser, keep_freed_memory, parse_command, path_option, whole_number
+    from longshot_jax.cli import command_parser, parse_command, path_option, use_huge_pages, whole_number
     from longshot_jax.evaluation.results import write_results
     from longshot_jax.files import check_writable, json_with, write_text
 
+    use_huge_pages()
     parser = command_parser(__doc__)
     parser.add_argument("--output", type=path_option("--output"))
     parser.add_argument("--figure", type=path_option("--figure"))
@@ -36,7 +37,6 @@ def main() -> None:
     parser.add_argument("--repetitions", type=whole_number(1), default=7)
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     run, _, options = parse_command(parser)
-    keep_freed_memory(run)
     import jax
 
     from longshot_jax.benchmarks import trace

@@ -9,9 +9,10 @@ from longshot_jax.errors import run_command
 
 
 def main() -> None:
-    from longshot_jax.cli import OptionParser, path_option, whole_number
+    from longshot_jax.cli import OptionParser, path_option, use_huge_pages, whole_number
     from longshot_jax.experiments.demo import ITERATIONS, VARIANTS, evaluate_variant, run_demonstration
 
+    use_huge_pages()
     parser = OptionParser(description="All variants on the generated chains, and one table.")
     parser.add_argument("--seed", type=whole_number(), default=0, help="seed of parameters, data order and sampling")
     parser.add_argument(

@@ -10,7 +10,7 @@ from longshot_jax.errors import run_command
 
 def main() -> None:
     from longshot_jax.checkpoints.run_folder import settings_of_test
-    from longshot_jax.cli import OptionParser, keep_freed_memory, path_option, whole_number
+    from longshot_jax.cli import OptionParser, path_option, use_huge_pages, whole_number
     from longshot_jax.data.own import own_grader
     from longshot_jax.data.sources import contamination, test_problems
     from longshot_jax.evaluation.results import (
@@ -22,6 +22,7 @@ def main() -> None:
     )
     from longshot_jax.files import check_writable, json_with, local_path
 
+    use_huge_pages()
     parser = OptionParser(description="Accuracy with its interval, vote and controls.")
     parser.add_argument(
         "--checkpoint",
@@ -65,7 +66,6 @@ def main() -> None:
     run = settings_of_test(flags.checkpoint, flags.data, flags.grader, fields=flags.fields, parameters=flags.parameters)
     data, problems = run.data.test, test_problems(run)
     grade = own_grader(run.data.grader, problems, "--grader")
-    keep_freed_memory(run)
     from longshot_jax import LongShot  # takes seconds, so after the checks above
     from longshot_jax.training.progress import ProgressOfPasses
 

@@ -13,13 +13,13 @@ from longshot_jax.errors import run_command
 
 
 def main() -> None:
-    from longshot_jax.cli import cache_compilations, command_parser, keep_freed_memory, parse_command, path_option
+    from longshot_jax.cli import cache_compilations, command_parser, parse_command, path_option, use_huge_pages
     from longshot_jax.distributed import join_processes
 
+    use_huge_pages()
     parser = command_parser(__doc__)
     parser.add_argument("--workdir", type=path_option("--workdir"))
     run, file, options = parse_command(parser)
-    keep_freed_memory(run)
     join_processes()
     cache_compilations()
     from longshot_jax.train import train  # takes seconds, so after the checks above

@@ -32,7 +32,6 @@ def requested_training(*arguments: object) -> tuple[RunConfig, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(longshot_jax.train, "train", lambda *given: requested.append(given))
         # The process and its caches belong to the other tests too.
-        patch.setattr(longshot_jax.cli, "keep_freed_memory", lambda run: True)
         patch.setattr(longshot_jax.cli, "cache_compilations", lambda: None)
         assert start("train.py", *arguments) == 0
     ((run, folder),) = requested

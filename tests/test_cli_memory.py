@@ -1,35 +1,42 @@
-"""Freed memory stays with the process: the second use of a large block costs no page faults."""
+"""Commands start again with huge pages where Linux gives them on request, and only such commands."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from child_process import run_script
 
-CHILD = """
-import resource, sys
-import numpy as np
-from longshot_jax.cli import keep_freed_memory
-from longshot_jax.config import default_config, parse_config
-
-config = default_config()
-config.model.source = "folder" if sys.argv[1] == "pretrained" else "scratch"
-if sys.argv[1] != "free":
-    assert keep_freed_memory(parse_config(config)) == (sys.argv[1] == "keep")
-
-def touch():
-    np.empty(64 * 2**20, np.uint8).fill(1)
-
-touch()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-touch()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+SCRIPT = """
+import os, sys
+from longshot_jax.cli import use_huge_pages
+if "as_module" in sys.argv:  # as a notebook has it: other arguments than those of the process
+    sys.argv = ["train.py"]
+use_huge_pages()
+print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:])
 """
+MODES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+ON_REQUEST = MODES.exists() and "[madvise]" in MODES.read_text()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's: elsewhere keep_freed_memory does nothing")
-def test_freed_memory_is_used_again_except_by_a_pretrained_model(monkeypatch):
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    faults = {how: int(run_script(CHILD, how).stdout) for how in ("keep", "free", "pretrained")}
-    # 64 MB are 16,384 pages; where the system gives out huge pages they are fewer in all.
-    assert faults["keep"] < 100 < faults["free"] or faults["keep"] < faults["free"] / 10
-    assert faults["pretrained"] > faults["free"] / 2
+@pytest.mark.skipif(not ON_REQUEST, reason="huge pages are not given on request here")
+@pytest.mark.parametrize(
+    ("tunables", "arguments", "expected"),
+    [
+        (None, ["--config", "a b"], "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=0", [], "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", ["x"], "glibc.malloc.hugetlb=0"),
+        (None, ["as_module"], "None"),
+    ],
+)
+def test_a_command_asks_for_huge_pages_in_the_same_process(tmp_path, tunables, arguments, expected):
+    script = tmp_path / "command.py"
+    script.write_text(SCRIPT)
+    env = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    env |= {"PYTHONPATH": str(Path(__file__).parents[1])} | ({"GLIBC_TUNABLES": tunables} if tunables else {})
+    process = subprocess.Popen(
+        [sys.executable, script, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    output, errors = process.communicate(timeout=60)
+    kept = [] if "as_module" in arguments else arguments
+    assert (output.strip(), errors) == (f"{process.pid} {expected} {kept}", "")
