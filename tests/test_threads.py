@@ -51,6 +51,51 @@ def test_every_thread_is_the_chain_of_its_asked_name(seed, threads, operations, 
     assert len(layout.question(problem)) == layout.prompt_length
 
 
+@settings(max_examples=50)
+@given(
+    st.integers(0, 2**40), st.integers(2, 4), st.sampled_from([(2,), (3,), (2, 4)]), st.sampled_from(["train", "test"])
+)
+def test_chains_that_cross_add_the_next_ones_result(seed, threads, crossings, split):
+    problem = thread_problem(seed, 7, threads, 4, split, crossings=crossings)
+    *statements, asked = problem.question.split(" ")
+    values, chains = {}, {}
+    for number, statement in enumerate(statements):  # an independent reader, in the order of the text
+        name, right = statement.split("=")
+        position, thread = divmod(number, threads)
+        if not position:
+            values[name], chains[name] = int(right), (int(right), [])
+            continue
+        source, operand = right[0], right[2:]
+        other = operand in values
+        assert other == (position in crossings)
+        if other:
+            assert operand == statements[number - thread - threads + (thread + 1) % threads][0]
+        operation = f"{right[1]}{values[operand] if other else operand}"
+        values[name] = eval(f"{values[source]}{operation}") % 10
+        start, before = chains[source]
+        chains[name] = start, [*before, operation]
+    names = asked.removesuffix("?").split(",")
+    assert problem.answer == ",".join(str(values[name]) for name in names)
+    assert [steps[-1] for steps in problem.threads] == problem.answer.split(",")
+    assert all(split_of(*chains[name]) == split for name in names)
+    for steps, name in zip(problem.threads, names, strict=True):
+        start, operations = chains[name]
+        expected = []
+        for position, operation in enumerate(operations, start=1):
+            start = eval(f"{start}{operation}") % 10
+            expected += [operation[1:], str(start)] if position in crossings else [str(start)]
+        assert steps == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    ("threads", "crossings", "mixed"),
+    [((1, 2), (2,), False), ((2,), (1,), False), ((2,), (4,), False), ((2,), (2,), True)],
+)
+def test_crossings_without_chains_to_cross_are_refused(threads, crossings, mixed):
+    with pytest.raises(UserError, match="must name operations from 2 to 3, in problems of two chains or more"):
+        ThreadProblems(0, 10, threads, (3,), interleaved=mixed, crossings=crossings)
+
+
 def test_statements_are_interleaved_and_the_same_at_every_reading():
     problems = ThreadProblems(3, 40, (2, 3), (2,), interleaved=True)
     assert [problems[i] for i in range(40)] == [problems[i] for i in range(40)]

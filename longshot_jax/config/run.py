@@ -53,6 +53,8 @@ class DataConfig:
     """Numbers of independent chains of a generated `threads` problem, in turn."""
     interleaved: bool = False
     """Mix the statements of the chains of a `threads` problem."""
+    crossings: Annotated[tuple[int, ...], COUNT] = ()
+    """Operations of a `threads` problem, from 2, at which each chain adds the next chain's result of the operation before."""
     nodes: Annotated[tuple[int, ...], COUNT] = (8,)
     """Numbers of nodes (7 to 9) of a generated `colouring` problem's graph, in turn; it has half as many edges again."""
     steps_together: bool = False

@@ -36,7 +36,7 @@ _COMPARED = 10_000  # problems after one that is too long, among which the longe
 GENERATORS: Mapping[str, Callable[[DataConfig, int, int, Split], Sequence[Problem]]] = {
     "chains": lambda data, seed, count, split: ChainProblems(seed, count, data.operations, split, data.distractors),
     "threads": lambda data, seed, count, split: ThreadProblems(
-        seed, count, data.threads, data.operations, split, data.interleaved, data.steps_together
+        seed, count, data.threads, data.operations, split, data.interleaved, data.steps_together, data.crossings
     ),
     "colouring": lambda data, seed, count, split: ColouringProblems(seed, count, data.nodes, split),
     "prosqa": lambda data, seed, count, split: ProsQAProblems(seed, count),
