@@ -19,9 +19,8 @@ import ml_collections
 
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.bounds import MAX_INT
-from longshot_jax.config.config_file import load_config
 from longshot_jax.config.declarations import declared, declared_groups, flatten
-from longshot_jax.config.parse import unknown_setting
+from longshot_jax.config.parse import load_config, unknown_setting
 from longshot_jax.errors import UserError, first_line, run_command, shown
 from longshot_jax.files import local_path
 
