@@ -23,8 +23,7 @@ from longshot_jax.data.sources import test_problems as problems_of_test
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.batches import UNFINISHED, are_correct, grades
 from longshot_jax.evaluation.results import results_table
-from longshot_jax.ppo.own_rewards import check_rewards, own_rewards
-from longshot_jax.ppo.rewards import Outcome, answer_rewards
+from longshot_jax.ppo.rewards import Outcome, answer_rewards, check_rewards, own_rewards
 from longshot_jax.train import train
 
 EXAMPLES = dict(

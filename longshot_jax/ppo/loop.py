@@ -13,8 +13,7 @@ from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.batches import UNFINISHED, answer_texts, grades
 from longshot_jax.evaluation.fusion_accuracy import choose
 from longshot_jax.model.sharding import fetch, place_batch
-from longshot_jax.ppo.own_rewards import own_rewards
-from longshot_jax.ppo.rewards import Outcome, answer_rewards, shared_rewards, thought_cost_rewards
+from longshot_jax.ppo.rewards import Outcome, answer_rewards, own_rewards, shared_rewards, thought_cost_rewards
 from longshot_jax.ppo.update import PPOPrograms
 from longshot_jax.thoughts.rollout import Temperatures
 from longshot_jax.thoughts.stopping import Lengths, rule_after
