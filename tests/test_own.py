@@ -15,9 +15,8 @@ from longshot_jax.checkpoints.convert import from_hf, to_hf
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.config.ppo import RewardWeights
 from longshot_jax.data.loader import prefetched, problem_batches
-from longshot_jax.data.overlap import question_key
 from longshot_jax.data.own import OwnCodeError, load_code, own_grader, own_problems
-from longshot_jax.data.problems import Problem, load_problems
+from longshot_jax.data.problems import Problem, load_problems, question_key
 from longshot_jax.data.sources import contamination, own_code, read_problems
 from longshot_jax.data.sources import test_problems as problems_of_test
 from longshot_jax.errors import UserError

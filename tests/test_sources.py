@@ -10,8 +10,7 @@ import pytest
 from child_process import NO_PROCESS
 from tiny_run import tiny
 
-from longshot_jax.data.overlap import question_key
-from longshot_jax.data.problems import Problem
+from longshot_jax.data.problems import Problem, question_key
 from longshot_jax.data.sources import (
     Problems,
     build_layout,

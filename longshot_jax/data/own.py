@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from longshot_jax.data.chains import Split, hashed_split
-from longshot_jax.data.overlap import question_key
-from longshot_jax.data.problems import GeneratedProblems, Problem, checked_problem
+from longshot_jax.data.problems import GeneratedProblems, Problem, checked_problem, question_key
 from longshot_jax.errors import UserError, first_line, line_of, shown
 from longshot_jax.files import local_path
 

@@ -11,9 +11,8 @@ from longshot_jax.config.run import DataConfig, RunConfig
 from longshot_jax.data.chains import ChainProblems, Split, chain_words
 from longshot_jax.data.colouring import ColouringProblems, as_colouring, colouring_words
 from longshot_jax.data.layout import Layout
-from longshot_jax.data.overlap import question_key, spaced_questions, without
 from longshot_jax.data.own import load_code, names_code, own_problems
-from longshot_jax.data.problems import GeneratedProblems, Problem, load_problems
+from longshot_jax.data.problems import GeneratedProblems, Problem, load_problems, question_key
 from longshot_jax.data.prosqa import ProsQAProblems
 from longshot_jax.data.reasoning_gym import CONTAMINATION, PREFIX, TEMPLATED, gym_problems, version
 from longshot_jax.data.redraw import RedrawnProblems
@@ -90,20 +89,23 @@ def read_problems(run: RunConfig, warn: Callable[[str], object] = lambda _: None
         validation = _held_out(data, "validation", "validation", _VALIDATION_SEED)
         shared = _overlap(data, "validation", validation, keys, warn)
     else:
-        chosen = spaced_questions(keys, _VALIDATION_STRIDE, _MAX_VALIDATION)
-        if not chosen:
+        different = list(dict.fromkeys(keys))  # in the order of their first occurrences
+        count = min(len(different) // _VALIDATION_STRIDE, _MAX_VALIDATION)
+        if not count:
             raise UserError(
-                f"{data.train} has {len(set(keys))} different problems, too few to keep a tenth for validation: name "
+                f"{data.train} has {len(different)} different problems, too few to keep a tenth for validation: name "
                 "other problems as config.data.validation."
             )
+        chosen = {different[number * len(different) // count] for number in range(count)}
         validation = [problem for problem, key in zip(train, keys, strict=True) if key in chosen]
-        train, keys, shared = without(train, keys, chosen), [key for key in keys if key not in chosen], set()
+        train = [problem for problem, key in zip(train, keys, strict=True) if key not in chosen]
+        keys, shared = [key for key in keys if key not in chosen], set()
     try:
         shared |= _overlap(data, "test", test_problems(run), keys, warn)
     except UserError as error:
         warn(f"warning: config.data.test was not compared with the training problems, because {error}")
     if data.remove_overlap and shared:
-        train = without(train, keys, shared)
+        train = [problem for problem, key in zip(train, keys, strict=True) if key not in shared]
         if not train:
             raise UserError(
                 f"every problem of {data.train} is also in config.data.validation or config.data.test, so "

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from longshot_jax.data.chains import chain_words
 from longshot_jax.data.chat_template import ChatTemplate, only_template, stored_template
-from longshot_jax.data.end_tokens import end_token_setting, find_end_tokens
 from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.tokenizer_checks import check_new, check_round_trip, check_vocabulary
-from longshot_jax.data.tokenizer_files import NAMES, TOKEN_IDS, TokenizerFiles, files_of
+from longshot_jax.data.tokenizer_files import (
+    NAMES,
+    TOKEN_IDS,
+    TokenizerFiles,
+    end_token_setting,
+    files_of,
+    find_end_tokens,
+)
 from longshot_jax.errors import UserError, first_line
 from longshot_jax.files import local_path
 
