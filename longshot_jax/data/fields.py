@@ -37,10 +37,16 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, row) of a csv with a head; a UserError for a row of another length."""
+def csv_rows(path: Path, text: str, columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, row) of a csv with a head; a UserError if one of `columns` is not there, or for a row of another length."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(
+                f"{path}, line 1: no column {missing[0]}: a csv must have {', '.join(columns[:-1])} and "
+                f"{columns[-1]}, or its columns be named as config.data.fields"
+            )
         for row in reader:
             place = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
