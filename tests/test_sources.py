@@ -140,7 +140,7 @@ def test_generated_validation_is_not_the_test(kind):
 
 
 def layout_of(run):
-    tokens = build_tokenizer(run, "unused", read_problems(run).train)
+    tokens = build_tokenizer(run, "unused", read_problems(run).train, None, resumed=False)
     return build_layout(run, tokens)
 
 

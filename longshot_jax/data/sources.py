@@ -182,11 +182,7 @@ def _generated(data: DataConfig, kind: str, seed: int, count: int, split: Split)
 
 
 def build_tokenizer(
-    run: RunConfig,
-    workdir: str | Path,
-    problems: Sequence[Problem],
-    model_folder: Path | None = None,
-    resumed: bool = False,
+    run: RunConfig, workdir: str | Path, problems: Sequence[Problem], model_folder: Path | None, resumed: bool
 ) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names; a UserError if it is missing or cannot be loaded.
 

@@ -27,9 +27,8 @@ from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Params, decoding_reasoner
 from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, at_last_thought, sample_rollout
-from longshot_jax.thoughts.stopping import Lengths
+from longshot_jax.thoughts.stopping import Lengths, active_trajectories
 from longshot_jax.thoughts.think import encode, think_given
-from longshot_jax.thoughts.trajectory_count import active_trajectories
 
 
 @struct.dataclass
