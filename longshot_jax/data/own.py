@@ -88,7 +88,8 @@ def load_code(named: str, setting: str) -> OwnCode:
     file = str(getattr(module, "__file__", None))
     if not file.endswith(".py"):
         raise UserError(f"{setting} {named!r}: {parts['module']} is no Python file: name code of your own")
-    return OwnCode(named, getattr(module, name), file, _fingerprint(Path(file).read_bytes()))
+    code = ast.unparse(ast.parse(Path(file).read_bytes()))
+    return OwnCode(named, getattr(module, name), file, hashlib.sha256(code.encode()).hexdigest()[:16])
 
 
 def _module(name: str, place: str) -> ModuleType:
@@ -124,10 +125,6 @@ def _module_of_file(file: Path, place: str) -> ModuleType:
         finally:
             sys.path[:] = path
     return sys.modules[name]
-
-
-def _fingerprint(source: bytes) -> str:
-    return hashlib.sha256(ast.unparse(ast.parse(source)).encode()).hexdigest()[:16]
 
 
 def _raised(error: BaseException, file: str = "") -> str:

@@ -165,20 +165,16 @@ def _read(data: DataConfig, setting: str, split: Split, seed: int, count: int) -
     """The problems that a setting of `data` names; those that are not a list are generated, and differ between splits."""
     source = getattr(data, setting)
     if source in GENERATORS:
-        return _generated(data, source, seed, count, split)
+        try:
+            return GENERATORS[source](data, seed, count, split)
+        except UserError as error:  # its text starts with the name of the setting
+            raise UserError(f"config.data.{error}") from None
     if source.startswith(PREFIX):
         return gym_problems(source, data.parameters, seed, count, split)
     if names_code(source):
         return own_problems(load_code(source, f"config.data.{setting}"), count, split)
     problems = load_problems(source, data.fields)
     return [as_colouring(problem) for problem in problems] if data.train == "colouring" else problems
-
-
-def _generated(data: DataConfig, kind: str, seed: int, count: int, split: Split) -> Sequence[Problem]:
-    try:
-        return GENERATORS[kind](data, seed, count, split)
-    except UserError as error:  # its text starts with the name of the setting
-        raise UserError(f"config.data.{error}") from None
 
 
 def build_tokenizer(
@@ -212,7 +208,8 @@ def build_tokenizer(
     if kind == "bpe":
         quick = run.data.train in GENERATORS or not isinstance(problems, GeneratedProblems)
         stride = max(len(problems) // (_BPE_PROBLEMS if quick else _BPE_OWN_PROBLEMS), 1)
-        texts = (_text(problems[index]) for index in range(0, len(problems), stride))
+        some = (problems[index] for index in range(0, len(problems), stride))
+        texts = ("\n".join([each.question, *each.steps, f"### {each.answer}"]) for each in some)
         return Tokenizer.train_bpe(texts, run.data.bpe_vocabulary, multiple)
     if kind == "model":
         if model_folder is None:
@@ -236,10 +233,6 @@ def store_tokenizer(tokenizer: Tokenizer, workdir: str | Path) -> None:
     """
     with replacing_folder(Path(workdir) / "tokenizer", "fix its permissions, or choose another --workdir") as part:
         tokenizer.save(part)
-
-
-def _text(problem: Problem) -> str:
-    return "\n".join([problem.question, *problem.steps, f"### {problem.answer}"])
 
 
 def build_layout(run: RunConfig, tokenizer: Tokenizer) -> Layout:
