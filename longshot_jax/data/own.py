@@ -5,7 +5,6 @@ directory does. A module is looked for as a file of the current folder, then amo
 """
 
 import ast
-import difflib
 import hashlib
 import importlib.util
 import inspect
@@ -22,7 +21,7 @@ import numpy as np
 
 from longshot_jax.data.chains import Split, hashed_split
 from longshot_jax.data.problems import GeneratedProblems, Problem, checked_problem, question_key
-from longshot_jax.errors import UserError, first_line, line_of, shown
+from longshot_jax.errors import UserError, did_you_mean, first_line, line_of, shown
 from longshot_jax.files import local_path
 
 _NAME = re.compile(r"(?P<module>.+\.py|[^\W\d][\w.]*):(?P<name>[^\W\d]\w*)")
@@ -82,8 +81,7 @@ def load_code(named: str, setting: str) -> OwnCode:
     module = _module(parts["module"], f"{setting} {named!r}")
     name, known = parts["name"], [name for name in vars(module) if not name.startswith("__")]
     if not hasattr(module, name):
-        near = difflib.get_close_matches(name, known, 1, cutoff=0.4)
-        advice = f"did you mean {near[0]!r}?" if near else "define it there"
+        advice = did_you_mean(name, known, "define it there", cutoff=0.4)
         raise UserError(f"{setting} {named!r}: {parts['module']} has no {name!r}: {advice}")
     file = str(getattr(module, "__file__", None))
     if not file.endswith(".py"):
@@ -104,8 +102,8 @@ def _module(name: str, place: str) -> ModuleType:
             raise UserError(f"{place}: {name} {_raised(error)}: fix it") from None
     suffix = ".py" if name.endswith(".py") else ""
     there = [path.stem + suffix for path in file.parent.glob("*.py")]
-    near = difflib.get_close_matches(file.stem + suffix, there, 1, cutoff=0.7)
-    advice = f"did you mean {near[0]!r}?" if near else "give the path of a .py file, or an installed module"
+    otherwise = "give the path of a .py file, or an installed module"
+    advice = did_you_mean(file.stem + suffix, there, otherwise, cutoff=0.7)
     raise UserError(f"{place}: there is no {file}: {advice}")
 
 
