@@ -147,7 +147,7 @@ class Decoder:
                 number = jnp.broadcast_to(most, (len(prompt), copies))
                 token_keys = None if greedy else jax.vmap(lambda k: jax.random.split(k, copies))(keys)
                 sampling = temperatures.token, token_keys
-                return self._from_thoughts(reasoner, (prompt, mask), thoughts, number, *sampling, counts)
+                return self._from_thoughts(reasoner, (prompt, mask), thoughts, number, sampling, counts)
             shape = RolloutShape(
                 copies,
                 self.max_thoughts,
@@ -177,24 +177,15 @@ class Decoder:
     def _decode_given(self) -> Any:
         def decode(params, prompt, mask, thoughts, num_thoughts, counts, roles, hidden):
             reasoner = decoding_reasoner(self.graphdef, *params)
-            given = thoughts, num_thoughts, jnp.ones(()), None, counts, roles, hidden
+            given = thoughts, num_thoughts, (jnp.ones(()), None), counts, roles, hidden
             return self._from_thoughts(reasoner, (prompt, mask), *given, join=True)
 
         return decoding_jit(decode, self.mesh, self.decoding)
 
     def _from_thoughts(
-        self,
-        reasoner,
-        prompts,
-        embeddings,
-        num_thoughts,
-        temperature,
-        keys,
-        counts,
-        roles=None,
-        hidden=None,
-        join=False,
+        self, reasoner, prompts, embeddings, num_thoughts, sampling, counts, roles=None, hidden=None, join=False
     ) -> Trajectories:
+        """`sampling` is the temperature and keys of tokens; the others are as for `decode` and `decode_given`."""
         shape = num_thoughts.shape
         active = None if counts is None else active_trajectories(counts, shape[1])
         encoded = begin_trajectories(reasoner, encode(reasoner, *prompts), shape[1], active, roles)
@@ -202,7 +193,7 @@ class Decoder:
         thoughts = think_given(reasoner, encoded, embeddings, num_thoughts)
         if hidden is not None:
             encoded = encoded.without_question(hidden)
-        decoding = self.opening, self.layout.tokenizer.ends, self.answer_length, temperature, keys
+        decoding = self.opening, self.layout.tokenizer.ends, self.answer_length, *sampling
         if self.joined:
             joint = {"text_end": self.layout.text_end, "active": active}
             answers = decode_jointly(reasoner, encoded, thoughts, *decoding, **joint)
