@@ -189,9 +189,8 @@ def test_guidance_does_not_depend_on_micro_batches():
     )
     steps, metrics = [], []
     for parts in (1, 2):
-        update = curriculum_update(
-            graphdef, optax.sgd(1.0), max_thoughts=2, pause_token=None, micro_batches=parts, guidance=guidance
-        )
+        config = replace(curriculum, batch_size=4, micro_batch_size=4 // parts)
+        update = curriculum_update(graphdef, optax.sgd(1.0), config)
         state = start_state(params, nnx.State({}), optax.sgd(1.0), jax.random.key(0))
         after, told = jax.jit(update, compiler_options=QUICK)(state, batch)
         steps.append(jax.tree.leaves(jax.tree.map(lambda a, b: a - b, after.trainable, params)))
