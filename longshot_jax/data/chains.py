@@ -143,14 +143,12 @@ class ChainProblems(GeneratedProblems):
         return self
 
 
-def write_chains(
-    path: str | Path, operations: int, count: int, seed: int, split: Split = "test", distractors: int = 0
-) -> None:
-    """Writes `count` chains to `path` in COCONUT's JSON form, which `load_problems` reads.
+def write_chains(path: str | Path, operations: int, count: int, seed: int, distractors: int = 0) -> None:
+    """Writes `count` test chains to `path` in COCONUT's JSON form, which `load_problems` reads.
 
     Raises UserError if a count is out of range or the file cannot be written.
     """
-    problems = ChainProblems(seed, count, (operations,), split, distractors)
+    problems = ChainProblems(seed, count, (operations,), "test", distractors)
     rows = [{"question": p.question, "steps": list(p.steps), "answer": p.answer} for p in problems]
     text = json.dumps(rows)
     check_own(Path(path), text.__eq__, "the test file")

@@ -274,16 +274,13 @@ def kl_estimate(
 
 
 def adapt_kl_coefficient(
-    coefficient: Float[Array, ""],
-    measured_kl: Float[Array, ""],
-    target: float | Float[Array, ""],
-    horizon_steps: float | Float[Array, ""] = 10.0,
+    coefficient: Float[Array, ""], measured_kl: Float[Array, ""], target: float | Float[Array, ""]
 ) -> Float[Array, ""]:
     """The KL coefficient for the next update (Ziegler et al. 2019, section 2.2), raised where the KL is above target.
 
-    The relative error `measured_kl / target − 1` is clipped to ±0.2 and moves the coefficient by that fraction over
-    `horizon_steps` updates (10 is the paper's gain of 0.1). A non-finite KL changes nothing. `target` is in nats, in
-    the units of `measured_kl`, and must be positive.
+    The relative error `measured_kl / target − 1` is clipped to ±0.2 and moves the coefficient by that fraction over ten
+    updates (the paper's gain of 0.1). A non-finite KL changes nothing. `target` is in nats, in the units of `measured_kl`,
+    and must be positive.
     """
     error = jnp.clip(measured_kl / target - 1.0, -0.2, 0.2)
-    return jnp.where(jnp.isfinite(measured_kl), coefficient * (1.0 + error / horizon_steps), coefficient)
+    return jnp.where(jnp.isfinite(measured_kl), coefficient * (1.0 + error / 10.0), coefficient)

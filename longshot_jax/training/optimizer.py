@@ -72,12 +72,12 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     )
 
 
-def factored_second_moment(least: int = 128) -> optax.GradientTransformation:
+def factored_second_moment() -> optax.GradientTransformation:
     """`optax.scale_by_factored_rms` whose moments have the logical axes of their parameters.
 
-    A parameter whose second largest dimension is below `least` has an unfactored second moment.
+    A parameter whose second largest dimension is below 128 has an unfactored second moment.
     """
-    inner = optax.scale_by_factored_rms(min_dim_size_to_factor=least)
+    inner = optax.scale_by_factored_rms(min_dim_size_to_factor=128)
 
     def named(state: Any, params: Any) -> Any:
         """Moments as variables with logical axes, in the structure of the parameters."""
