@@ -178,8 +178,7 @@ class Tokenizer:
         """Trains a byte-level BPE of at most `vocabulary_size` tokens, special ones included, on `texts`.
 
         Digits are never merged: numbers as single tokens cannot be calculated with. Raises UserError if
-          `vocabulary_size` is
-        below 261: the 256 bytes and 5 special tokens.
+        `vocabulary_size` is below 261: the 256 bytes and 5 special tokens.
         """
         least = _BYTES + 2 + len(LATENT_TOKENS)
         if vocabulary_size < least:
