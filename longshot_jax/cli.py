@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import difflib
 import importlib.util
 import os
 import sys
@@ -17,10 +16,9 @@ import ml_collections
 
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.bounds import MAX_INT
-from longshot_jax.config.config_file import load_config
 from longshot_jax.config.declarations import declared, declared_groups, flatten
-from longshot_jax.config.parse import unknown_setting
-from longshot_jax.errors import UserError, first_line, run_command, shown
+from longshot_jax.config.parse import load_config, unknown_setting
+from longshot_jax.errors import UserError, did_you_mean, first_line, run_command, shown
 from longshot_jax.files import local_path
 
 _TOP = "run"  # in help, the group of the settings that are in no other
@@ -114,9 +112,8 @@ def _config_arguments(arguments: Sequence[str], options: Sequence[str]) -> tuple
             raise UserError(f"{shown(argument)} is not an option: settings are given as --config.key=value.")
         if key != "config" and not key.startswith("config."):
             known = [*options, "config", *(f"config.{key}" for key in declared(RunConfig))]
-            near = difflib.get_close_matches(key, known, 1)
-            advice = f"did you mean --{near[0]}?" if near else f"there are --config, --{', --'.join(options)}."
-            raise UserError(f"--{key} is not an option: {advice}")
+            otherwise = f"there are --config, --{', --'.join(options)}."
+            raise UserError(f"--{key} is not an option: {did_you_mean(key, known, otherwise, '--{}')}")
         setting = declared(RunConfig).get(key.removeprefix("config."))
         if not equals and setting is not None and setting.kind is bool and (not waiting or waiting[0].startswith("-")):
             text = "True"
@@ -274,6 +271,5 @@ def _print_verbs(verbs: Mapping[str, Path]) -> None:
 
 
 def _refuse(verb: str, verbs: list[str]) -> NoReturn:
-    near = difflib.get_close_matches(verb, verbs, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it must be one of {', '.join(verbs)}."
-    raise UserError(f"longshot has no verb {shown(verb)}: {hint}")
+    advice = did_you_mean(verb, verbs, f"it must be one of {', '.join(verbs)}.")
+    raise UserError(f"longshot has no verb {shown(verb)}: {advice}")

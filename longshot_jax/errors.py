@@ -1,5 +1,6 @@
 """Errors of commands, their sentences and their exit codes."""
 
+import difflib
 import importlib.util
 import os
 import re
@@ -7,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # Seconds that background threads have to end after an error; several processes leave together, which takes longer.
@@ -45,6 +46,12 @@ def first_line(error: BaseException, limit: int = 160) -> str:
     """First line of an error's text, without its full stop and cut to `limit`; the class name if it has no text."""
     lines = str(error).strip().splitlines()
     return (lines[0][:limit].rstrip(". ") if lines else "") or type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, form: str = "{!r}", cutoff: float = 0.6) -> str:
+    """Advice for a misspelt name: the nearest known one, written by `form`, or `otherwise`."""
+    near = difflib.get_close_matches(name, list(known), 1, cutoff)
+    return f"did you mean {form.format(near[0])}?" if near else otherwise
 
 
 def line_of(error: BaseException, file: str) -> int | None:

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def text_table(rows: Sequence[Sequence[Any]], *, head: bool = True) -> str:
+def text_table(rows: Sequence[Sequence[Any]]) -> str:
     """Aligned columns, the first to the left and the others to the right; a rule under the head."""
     table = [[figure(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table]
-    if head:
-        lines.insert(1, "  ".join("-" * width for width in widths))
+    lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 
 

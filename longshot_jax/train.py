@@ -44,7 +44,7 @@ from longshot_jax.errors import UserError
 from longshot_jax.files import local_path
 from longshot_jax.model.sharding import make_mesh
 from longshot_jax.ppo.loop import PPOLoop
-from longshot_jax.ppo.own_rewards import check_rewards
+from longshot_jax.ppo.rewards import check_rewards
 from longshot_jax.tables import by_name, text_table
 from longshot_jax.training.context import RunContext
 from longshot_jax.training.tensorboard import RunWriter

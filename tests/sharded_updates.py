@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from longshot_jax.config.curriculum import CurriculumConfig
 from longshot_jax.config.model import MeshConfig
 from longshot_jax.config.optimizer import OptimizerConfig
 from longshot_jax.config.ppo import PPOConfig
@@ -141,9 +142,8 @@ def measure(mesh, navigator=ALONE, gather="layer"):
         rows = [np.asarray(part).ravel() for part in remembered]
         return float(metrics["loss"]), np.concatenate([*jax.tree.leaves(change), *rows])
 
-    supervised = curriculum_update(
-        graphdef, descent, max_thoughts=T, pause_token=None, micro_batches=2, prepare=prepare
-    )
+    config = CurriculumConfig(max_latent_stage=T, batch_size=2, micro_batch_size=1)
+    supervised = curriculum_update(graphdef, descent, config, prepare=prepare)
     curriculum = run(supervised, given)
     ppo = replace(PPO, num_trajectories=number, shared_reward=navigator.join)
     policy = run(policy_update(graphdef, descent, ppo, (3,), prepare), rollout, recorded, *rewards)

@@ -8,6 +8,7 @@ import pytest
 from builders import QUICK, ragged_prompts, small_reasoner
 from flax import nnx
 
+from longshot_jax.config.curriculum import CurriculumConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.update import curriculum_update
 from longshot_jax.thoughts.stopping import StopRule
@@ -27,8 +28,8 @@ def test_dropout_does_not_depend_on_micro_batches_and_changes_with_every_update(
     state = start_state(params, nnx.State({}), descent, jax.random.key(3))
 
     def losses(parts):
-        options = {"max_thoughts": STEPS, "pause_token": None, "micro_batches": parts, "dropout": 0.5}
-        update = jax.jit(curriculum_update(graphdef, descent, **options), compiler_options=QUICK)
+        config = CurriculumConfig(max_latent_stage=STEPS, batch_size=4, micro_batch_size=4 // parts, dropout=0.5)
+        update = jax.jit(curriculum_update(graphdef, descent, config), compiler_options=QUICK)
         after, first = update(state, batch)
         # The same weights again, under the key that the first update left.
         _, second = update(state.replace(key=after.key), batch)

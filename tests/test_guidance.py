@@ -13,13 +13,18 @@ from flax import nnx
 
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
 from longshot_jax.curriculum.batch import StepTexts, curriculum_batch, forcing_probability
-from longshot_jax.curriculum.guidance import distillation_distance, explanation_loss, step_embeddings, target_distance
+from longshot_jax.curriculum.guidance import (
+    distillation_distance,
+    explanation_loss,
+    step_embeddings,
+    target_distance,
+    think_in_parallel,
+)
 from longshot_jax.curriculum.loss import _hidden_of_tokens
 from longshot_jax.curriculum.update import curriculum_update
 from longshot_jax.data.chains import ChainProblems
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.tokenizer import Tokenizer
-from longshot_jax.thoughts.jacobi import think_in_parallel
 from longshot_jax.thoughts.stopping import StopRule
 from longshot_jax.thoughts.think import Teaching, encode, think
 from longshot_jax.training.state import start_state
@@ -184,9 +189,8 @@ def test_guidance_does_not_depend_on_micro_batches():
     )
     steps, metrics = [], []
     for parts in (1, 2):
-        update = curriculum_update(
-            graphdef, optax.sgd(1.0), max_thoughts=2, pause_token=None, micro_batches=parts, guidance=guidance
-        )
+        config = replace(curriculum, batch_size=4, micro_batch_size=4 // parts)
+        update = curriculum_update(graphdef, optax.sgd(1.0), config)
         state = start_state(params, nnx.State({}), optax.sgd(1.0), jax.random.key(0))
         after, told = jax.jit(update, compiler_options=QUICK)(state, batch)
         steps.append(jax.tree.leaves(jax.tree.map(lambda a, b: a - b, after.trainable, params)))

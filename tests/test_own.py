@@ -15,16 +15,14 @@ from longshot_jax.checkpoints.convert import from_hf, to_hf
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.config.ppo import RewardWeights
 from longshot_jax.data.loader import prefetched, problem_batches
-from longshot_jax.data.overlap import question_key
 from longshot_jax.data.own import OwnCodeError, load_code, own_grader, own_problems
-from longshot_jax.data.problems import Problem, load_problems
+from longshot_jax.data.problems import Problem, load_problems, question_key
 from longshot_jax.data.sources import contamination, own_code, read_problems
 from longshot_jax.data.sources import test_problems as problems_of_test
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.batches import UNFINISHED, are_correct, grades
 from longshot_jax.evaluation.results import results_table
-from longshot_jax.ppo.own_rewards import check_rewards, own_rewards
-from longshot_jax.ppo.rewards import Outcome, answer_rewards
+from longshot_jax.ppo.rewards import Outcome, answer_rewards, check_rewards, own_rewards
 from longshot_jax.train import train
 
 EXAMPLES = dict(

@@ -198,11 +198,6 @@ def test_a_loss_that_is_not_finite_is_not_hidden():
     assert np.isnan(sums.loss_sum)
 
 
-def test_dual_clip_must_exceed_one():
-    with pytest.raises(ValueError, match="dual_clip"):
-        clipped_policy_loss(jnp.zeros(1), jnp.zeros(1), jnp.zeros(1), jnp.ones(1, bool), 0.2, 1.0)
-
-
 @few
 @given(masks, seeds)
 def test_sequence_weights_give_the_mean_over_trajectories_of_their_means(mask, seed):
@@ -357,5 +352,4 @@ def test_kl_coefficient_follows_the_proportional_controller():
     assert float(adapt(coefficient, jnp.float32(0.022), 0.02)) == pytest.approx(0.1 * 1.01)
     assert float(adapt(coefficient, jnp.float32(9.0), 0.02)) == pytest.approx(0.1 * 1.02)
     assert float(adapt(coefficient, jnp.float32(0.0), 0.02)) == pytest.approx(0.1 * 0.98)
-    assert float(adapt(coefficient, jnp.float32(9.0), 0.02, 2.0)) == pytest.approx(0.1 * 1.1)
     assert adapt(coefficient, jnp.float32(jnp.nan), 0.02) == coefficient

@@ -10,8 +10,7 @@ import pytest
 from child_process import NO_PROCESS
 from tiny_run import tiny
 
-from longshot_jax.data.overlap import question_key
-from longshot_jax.data.problems import Problem
+from longshot_jax.data.problems import Problem, question_key
 from longshot_jax.data.sources import (
     Problems,
     build_layout,
@@ -141,7 +140,7 @@ def test_generated_validation_is_not_the_test(kind):
 
 
 def layout_of(run):
-    tokens = build_tokenizer(run, "unused", read_problems(run).train)
+    tokens = build_tokenizer(run, "unused", read_problems(run).train, None, resumed=False)
     return build_layout(run, tokens)
 
 

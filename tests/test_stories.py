@@ -142,7 +142,6 @@ def test_pure_and_random_access():
         ({"operations": (0,)}, "operations"),
         ({"operations": (5,)}, "from 1 to 4"),
         ({"count": 0}, "count"),
-        ({"seed": -1}, "seed"),
         ({"distractors": 5}, "from 0 to 4"),
     ],
 )

@@ -7,9 +7,11 @@ import pytest
 from longshot_jax.tables import by_name, figure, markdown_table, text_table
 
 
-def test_single_values_without_a_head():
-    rows = {"accuracy": 0.98764, "thoughts": jnp.float32(3.5), "updates": 1200, "checkpoint": "runs/x"}
-    assert text_table(list(rows.items()), head=False).splitlines() == [
+def test_single_values():
+    rows = {"name": "value", "accuracy": 0.98764, "thoughts": jnp.float32(3.5), "updates": 1200, "checkpoint": "runs/x"}
+    assert text_table(list(rows.items())).splitlines() == [
+        "name         value",
+        "----------  ------",
         "accuracy    0.9876",
         "thoughts       3.5",
         "updates       1200",

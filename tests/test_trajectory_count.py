@@ -20,8 +20,7 @@ from longshot_jax.ppo.loss import (
 )
 from longshot_jax.thoughts.rescore import rescore
 from longshot_jax.thoughts.rollout import Rollout, RolloutShape, Temperatures, sample_rollout
-from longshot_jax.thoughts.stopping import Lengths
-from longshot_jax.thoughts.trajectory_count import draw_count
+from longshot_jax.thoughts.stopping import Lengths, draw_count
 
 pytestmark = pytest.mark.law
 

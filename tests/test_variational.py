@@ -135,8 +135,8 @@ def test_the_update_does_not_depend_on_micro_batches():
     state = start_state(params, nnx.State({}), descent, jax.random.key(3))
 
     def updated(parts):
-        options = {"max_thoughts": STEPS, "pause_token": None, "micro_batches": parts, "variational": BOUND}
-        update = jax.jit(curriculum_update(graphdef, descent, **options), compiler_options=QUICK)
+        config = CurriculumConfig(max_latent_stage=STEPS, batch_size=2, micro_batch_size=2 // parts, variational=BOUND)
+        update = jax.jit(curriculum_update(graphdef, descent, config), compiler_options=QUICK)
         return update(state, batch_of())
 
     (whole, metrics), (cut, cut_metrics) = updated(1), updated(2)

@@ -6,31 +6,22 @@ from typing import Any
 
 import jax
 
+from longshot_jax.benchmarks import measurements
 from longshot_jax.benchmarks.machine import Bench, Figures, machine, peaks
-from longshot_jax.benchmarks.measurements import (
-    measure_bandwidth,
-    measure_compilation,
-    measure_conversion,
-    measure_curriculum,
-    measure_curves,
-    measure_generation,
-    measure_rollout,
-    measure_update,
-)
 from longshot_jax.tables import markdown_table
 
 # The measurement of each section, from the bench and the peaks of the machine.
 _MEASUREMENTS: Mapping[str, Callable[[Bench, Figures], Figures]] = {
-    "curriculum_step": lambda bench, peak: measure_curriculum(bench, peak["matrix_flops_per_second"]),
-    "generation": lambda bench, peak: measure_generation(bench, peak["matrix_flops_per_second"]),
-    "rollout": lambda bench, peak: measure_rollout(bench, peak["matrix_flops_per_second"]),
-    "update": lambda bench, peak: measure_update(
+    "curriculum_step": lambda bench, peak: measurements.measure_curriculum(bench, peak["matrix_flops_per_second"]),
+    "generation": lambda bench, peak: measurements.measure_generation(bench, peak["matrix_flops_per_second"]),
+    "rollout": lambda bench, peak: measurements.measure_rollout(bench, peak["matrix_flops_per_second"]),
+    "update": lambda bench, peak: measurements.measure_update(
         bench, peak["matrix_flops_per_second"], peak["wide_matrix_flops_per_second"]
     ),
-    "bandwidth": lambda bench, peak: measure_bandwidth(bench, peak["copy_bytes_per_second"]),
-    "conversion": lambda bench, _: measure_conversion(bench),
-    "curves": lambda bench, _: measure_curves(bench),
-    "compile": lambda bench, _: measure_compilation(bench),
+    "bandwidth": lambda bench, peak: measurements.measure_bandwidth(bench, peak["copy_bytes_per_second"]),
+    "conversion": lambda bench, _: measurements.measure_conversion(bench),
+    "curves": lambda bench, _: measurements.measure_curves(bench),
+    "compile": lambda bench, _: measurements.measure_compilation(bench),
 }
 SECTIONS = tuple(_MEASUREMENTS)
 

@@ -204,9 +204,9 @@ class Checkpoints:
         """The metadata alone, for example to build a template from its config."""
         return self._read_metadata(self._resolve(which))[0]
 
-    def arrays(self, prefix: str, which: Which = "latest") -> dict[str, dict[str, Any]]:
-        """Shape, dtype and fingerprint of the stored arrays below a path, by their names from there on."""
-        stored = self._read_metadata(self._resolve(which))[1]
+    def arrays(self, prefix: str) -> dict[str, dict[str, Any]]:
+        """Shape, dtype and fingerprint of the newest arrays below a path, by their names from there on."""
+        stored = self._read_metadata(self._resolve("latest"))[1]
         return {
             name.removeprefix(f"{prefix}."): {key: value for key, value in entry.items() if key != "name"}
             for name, entry in stored.items()

@@ -17,6 +17,7 @@ from flax import nnx
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.named_arrays import describe, named_arrays
 from longshot_jax.config import RunConfig
+from longshot_jax.config.declarations import flatten
 from longshot_jax.data.hub import hub_reachable
 from longshot_jax.errors import UserError, first_line, shown
 from longshot_jax.files import local_path
@@ -92,7 +93,7 @@ class FrozenSource:
         if KEY not in metadata:
             return None
         source = cls(**metadata[KEY] | {"folder": Path(metadata[KEY]["folder"])})
-        before, now = (_value(settings, source.setting) for settings in (stored, named))
+        before, now = (flatten(settings)[source.setting] for settings in (stored, named))
         if now == before and source.folder.is_dir():
             return source
         try:  # a hub name is downloaded again
@@ -209,7 +210,3 @@ def _shape_in(folder: Path) -> LlamaConfig:
     if "config" in metadata or "backbone" not in metadata:
         raise UserError(f"{folder} holds a run: give the folder of converted weights or a Hugging Face directory.")
     return LlamaConfig.from_json(metadata["backbone"])
-
-
-def _value(run: RunConfig, setting: str) -> str:
-    return run.model.source if setting == "model.source" else run.initialize_from

@@ -94,7 +94,8 @@ def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:
     template = jax.eval_shape(empty_parts)
     wanted = _named(template)
     for name in sorted(wanted.keys() | arrays.keys()):
-        here, there = (_form(found[name]) if name in found else "nothing" for found in (wanted, arrays))
+        leaves = wanted.get(name), arrays.get(name)
+        here, there = ("nothing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
         if here != there:
             raise UserError(
                 f"{file}: {name} is {there}, but its settings and a backbone of width {hidden_size} ask for {here}: it "
@@ -104,10 +105,6 @@ def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:
     trained_on = tuple(map(str, trained.get("trained_on") or (run.data.train,)))
     rms = float(parts["thought_rms"])
     return Sidecar(run, phase, step, rms, parts["memory"], parts["navigator"], stage, trained_on)
-
-
-def _form(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def _damaged(file: Path, reason: str) -> UserError:

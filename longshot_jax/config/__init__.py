@@ -1,7 +1,6 @@
 """Every setting of a run, declared once: its type, bound, default and meaning."""
 
-from longshot_jax.config.config_file import extend
-from longshot_jax.config.parse import default_config, parse_config
+from longshot_jax.config.parse import default_config, extend, parse_config
 from longshot_jax.config.run import RunConfig
 
 __all__ = ["RunConfig", "default_config", "extend", "parse_config"]

@@ -55,18 +55,15 @@ def _phases(run: RunConfig) -> Iterator[str]:
 def _sizes(run: RunConfig) -> Iterator[str]:
     """Sizes made of several settings, each of which the device still counts."""
     data, curriculum, ppo = run.data, run.curriculum, run.ppo
-    written = max(data.answer_length, run.sampled_length)
+    latent = curriculum.c_thought * curriculum.max_latent_stage
+    updates = ppo.iterations * ppo.epochs * ppo.minibatches
+    length = data.prompt_length + run.max_thoughts + max(data.answer_length, run.sampled_length)
     sizes = {
-        "config.curriculum.c_thought x config.curriculum.max_latent_stage": curriculum.c_thought
-        * curriculum.max_latent_stage,
+        "config.curriculum.c_thought x config.curriculum.max_latent_stage": latent,
         "config.ppo.questions x config.ppo.num_trajectories": ppo.questions * ppo.num_trajectories,
-        "config.ppo.iterations x config.ppo.epochs x config.ppo.minibatches": ppo.iterations
-        * ppo.epochs
-        * ppo.minibatches,
+        "config.ppo.iterations x config.ppo.epochs x config.ppo.minibatches": updates,
         "config.data.prompt_length, thoughts (config.curriculum.c_thought x max_latent_stage, or "
-        "config.ppo.max_thoughts) and config.data.answer_length or config.ppo.answer_length together": data.prompt_length
-        + run.max_thoughts
-        + written,
+        "config.ppo.max_thoughts) and config.data.answer_length or config.ppo.answer_length together": length,
     }
     for names, size in sizes.items():
         if size > MAX_INT:

@@ -1,9 +1,18 @@
-"""Reads settings of a config file, a checkpoint or an export, old keys included, into a checked `RunConfig`."""
+"""Reads settings of a config file, a checkpoint or an export, old keys included, into a checked `RunConfig`.
+
+A config file is a Python file with a function `get_config()`, which may start from that of another file.
+"""
 
 import dataclasses
 import difflib
+import importlib.util
+import json
+import os
+import re
+import sys
 import typing
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import ml_collections
@@ -12,9 +21,11 @@ from ml_collections.config_dict import placeholder
 from longshot_jax.config.bounds import Bound
 from longshot_jax.config.checks import check_combinations
 from longshot_jax.config.declarations import Setting, declared, flatten
-from longshot_jax.config.inherited import normalised_thoughts
 from longshot_jax.config.run import RunConfig
-from longshot_jax.errors import UserError, shown
+from longshot_jax.errors import UserError, first_line, line_of, shown
+
+_CHECKOUT = Path(__file__).parents[2]
+_SIDECAR = "longshot.safetensors"  # see checkpoints.sidecar, which writes it
 
 # Old keys of stored runs and exports -> current keys; None: removed.
 RENAMED: Mapping[str, str | None] = {
@@ -55,6 +66,54 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
+def extend(file: str) -> ml_collections.ConfigDict:
+    """The config of another file, to be changed and returned; for use in config files.
+
+    `file` is relative to the folder of the file whose `get_config` calls this, wherever the command runs; if nothing is
+    there, to the checkout: `configs/tiny.py` is found from any folder.
+    """
+    frame = sys._getframe(1)
+    while "get_config" not in frame.f_globals and frame.f_back is not None:
+        frame = frame.f_back
+    caller = Path(frame.f_globals["__file__"])
+    found = [folder / file for folder in (caller.parent, _CHECKOUT) if (folder / file).is_file()]
+    if not found:
+        raise UserError(
+            f"{caller} extends {file}, and there is no config file {caller.parent / file}: give a path that is relative to "
+            "that folder, or one of configs/."
+        )
+    return load_config(found[0])
+
+
+def load_config(file: Path) -> ml_collections.ConfigDict:
+    """Returns `get_config()` of a config file; a missing or failing file, or another type, is a UserError."""
+    if not os.path.isfile(file):  # also false for a name that is too long
+        raise UserError(f"there is no config file {file}: give one from configs/, or your own.")
+    try:
+        spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # the config file is the user's code
+        line = line_of(error, str(file))
+        place = f", line {line}" if line else ""
+        text = f"{type(error).__name__} ({first_line(error)}){_new_name(error)}"
+        raise UserError(f"the config file {file}{place} raises {text}: fix it.") from None
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"get_config() of {file} returns a {type(config).__name__}: start from default_config().")
+    return config
+
+
+def _new_name(error: Exception) -> str:
+    """Advice for an error of a config file that reads a renamed key."""
+    names = re.findall(r"""['"](\w+)['"]""", str(error)) if isinstance(error, AttributeError | KeyError) else []
+    new = [key for old, key in RENAMED.items() if key and old.split(".")[-1] in names]
+    return f"; its new name is config.{new[0]}" if new else ""
+
+
 def parse_config(config: ml_collections.ConfigDict | Mapping[str, Any]) -> RunConfig:
     """Checks the `ConfigDict` of a config file or the nested mapping of a checkpoint or an export.
 
@@ -80,8 +139,25 @@ def _normalised(values: dict[str, Any]) -> dict[str, Any]:
     thoughts, model = values.get("thoughts"), values.get("model")
     if isinstance(thoughts, dict) and thoughts.get("normalised", False) is None:
         source = model.get("source") if isinstance(model, dict) else "scratch"
-        thoughts["normalised"] = normalised_thoughts(source, values.get("initialize_from"))
+        thoughts["normalised"] = _normalised_thoughts(source, values.get("initialize_from"))
     return values
+
+
+def _normalised_thoughts(source: Any, initialize_from: Any) -> bool:
+    """Default of `thoughts.normalised`: that of the run or export that a run starts from; True for a plain Llama.
+
+    The raw hidden states of a pretrained Llama are far larger than its token embeddings. From scratch it is False.
+    """
+    try:
+        if initialize_from:
+            stored = json.loads((Path(initialize_from).expanduser() / "config.json").read_bytes())
+        else:
+            with (Path(source).expanduser() / _SIDECAR).open("rb") as file:
+                header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 1 << 24)))
+            stored = json.loads(header["__metadata__"]["trained"])["config"]
+        return stored.get("thoughts", {}).get("normalised", False) is True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        return bool(initialize_from) or source != "scratch"  # no run: whoever loads it says what is wrong
 
 
 def unknown_setting(key: str) -> UserError:

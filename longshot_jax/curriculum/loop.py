@@ -6,7 +6,6 @@ from typing import Any
 import grain
 import numpy as np
 
-from longshot_jax.config.curriculum import CurriculumConfig
 from longshot_jax.curriculum.batch import choose_padding, curriculum_batch, padded_lengths, replaced_steps
 from longshot_jax.curriculum.parallel import parallel_batch
 from longshot_jax.curriculum.stability import StageEnd, diverges
@@ -61,12 +60,6 @@ class Position:
                 self.lowest_loss = min(self.running_loss, self.lowest_loss or self.running_loss)
 
 
-def steps_per_stage(config: CurriculumConfig, steps_per_epoch: int) -> int:
-    """Largest number of updates of a stage."""
-    steps = config.epochs_per_stage * steps_per_epoch
-    return min(steps, config.max_steps_per_stage) if config.max_steps_per_stage else steps
-
-
 class CurriculumLoop:
     """Runs a supervised phase, `text` or `curriculum`, from its start or from a checkpoint."""
 
@@ -78,7 +71,8 @@ class CurriculumLoop:
         if run.data.batch_shapes:
             settings = config, context.layout, run.data.answer_length
             self.padding = choose_padding(train, run.data.batch_shapes, *settings)
-        self.limit = steps_per_stage(config, batches_per_epoch(train, config.batch_size))
+        steps = config.epochs_per_stage * batches_per_epoch(train, config.batch_size)
+        self.limit = min(steps, config.max_steps_per_stage or steps)  # updates of a stage
         self.evaluation = context.validation(
             config.max_thoughts, answer_length=run.data.answer_length, steps_written=True
         )

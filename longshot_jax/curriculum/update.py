@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from longshot_jax.config import RunConfig
-from longshot_jax.config.curriculum import GuidanceConfig, VariationalConfig
+from longshot_jax.config.curriculum import CurriculumConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.guidance import guidance_counts, guidance_weights
 from longshot_jax.curriculum.loss import TokenSums
@@ -29,21 +29,19 @@ Update = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 def curriculum_update(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
-    *,
-    max_thoughts: int,
-    pause_token: int | None,
-    micro_batches: int,
-    guidance: GuidanceConfig | None = None,
+    config: CurriculumConfig,
     latent_token: int = 0,
-    dropout: float = 0.0,
     prepare: Callable[[nnx.State], nnx.State] = lambda params: params,
-    variational: VariationalConfig | None = None,
 ) -> Update:
     """Makes `update(state, batch) -> state, metrics`, to be jitted with the state donated.
 
-    `dropout` is the fraction of the entries of a fed-back thought that are zeroed. `prepare` is `reasoner.gathering`. With
-    `variational` thoughts are sampled, and the state's `thought_rms` is that of the last batch.
+    `latent_token` fills thought slots in `pause` mode and initializes them for `jacobi`. `prepare` is `reasoner.gathering`.
+    Where thoughts are sampled, the state's `thought_rms` is that of the last batch.
     """
+    max_thoughts, guidance, dropout = config.max_thoughts, config.guidance, config.dropout
+    pause_token = latent_token if config.mode == "pause" else None
+    micro_batches = config.batch_size // (config.micro_batch_size or config.batch_size)
+    variational = config.variational if config.variational.kl else None
 
     def with_dropout(state: TrainState, batch: Batch) -> tuple[TrainState, Batch]:
         """Draws the dropout mask before the batch is split, so it does not depend on micro-batches."""
@@ -58,7 +56,7 @@ def curriculum_update(
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         state, batch = with_dropout(state, batch)
         total, unit = jnp.maximum(batch.loss_count, 1.0), state.thought_rms
-        counts_of, weights = guidance_counts(batch), guidance_weights(guidance or GuidanceConfig())
+        counts_of, weights = guidance_counts(batch), guidance_weights(guidance)
         frozen = prepare(state.frozen)
 
         def share(trainable: nnx.State, micro_batch: Batch) -> tuple[Array, TokenSums]:
@@ -105,7 +103,7 @@ class CurriculumPrograms:
 
     Args:
       run, abstract, mesh: settings, structure and shapes of the reasoner, device mesh.
-      latent_token: fills thought slots in `pause` mode and initializes them for `jacobi`.
+      latent_token: see `curriculum_update`.
       limit: length of the learning rate schedule in updates.
       phase: `text` or `curriculum`.
     """
@@ -120,8 +118,9 @@ class CurriculumPrograms:
         phase: str = "curriculum",
     ):
         config = run.supervised(phase)
-        micro = config.micro_batch_size or config.batch_size
-        check_divides(micro, f"config.{phase}.batch_size (or micro_batch_size)", mesh)
+        check_divides(
+            config.micro_batch_size or config.batch_size, f"config.{phase}.batch_size (or micro_batch_size)", mesh
+        )
         optimizer = make_optimizer(config.optimizer, limit)
         key = jax.random.fold_in(jax.random.key(run.seed), 1)
 
@@ -137,17 +136,7 @@ class CurriculumPrograms:
         self.placement = shardings(shapes, mesh)
         self.template = with_sharding(shapes, self.placement)
         self.start = jax.jit(start, donate_argnums=0, out_shardings=self.placement)
-        update = curriculum_update(
-            abstract.graphdef,
-            optimizer,
-            max_thoughts=config.max_thoughts,
-            pause_token=latent_token if config.mode == "pause" else None,
-            micro_batches=config.batch_size // micro,
-            guidance=config.guidance,
-            latent_token=latent_token,
-            dropout=config.dropout,
-            prepare=gathering(run.mesh, run.model.compute_dtype),
-            variational=config.variational if config.variational.kl else None,
-        )
+        prepare = gathering(run.mesh, run.model.compute_dtype)
+        update = curriculum_update(abstract.graphdef, optimizer, config, latent_token, prepare)
         self.update = jit_update(update, mesh, self.placement)
         self.fresh_optimizer = jax.jit(optimizer.init, out_shardings=self.placement.optimizer)

@@ -18,13 +18,13 @@ first statement that does not use the variable before it.
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, SupportsIndex
+from typing import Literal
 
 import numpy as np
 
-from longshot_jax.data.problems import Problem
+from longshot_jax.data.problems import GeneratedProblems, Problem
 from longshot_jax.errors import UserError
 from longshot_jax.files import check_own, write_text
 
@@ -80,12 +80,8 @@ def _hash(function: str) -> int:
 def chain_problem(seed: int, index: int, operations: int, split: Split, distractors: int = 0) -> Problem:
     """Problem `index` of the stream `seed`, a pure function of its arguments; 5 (k + distractors) + 5 prompt tokens.
 
-    `operations` is k, 1 to 9; k + 1 + distractors must not exceed the 14 names. Raises UserError if a count is out of
-    range or the seed or index is negative.
+    `operations` is k, 1 to 9; k + 1 + distractors must not exceed the 14 names.
     """
-    _check_counts(seed, (operations,), distractors)
-    if index < 0:
-        raise UserError(f"a problem's index must not be negative, not {index}")
     rng = np.random.default_rng((seed, index, operations, distractors, SPLITS.index(split)))
     start, chain = draw_chain(rng, operations, split)
     names = [NAMES[choice] for choice in rng.permutation(len(NAMES))]
@@ -111,11 +107,11 @@ def draw_chain(rng: np.random.Generator, operations: int, split: Split) -> tuple
             return start, chain
 
 
-class ChainProblems(Sequence[Problem]):
+class ChainProblems(GeneratedProblems):
     """`count` chains, generated on access; their lengths alternate through `operations`.
 
     If `distractors` is not 0, the longest chains have that number and a shorter chain one more for each operation that
-    it lacks, so that all prompts are equally long.
+    it lacks, so that all prompts are equally long. Raises UserError for numbers out of range.
     """
 
     def __init__(
@@ -128,34 +124,31 @@ class ChainProblems(Sequence[Problem]):
     ):
         if not operations:
             raise UserError("operations names no chain length: give at least one from 1 to 9")
-        if count < 1:
-            raise UserError(f"count must be at least 1 chain, not {count}")
-        _check_counts(seed, operations, distractors)
-        self.seed, self.size, self.operations = seed, count, operations
-        self.split: Split = split
-        self.distractors = distractors
+        longest = max(operations)
+        for length in operations:
+            if not 1 <= length <= MAX_OPERATIONS:
+                raise UserError(f"operations must be from 1 to {MAX_OPERATIONS}, not {length}")
+        if not 0 <= distractors <= len(NAMES) - 1 - longest:
+            most = len(NAMES) - 1 - longest
+            raise UserError(f"distractors must be from 0 to {most} beside {longest} operations, not {distractors}")
 
-    def __len__(self) -> int:
-        return self.size
+        def problem(index: int) -> Problem:
+            length = operations[index % len(operations)]
+            return chain_problem(seed, index, length, split, distractors + longest - length if distractors else 0)
 
-    def __getitem__(self, index: SupportsIndex) -> Problem:  # type: ignore[override]  (no slices)
-        position = index.__index__()
-        if not 0 <= position < self.size:
-            raise IndexError(f"chain {position} of {self.size}")
-        operations = self.operations[position % len(self.operations)]
-        lacking = max(self.operations) - operations
-        distractors = self.distractors + lacking if self.distractors else 0
-        return chain_problem(self.seed, position, operations, self.split, distractors)
+        super().__init__(count, problem, stride=count)
+
+    def filtered(self, wanted: Callable[[Problem], bool], fault: str = "") -> "ChainProblems":
+        """The same: chains of one length have equally many tokens, so the first ones tell of all, and no later one is checked."""
+        return self
 
 
-def write_chains(
-    path: str | Path, operations: int, count: int, seed: int, split: Split = "test", distractors: int = 0
-) -> None:
-    """Writes `count` chains to `path` in COCONUT's JSON form, which `load_problems` reads.
+def write_chains(path: str | Path, operations: int, count: int, seed: int, distractors: int = 0) -> None:
+    """Writes `count` test chains to `path` in COCONUT's JSON form, which `load_problems` reads.
 
     Raises UserError if a count is out of range or the file cannot be written.
     """
-    problems = ChainProblems(seed, count, (operations,), split, distractors)
+    problems = ChainProblems(seed, count, (operations,), "test", distractors)
     rows = [{"question": p.question, "steps": list(p.steps), "answer": p.answer} for p in problems]
     text = json.dumps(rows)
     check_own(Path(path), text.__eq__, "the test file")
@@ -166,14 +159,3 @@ def apply_operation(operation: str, value: int) -> int:
     """The result of an operation such as `+4` or `*7` on a value, modulo 10."""
     operand = int(operation[1:])
     return (value + operand if operation[0] == "+" else value * operand) % 10
-
-
-def _check_counts(seed: int, operations: tuple[int, ...], distractors: int) -> None:
-    if seed < 0:
-        raise UserError(f"seed must not be negative, not {seed}")
-    for length in operations:
-        if not 1 <= length <= MAX_OPERATIONS:
-            raise UserError(f"operations must be from 1 to {MAX_OPERATIONS}, not {length}")
-    if distractors < 0 or max(operations) + 1 + distractors > len(NAMES):
-        most = len(NAMES) - 1 - max(operations)
-        raise UserError(f"distractors must be from 0 to {most} beside {max(operations)} operations, not {distractors}")

@@ -68,11 +68,6 @@ def _all_colourings(nodes: int) -> Int[np.ndarray, "many nodes"]:
     return np.array(list(itertools.product(range(len(COLOURS)), repeat=nodes)), np.int8)
 
 
-def _proper(nodes: int, edges: Edges) -> Int[np.ndarray, "many nodes"]:
-    table, (ones, others) = _all_colourings(nodes), np.transpose(edges)
-    return table[(table[:, ones] != table[:, others]).all(axis=1)]
-
-
 def graph_name(nodes: int, edges: Edges) -> str:
     """A text that is the same for the same graph with other names, by colour refinement; some different graphs share it."""
     neighbours: list[list[int]] = [[] for _ in range(nodes)]
@@ -97,7 +92,8 @@ def colouring_problem(seed: int, index: int, nodes: int, split: Split) -> Colour
         others = [pair for pair in pairs if pair not in edges]
         extra = rng.permutation(len(others))[: 3 * nodes // 2 - len(edges)]
         chosen = sorted([*((int(a), int(b)) for a, b in edges), *(others[place] for place in extra)])
-        right = _proper(nodes, chosen)
+        table, (ones, others) = _all_colourings(nodes), np.transpose(chosen)
+        right = table[(table[:, ones] != table[:, others]).all(axis=1)]
         if len(right) >= _FEWEST and hashed_split(graph_name(nodes, chosen)) == split:
             break
     colours = tuple(COLOURS[colour] for colour in right[rng.integers(len(right))])

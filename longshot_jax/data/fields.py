@@ -1,13 +1,12 @@
 """Question, answer and steps by the names of their fields, and the rows of CSV and Parquet files."""
 
 import csv
-import difflib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from longshot_jax.errors import UserError, first_line
+from longshot_jax.errors import UserError, did_you_mean, first_line
 
 Texts = tuple[Any, Any, Any]
 
@@ -21,8 +20,7 @@ def texts_of(row: Any, fields: Sequence[str], place: str) -> Texts:
         raise UserError(f"{place}: not an object with fields: fix or remove it")
     for name in fields:
         if name not in row:
-            near = difflib.get_close_matches(name, [str(key) for key in row], 1)
-            advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(str, row))}"
+            advice = did_you_mean(name, map(str, row), f"there are {', '.join(map(str, row))}")
             raise UserError(f"{place}: there is no field {name!r} of config.data.fields: {advice}")
     question, answer, *steps = (_plain(row[name]) for name in fields)
     lines = steps[0] if steps and steps[0] is not None else []
@@ -37,10 +35,16 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, row) of a csv with a head; a UserError for a row of another length."""
+def csv_rows(path: Path, text: str, columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, row) of a csv with a head; a UserError if one of `columns` is not there, or for a row of another length."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(
+                f"{path}, line 1: no column {missing[0]}: a csv must have {', '.join(columns[:-1])} and "
+                f"{columns[-1]}, or its columns be named as config.data.fields"
+            )
         for row in reader:
             place = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 
-def hub_reachable(timeout: float = 4.0) -> bool:
-    """True if the hub (HF_ENDPOINT, by proxy if set) answers in `timeout` seconds; False if HF_HUB_OFFLINE is set."""
+def hub_reachable() -> bool:
+    """True if the hub (HF_ENDPOINT, by proxy if set) answers in four seconds; False if HF_HUB_OFFLINE is set."""
     if os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}:
         return False
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
-        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=timeout):
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=4.0):
             return True
     except urllib.error.HTTPError as refusal:
         refusal.close()

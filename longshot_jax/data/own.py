@@ -5,7 +5,6 @@ directory does. A module is looked for as a file of the current folder, then amo
 """
 
 import ast
-import difflib
 import hashlib
 import importlib.util
 import inspect
@@ -21,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from longshot_jax.data.chains import Split, hashed_split
-from longshot_jax.data.overlap import question_key
-from longshot_jax.data.problems import GeneratedProblems, Problem, checked_problem
-from longshot_jax.errors import UserError, first_line, line_of, shown
+from longshot_jax.data.problems import GeneratedProblems, Problem, checked_problem, question_key
+from longshot_jax.errors import UserError, did_you_mean, first_line, line_of, shown
 from longshot_jax.files import local_path
 
 _NAME = re.compile(r"(?P<module>.+\.py|[^\W\d][\w.]*):(?P<name>[^\W\d]\w*)")
@@ -83,13 +81,13 @@ def load_code(named: str, setting: str) -> OwnCode:
     module = _module(parts["module"], f"{setting} {named!r}")
     name, known = parts["name"], [name for name in vars(module) if not name.startswith("__")]
     if not hasattr(module, name):
-        near = difflib.get_close_matches(name, known, 1, cutoff=0.4)
-        advice = f"did you mean {near[0]!r}?" if near else "define it there"
+        advice = did_you_mean(name, known, "define it there", cutoff=0.4)
         raise UserError(f"{setting} {named!r}: {parts['module']} has no {name!r}: {advice}")
     file = str(getattr(module, "__file__", None))
     if not file.endswith(".py"):
         raise UserError(f"{setting} {named!r}: {parts['module']} is no Python file: name code of your own")
-    return OwnCode(named, getattr(module, name), file, _fingerprint(Path(file).read_bytes()))
+    code = ast.unparse(ast.parse(Path(file).read_bytes()))
+    return OwnCode(named, getattr(module, name), file, hashlib.sha256(code.encode()).hexdigest()[:16])
 
 
 def _module(name: str, place: str) -> ModuleType:
@@ -104,8 +102,8 @@ def _module(name: str, place: str) -> ModuleType:
             raise UserError(f"{place}: {name} {_raised(error)}: fix it") from None
     suffix = ".py" if name.endswith(".py") else ""
     there = [path.stem + suffix for path in file.parent.glob("*.py")]
-    near = difflib.get_close_matches(file.stem + suffix, there, 1, cutoff=0.7)
-    advice = f"did you mean {near[0]!r}?" if near else "give the path of a .py file, or an installed module"
+    otherwise = "give the path of a .py file, or an installed module"
+    advice = did_you_mean(file.stem + suffix, there, otherwise, cutoff=0.7)
     raise UserError(f"{place}: there is no {file}: {advice}")
 
 
@@ -125,10 +123,6 @@ def _module_of_file(file: Path, place: str) -> ModuleType:
         finally:
             sys.path[:] = path
     return sys.modules[name]
-
-
-def _fingerprint(source: bytes) -> str:
-    return hashlib.sha256(ast.unparse(ast.parse(source)).encode()).hexdigest()[:16]
 
 
 def _raised(error: BaseException, file: str = "") -> str:

@@ -12,8 +12,10 @@ The suffix of a local file states its form; `name:config:split` is a data set on
 With `data.fields` a JSON, CSV or Parquet file or a hub data set may have any fields (`data.fields`).
 """
 
+import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -102,6 +104,18 @@ def checked_problem(place: str, problem: Any) -> Problem:
         steps=_steps(place, "steps", list(steps) if isinstance(steps, tuple) else steps),
         answer=_text(place, "answer", problem.answer),
     )
+
+
+def question_key(problem: Problem) -> bytes:
+    """A hash of 16 bytes that problems with the same question share.
+
+    Two questions are the same if they are equal after Unicode normalisation (NFKC), case folding and joining of white
+    space. Nothing else is kept of each, so that hundreds of thousands of problems take seconds.
+    """
+    text = problem.question
+    if not text.isascii():  # folding can undo a normal form
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()
 
 
 def load_problems(source: str, fields: Sequence[str] = ()) -> list[Problem]:

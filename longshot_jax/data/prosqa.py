@@ -16,7 +16,6 @@ from itertools import pairwise
 import numpy as np
 
 from longshot_jax.data.problems import GeneratedProblems, Problem
-from longshot_jax.errors import UserError
 
 NAMES = tuple("Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split())
 CONCEPTS = tuple(
@@ -30,21 +29,18 @@ _NODES_MEAN, _NODES_SPREAD, _NODES_RANGE = 22.6, 1.95, (17, 28)
 _EXTRA_ENTITY = 0.035  # probability of a node without parents: a further, uninvolved entity
 _PARENTS = (0.40, 0.33, 0.18, 0.065, 0.025)  # proportions of nodes with 1, 2, ... 5 incoming statements
 _OWN_SIDE = 0.35  # probability of parents from one root's side only, for each root; otherwise any nodes
-_ROOT, _OTHER = 0, 1
+_ROOT = 0
 _ASKED, _RIVAL = 1, 2  # bits: reached by the asked entity, by the other
 
 
-def prosqa_problem(seed: int, index: int, hops: tuple[int, ...] = (3, 4, 5, 6)) -> Problem:
+def prosqa_problem(seed: int, index: int) -> Problem:
     """Problem `index` of the stream `seed`, a pure function of its arguments.
 
-    `hops` are the distances to the target (numbers of steps), drawn in the published proportions. Raises UserError for
-    a hop outside 3 to 6 or given twice, and for a negative seed or index.
+    The distance to the target (the number of steps) is drawn in the published proportions.
     """
-    proportions = _hop_proportions(seed, hops)
-    if index < 0:
-        raise UserError(f"a problem's index must not be negative, not {index}")
     rng = np.random.default_rng((seed, index))
-    distance = int(rng.choice(hops, p=proportions))
+    total = sum(HOPS.values())
+    distance = int(rng.choice(list(HOPS), p=[number / total for number in HOPS.values()]))
     while True:
         graph = _Graph(rng)
         pair = graph.candidates(rng, distance)
@@ -55,9 +51,8 @@ def prosqa_problem(seed: int, index: int, hops: tuple[int, ...] = (3, 4, 5, 6)) 
 class ProsQAProblems(GeneratedProblems):
     """`count` problems, generated on access; see `prosqa_problem`."""
 
-    def __init__(self, seed: int, count: int, hops: tuple[int, ...] = (3, 4, 5, 6)):
-        _hop_proportions(seed, hops)
-        super().__init__(count, lambda index: prosqa_problem(seed, index, hops), stride=count)
+    def __init__(self, seed: int, count: int):
+        super().__init__(count, lambda index: prosqa_problem(seed, index), stride=count)
 
 
 class _Graph:
@@ -144,12 +139,3 @@ def _in_words(rng: np.random.Generator, graph: _Graph, target: int, rival: int) 
         steps=tuple(statement(parent, child) for parent, child in pairwise(chain)),
         answer=f"{words[_ROOT]} is a {words[target]}.",
     )
-
-
-def _hop_proportions(seed: int, hops: tuple[int, ...]) -> list[float]:
-    if not hops or any(hop not in HOPS for hop in hops) or len(set(hops)) < len(hops):
-        raise UserError(f"hops must be different numbers from 3 to 6, not {hops}")
-    if seed < 0:
-        raise UserError(f"seed must not be negative, not {seed}")
-    total = sum(HOPS[hop] for hop in hops)
-    return [HOPS[hop] / total for hop in hops]

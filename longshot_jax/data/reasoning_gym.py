@@ -6,7 +6,6 @@ validation or test. Those of `gsm_symbolic` are split by template: its templates
 """
 
 import dataclasses
-import difflib
 import importlib
 import importlib.metadata
 import json
@@ -18,7 +17,7 @@ from typing import Any
 from longshot_jax.data.chains import Split
 from longshot_jax.data.own import split_problems
 from longshot_jax.data.problems import GeneratedProblems, Problem, checked_problem
-from longshot_jax.errors import UserError, first_line, shown
+from longshot_jax.errors import UserError, did_you_mean, first_line, shown
 
 PREFIX = "reasoning_gym:"
 TEMPLATED = f"{PREFIX}gsm_symbolic"
@@ -91,8 +90,7 @@ def _dataset(source: str, parameters: str, seed: int) -> Any:
         ) from None
     task, tasks = source.removeprefix(PREFIX), library.factory.DATASETS
     if task not in tasks:
-        near = difflib.get_close_matches(task, tasks, 1)
-        advice = f"did you mean {PREFIX}{near[0]}?" if near else f"it has {len(tasks)}, such as {PREFIX}chain_sum"
+        advice = did_you_mean(task, tasks, f"it has {len(tasks)}, such as {PREFIX}chain_sum", PREFIX + "{}")
         raise UserError(f"{source} is no task of reasoning-gym: {advice}")
     try:
         given = json.loads(parameters or "{}")
@@ -104,8 +102,7 @@ def _dataset(source: str, parameters: str, seed: int) -> Any:
         raise UserError(f'{_SETTING} is {shown(given)}: give a JSON object such as {{"max_terms": 3}}')
     known = [each.name for each in dataclasses.fields(tasks[task][1]) if each.name not in ("seed", "size")]
     for name in given.keys() - set(known):
-        near = difflib.get_close_matches(name, known, 1)
-        advice = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'none'}"
+        advice = did_you_mean(name, known, f"it has {', '.join(known) or 'none'}", "{}")
         raise UserError(f"{_SETTING}: {source} has no parameter {shown(name)}: {advice}")
     try:
         return library.create_dataset(task, **given, seed=seed, size=10_000)

@@ -11,9 +11,8 @@ from longshot_jax.config.run import DataConfig, RunConfig
 from longshot_jax.data.chains import ChainProblems, Split, chain_words
 from longshot_jax.data.colouring import ColouringProblems, as_colouring, colouring_words
 from longshot_jax.data.layout import Layout
-from longshot_jax.data.overlap import question_key, spaced_questions, without
 from longshot_jax.data.own import load_code, names_code, own_problems
-from longshot_jax.data.problems import GeneratedProblems, Problem, load_problems
+from longshot_jax.data.problems import GeneratedProblems, Problem, load_problems, question_key
 from longshot_jax.data.prosqa import ProsQAProblems
 from longshot_jax.data.reasoning_gym import CONTAMINATION, PREFIX, TEMPLATED, gym_problems, version
 from longshot_jax.data.redraw import RedrawnProblems
@@ -90,20 +89,23 @@ def read_problems(run: RunConfig, warn: Callable[[str], object] = lambda _: None
         validation = _held_out(data, "validation", "validation", _VALIDATION_SEED)
         shared = _overlap(data, "validation", validation, keys, warn)
     else:
-        chosen = spaced_questions(keys, _VALIDATION_STRIDE, _MAX_VALIDATION)
-        if not chosen:
+        different = list(dict.fromkeys(keys))  # in the order of their first occurrences
+        count = min(len(different) // _VALIDATION_STRIDE, _MAX_VALIDATION)
+        if not count:
             raise UserError(
-                f"{data.train} has {len(set(keys))} different problems, too few to keep a tenth for validation: name "
+                f"{data.train} has {len(different)} different problems, too few to keep a tenth for validation: name "
                 "other problems as config.data.validation."
             )
+        chosen = {different[number * len(different) // count] for number in range(count)}
         validation = [problem for problem, key in zip(train, keys, strict=True) if key in chosen]
-        train, keys, shared = without(train, keys, chosen), [key for key in keys if key not in chosen], set()
+        train = [problem for problem, key in zip(train, keys, strict=True) if key not in chosen]
+        keys, shared = [key for key in keys if key not in chosen], set()
     try:
         shared |= _overlap(data, "test", test_problems(run), keys, warn)
     except UserError as error:
         warn(f"warning: config.data.test was not compared with the training problems, because {error}")
     if data.remove_overlap and shared:
-        train = without(train, keys, shared)
+        train = [problem for problem, key in zip(train, keys, strict=True) if key not in shared]
         if not train:
             raise UserError(
                 f"every problem of {data.train} is also in config.data.validation or config.data.test, so "
@@ -163,7 +165,10 @@ def _read(data: DataConfig, setting: str, split: Split, seed: int, count: int) -
     """The problems that a setting of `data` names; those that are not a list are generated, and differ between splits."""
     source = getattr(data, setting)
     if source in GENERATORS:
-        return _generated(data, source, seed, count, split)
+        try:
+            return GENERATORS[source](data, seed, count, split)
+        except UserError as error:  # its text starts with the name of the setting
+            raise UserError(f"config.data.{error}") from None
     if source.startswith(PREFIX):
         return gym_problems(source, data.parameters, seed, count, split)
     if names_code(source):
@@ -172,19 +177,8 @@ def _read(data: DataConfig, setting: str, split: Split, seed: int, count: int) -
     return [as_colouring(problem) for problem in problems] if data.train == "colouring" else problems
 
 
-def _generated(data: DataConfig, kind: str, seed: int, count: int, split: Split) -> Sequence[Problem]:
-    try:
-        return GENERATORS[kind](data, seed, count, split)
-    except UserError as error:  # its text starts with the name of the setting
-        raise UserError(f"config.data.{error}") from None
-
-
 def build_tokenizer(
-    run: RunConfig,
-    workdir: str | Path,
-    problems: Sequence[Problem],
-    model_folder: Path | None = None,
-    resumed: bool = False,
+    run: RunConfig, workdir: str | Path, problems: Sequence[Problem], model_folder: Path | None, resumed: bool
 ) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names; a UserError if it is missing or cannot be loaded.
 
@@ -214,7 +208,8 @@ def build_tokenizer(
     if kind == "bpe":
         quick = run.data.train in GENERATORS or not isinstance(problems, GeneratedProblems)
         stride = max(len(problems) // (_BPE_PROBLEMS if quick else _BPE_OWN_PROBLEMS), 1)
-        texts = (_text(problems[index]) for index in range(0, len(problems), stride))
+        some = (problems[index] for index in range(0, len(problems), stride))
+        texts = ("\n".join([each.question, *each.steps, f"### {each.answer}"]) for each in some)
         return Tokenizer.train_bpe(texts, run.data.bpe_vocabulary, multiple)
     if kind == "model":
         if model_folder is None:
@@ -238,10 +233,6 @@ def store_tokenizer(tokenizer: Tokenizer, workdir: str | Path) -> None:
     """
     with replacing_folder(Path(workdir) / "tokenizer", "fix its permissions, or choose another --workdir") as part:
         tokenizer.save(part)
-
-
-def _text(problem: Problem) -> str:
-    return "\n".join([problem.question, *problem.steps, f"### {problem.answer}"])
 
 
 def build_layout(run: RunConfig, tokenizer: Tokenizer) -> Layout:

@@ -123,12 +123,8 @@ def split_of(start: int, operations: tuple[Operation, ...]) -> Split:
 def story_problem(seed: int, index: int, operations: int, split: Split, distractors: int = 0) -> Problem:
     """Problem `index` of the stream `seed`, a pure function of its arguments.
 
-    `operations` is k, 1 to 4, and `distractors` is 0 to 4. Raises UserError if a count is out of range or the seed or
-    index is negative.
+    `operations` is k, 1 to 4, and `distractors` is 0 to 4.
     """
-    _check_counts(seed, (operations,), distractors)
-    if index < 0:
-        raise UserError(f"a problem's index must not be negative, not {index}")
     rng = np.random.default_rng((seed, index, operations, distractors, SPLITS.index(split)))
     while True:  # until a function of this split is drawn
         start, chain = _function(rng, operations)
@@ -235,20 +231,14 @@ class StoryProblems(GeneratedProblems):
     ):
         if not operations:
             raise UserError("operations names no number of operations: give at least one from 1 to 4")
-        _check_counts(seed, operations, distractors)
+        for length in operations:
+            if not 1 <= length <= MAX_OPERATIONS:
+                raise UserError(f"operations must be from 1 to {MAX_OPERATIONS} for stories, not {length}")
+        if not 0 <= distractors <= MAX_DISTRACTORS:
+            raise UserError(f"distractors must be from 0 to {MAX_DISTRACTORS} for stories, not {distractors}")
 
         def problem(index: int) -> Problem:
             return story_problem(seed, index, operations[index % len(operations)], split, distractors)
 
         # What replaces a problem is a multiple of the stride later in the stream, with as many operations.
         super().__init__(count, problem, stride=count * len(operations))
-
-
-def _check_counts(seed: int, operations: tuple[int, ...], distractors: int) -> None:
-    if seed < 0:
-        raise UserError(f"seed must not be negative, not {seed}")
-    for length in operations:
-        if not 1 <= length <= MAX_OPERATIONS:
-            raise UserError(f"operations must be from 1 to {MAX_OPERATIONS} for stories, not {length}")
-    if not 0 <= distractors <= MAX_DISTRACTORS:
-        raise UserError(f"distractors must be from 0 to {MAX_DISTRACTORS} for stories, not {distractors}")

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from longshot_jax.data.chains import chain_words
 from longshot_jax.data.chat_template import ChatTemplate, only_template, stored_template
-from longshot_jax.data.end_tokens import end_token_setting, find_end_tokens
 from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.tokenizer_checks import check_new, check_round_trip, check_vocabulary
-from longshot_jax.data.tokenizer_files import NAMES, TOKEN_IDS, TokenizerFiles, files_of
+from longshot_jax.data.tokenizer_files import (
+    NAMES,
+    TOKEN_IDS,
+    TokenizerFiles,
+    end_token_setting,
+    files_of,
+    find_end_tokens,
+)
 from longshot_jax.errors import UserError, first_line
 from longshot_jax.files import local_path
 
@@ -57,8 +63,6 @@ class Tokenizer:
         self.ends = find_end_tokens(tokenizer, configs, self._chat_template)
         if not self.ends:
             raise UserError(f"tokenizer {name} has no end token: set eos_token in its tokenizer_config.json")
-        if multiple < 1:
-            raise UserError(f"the vocabulary's multiple must be at least 1, not {multiple}")
         self._tokenizer = tokenizer
         own = (tokenizer.bos_token_id, end_token_setting(self.ends), tokenizer.pad_token_id)
         token_ids: dict[str, Any] = dict(zip(TOKEN_IDS, own, strict=True))
@@ -174,8 +178,7 @@ class Tokenizer:
         """Trains a byte-level BPE of at most `vocabulary_size` tokens, special ones included, on `texts`.
 
         Digits are never merged: numbers as single tokens cannot be calculated with. Raises UserError if
-          `vocabulary_size` is
-        below 261: the 256 bytes and 5 special tokens.
+        `vocabulary_size` is below 261: the 256 bytes and 5 special tokens.
         """
         least = _BYTES + 2 + len(LATENT_TOKENS)
         if vocabulary_size < least:

@@ -9,14 +9,14 @@ An answer is written without needless decimals. A row whose equation cannot be w
 answer, is left out of the csv, which is for training; of the others, which are tests, it keeps its answer and no steps.
 """
 
-import csv
-import io
 import re
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from longshot_jax.data.equations import Tree, decimal, from_infix, from_prefix, number_of, written_steps
+from longshot_jax.data.fields import csv_rows
 from longshot_jax.errors import UserError
 
 Texts = tuple[str, tuple[str, ...], str]
@@ -26,31 +26,16 @@ _PLACEHOLDER = re.compile(r"\bnumber(\d+)\b")
 _SPACE_BEFORE = re.compile(r" (?=[.,?!;:%)]|'s\b|n't\b)")
 
 
-def from_csv(path: Any, text: str) -> Iterator[tuple[str, Texts]]:
+def from_csv(path: Path, text: str) -> Iterator[tuple[str, Texts]]:
     """(place, question, steps and answer) of each row that is kept; a UserError for a row of another form."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(
-                f"{path}, line 1: no column {missing[0]}: a csv must have Question, Numbers, Equation and "
-                "Answer, or its columns be named as config.data.fields"
-            )
-        for row in reader:
-            place = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise UserError(f"{place}: another number of columns than in line 1: fix or remove the row")
-            numbers = row["Numbers"].split()
-            answer = _number(place, "Answer", row["Answer"])
-            tree = _equation(
-                place, row["Equation"], lambda row=row, numbers=numbers: from_prefix(row["Equation"], numbers)
-            )
-            shown = [decimal(_fraction(place, "Numbers", number)) for number in numbers]
-            steps = written_steps(tree, answer)
-            if steps and None not in shown:
-                yield place, (_question(place, row["Question"], [str(number) for number in shown]), steps, answer)
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: broken csv ({error}): fix the row") from None
+    for place, row in csv_rows(path, text, _COLUMNS):
+        numbers = row["Numbers"].split()
+        answer = _number(place, "Answer", row["Answer"])
+        tree = _equation(place, row["Equation"], lambda row=row, numbers=numbers: from_prefix(row["Equation"], numbers))
+        shown = [decimal(_fraction(place, "Numbers", number)) for number in numbers]
+        steps = written_steps(tree, answer)
+        if steps and None not in shown:
+            yield place, (_question(place, row["Question"], [str(number) for number in shown]), steps, answer)
 
 
 def is_word_problem(row: Any) -> bool:

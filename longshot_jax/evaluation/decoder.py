@@ -24,12 +24,11 @@ from longshot_jax.model.sharding import place_batch
 from longshot_jax.thoughts.answer import decode_answers
 from longshot_jax.thoughts.joint import decode_jointly, join_trajectories
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
-from longshot_jax.thoughts.reasoner import Params, Reasoner, decoding_reasoner
+from longshot_jax.thoughts.reasoner import Params, decoding_reasoner
 from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, at_last_thought, sample_rollout
-from longshot_jax.thoughts.stopping import Lengths
+from longshot_jax.thoughts.stopping import Lengths, active_trajectories
 from longshot_jax.thoughts.think import encode, think_given
-from longshot_jax.thoughts.trajectory_count import active_trajectories
 
 
 @struct.dataclass
@@ -108,7 +107,7 @@ class Decoder:
         fewest, most = (np.minimum(bound, self.max_thoughts) for bound in bounds)
         fewest, most = (bound if bound.ndim == 2 else bound[:, None] for bound in (fewest, most))
         inputs = self._placed((*prompts, fewest, most, counts, indices))
-        return self._decode(params, memory, *inputs, temperatures, key, num_trajectories, ensemble, adaptive)
+        return self._decode(params, memory, inputs, temperatures, key, num_trajectories, ensemble, adaptive)
 
     def decode_given(
         self,
@@ -137,21 +136,8 @@ class Decoder:
 
     @cached_property
     def _decode(self) -> Any:
-        def decode(
-            params,
-            memory,
-            prompt,
-            mask,
-            fewest,
-            most,
-            counts,
-            indices,
-            temperatures,
-            key,
-            trajectories,
-            ensemble,
-            adaptive,
-        ):
+        def decode(params, memory, inputs, temperatures, key, trajectories, ensemble, adaptive):
+            prompt, mask, fewest, most, counts, indices = inputs
             reasoner = decoding_reasoner(self.graphdef, *params)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
             greedy, copies = not trajectories, self.joined or max(trajectories, 1)
@@ -160,9 +146,8 @@ class Decoder:
                 thoughts = jnp.broadcast_to(pause, (len(prompt), copies, self.max_thoughts, len(pause)))
                 number = jnp.broadcast_to(most, (len(prompt), copies))
                 token_keys = None if greedy else jax.vmap(lambda k: jax.random.split(k, copies))(keys)
-                return self._from_thoughts(
-                    reasoner, prompt, mask, thoughts, number, temperatures.token, token_keys, counts=counts
-                )
+                sampling = temperatures.token, token_keys
+                return self._from_thoughts(reasoner, (prompt, mask), thoughts, number, sampling, counts)
             shape = RolloutShape(
                 copies,
                 self.max_thoughts,
@@ -186,47 +171,35 @@ class Decoder:
                 active=rollout.active,
             )
 
-        return decoding_jit(decode, self.mesh, self.decoding, static_argnums=(10, 11, 12))
+        return decoding_jit(decode, self.mesh, self.decoding, static_argnums=(5, 6, 7))
 
     @cached_property
     def _decode_given(self) -> Any:
         def decode(params, prompt, mask, thoughts, num_thoughts, counts, roles, hidden):
             reasoner = decoding_reasoner(self.graphdef, *params)
-            given = thoughts, num_thoughts, jnp.ones(()), None, counts, roles, hidden
-            return self._from_thoughts(reasoner, prompt, mask, *given, join=True)
+            given = thoughts, num_thoughts, (jnp.ones(()), None), counts, roles, hidden
+            return self._from_thoughts(reasoner, (prompt, mask), *given, join=True)
 
         return decoding_jit(decode, self.mesh, self.decoding)
 
     def _from_thoughts(
-        self,
-        reasoner: Reasoner,
-        prompt,
-        mask,
-        embeddings,
-        num_thoughts,
-        temperature,
-        keys,
-        counts=None,
-        roles=None,
-        hidden=None,
-        join=False,
+        self, reasoner, prompts, embeddings, num_thoughts, sampling, counts, roles=None, hidden=None, join=False
     ) -> Trajectories:
+        """`sampling` is the temperature and keys of tokens; the others are as for `decode` and `decode_given`."""
         shape = num_thoughts.shape
         active = None if counts is None else active_trajectories(counts, shape[1])
-        encoded = begin_trajectories(reasoner, encode(reasoner, prompt, mask), shape[1], active, roles)
+        encoded = begin_trajectories(reasoner, encode(reasoner, *prompts), shape[1], active, roles)
         embeddings = embeddings.astype(reasoner.backbone.compute_dtype)
         thoughts = think_given(reasoner, encoded, embeddings, num_thoughts)
         if hidden is not None:
             encoded = encoded.without_question(hidden)
-        static = self.opening, self.layout.tokenizer.ends, self.answer_length
+        decoding = self.opening, self.layout.tokenizer.ends, self.answer_length, *sampling
         if self.joined:
-            answers = decode_jointly(
-                reasoner, encoded, thoughts, *static, temperature, keys, text_end=self.layout.text_end, active=active
-            )
-        elif join:
-            answers = decode_answers(reasoner, *join_trajectories(encoded, thoughts), *static, temperature, keys)
+            joint = {"text_end": self.layout.text_end, "active": active}
+            answers = decode_jointly(reasoner, encoded, thoughts, *decoding, **joint)
         else:
-            answers = decode_answers(reasoner, encoded, thoughts, *static, temperature, keys)
+            continued = join_trajectories(encoded, thoughts) if join else (encoded, thoughts)
+            answers = decode_answers(reasoner, *continued, *decoding)
         return Trajectories(
             tokens=answers.tokens,
             ended=answers.ended,

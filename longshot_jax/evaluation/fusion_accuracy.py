@@ -1,7 +1,7 @@
 """Accuracy of every fusion of N trajectories on the same samples, with controls for `attend` and `mean`.
 
 - `vote`, `weighted`, `best`: choose one of the N sampled answers (`thoughts.fusion`).
-- `attend`: a greedy answer that attends to the thoughts of all N (`thoughts.fusion.join_trajectories`).
+- `attend`: a greedy answer that attends to the thoughts of all N (`thoughts.joint.join_trajectories`).
   Control `attend_identical`: the same with N identical copies of the greedy trajectory.
 - `mean`: a greedy answer from the thoughts of an ensemble, which are means of N at each step.
   Control `mean_one_path`: from one trajectory sampled with the noise of such a mean, σ/√N.
@@ -71,8 +71,7 @@ def fusion_accuracies(
     shared = batches.run(temperatures, number, ensemble=True, what="samples for mean")
     accuracies["mean"] = batches.accuracy_from("mean", shared.thoughts[:, :1], shared.num_thoughts[:, :1])
     quieter = replace(temperatures, thought_std=temperatures.thought_std / np.float32(number**0.5))
-    path = batches.run(
-        quieter, number, what="samples for mean_one_path"
-    )  # this program is compiled already; only its first trajectory is used
+    # This program is compiled already; only its first trajectory is used.
+    path = batches.run(quieter, number, what="samples for mean_one_path")
     accuracies["mean_one_path"] = batches.accuracy_from("mean_one_path", path.thoughts[:, :1], path.num_thoughts[:, :1])
     return accuracies

@@ -11,10 +11,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from longshot_jax.config.model import Decoding
-from longshot_jax.config.run import EvaluationConfig
+from longshot_jax.config import RunConfig
 from longshot_jax.data.layout import Layout
-from longshot_jax.data.own import Grade, by_problem
+from longshot_jax.data.own import Grade
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.decoder import Decoder
@@ -28,29 +27,26 @@ _SHOWN = 8  # questions in the table of the lens
 
 
 class Validation:
-    """Evaluates `settings.questions` evenly spaced validation problems, with programs that are compiled once.
+    """Evaluates `config.evaluation.questions` evenly spaced validation problems, with programs that are compiled once.
 
     `max_thoughts` is T, `answer_length` is A. If `steps_written`, the model may write steps before the answer, as in
-    the curriculum; of a joined answer each of the `joined` trajectories writes its own. `max_trajectories` is the
-    decoder's.
+    the curriculum; of a joined answer each trajectory writes its own.
     """
 
     def __init__(
         self,
         graphdef: nnx.GraphDef,
         mesh: Mesh,
-        decoding: Decoding,
+        run: RunConfig,
         layout: Layout,
         problems: Sequence[Problem],
-        settings: EvaluationConfig,
+        grade: Grade,
         *,
         max_thoughts: int,
         answer_length: int,
         steps_written: bool,
-        joined: int = 0,
-        max_trajectories: int = 0,
-        grade: Grade = by_problem,
     ):
+        settings, thoughts = run.evaluation, run.thoughts
         count = min(settings.questions, len(problems))
         self.problems: list[Problem] = [problems[number * len(problems) // count] for number in range(count)]
         # Batches are divided among the devices; padding rows are not counted.
@@ -60,7 +56,10 @@ class Validation:
         self._lens = Lens(graphdef, layout.tokenizer)
         self._graphdef, self._grade = graphdef, grade
         self._decoder = Decoder(
-            graphdef, layout, max_thoughts, answer_length, max_trajectories, joined=joined, mesh=mesh, decoding=decoding
+            *(graphdef, layout, max_thoughts, answer_length, thoughts.max_trajectories),
+            joined=thoughts.joined,
+            mesh=mesh,
+            decoding=run.mesh.decoding_weights,
         )
 
     def __call__(

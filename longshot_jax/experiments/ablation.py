@@ -178,7 +178,9 @@ def run_ablation(
     settings = {"iterations": iterations, "distractors": distractors}
     variants = {name: _with_settings(part.variant, iterations, distractors) for name, part in parts.items()}
     check_writable(output, RESULTS)
-    _check_settings(folder, settings)
+    note = folder / _SETTINGS
+    if note.exists() and (found := read_json(note, advice="remove it, or choose another --workdir")) != settings:
+        raise UserError(f"{folder} holds variants of {shown(found)}, not of {settings}: choose another --workdir.")
     for seed in range(seeds):
         check_variants(variants, folder / f"seed{seed}", seed)
     tests = folder / "tests"
@@ -220,10 +222,3 @@ def _with_settings(variant: Variant, iterations: int, distractors: int) -> Varia
         common["ppo.iterations"] = str(iterations)
         common["evaluation.every_iterations"] = str(max(iterations // 4, 1))
     return replace(variant, overrides={**variant.overrides, **common})
-
-
-def _check_settings(folder: Path, settings: Mapping[str, int]) -> None:
-    """Raises UserError if the folder's variants have another number of iterations or another task."""
-    note = folder / _SETTINGS
-    if note.exists() and (found := read_json(note, advice="remove it, or choose another --workdir")) != settings:
-        raise UserError(f"{folder} holds variants of {shown(found)}, not of {settings}: choose another --workdir.")

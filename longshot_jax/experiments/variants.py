@@ -101,21 +101,21 @@ def test_file(folder: Path, operations: int) -> Path:
 
 
 def evaluate_run(
-    run: Path, tests: Path, *, samples: int = 5, controls: bool = True, thoughts: Any = None, keep: Sequence[str] = ()
+    run: Path, tests: Path, *, samples: int = 5, controls: bool = True, keep: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Results of a trained variant on chains of four operations, with a summary per number of operations as `by_steps`.
 
     Args:
       run: folder of the run. tests: folder of the test files.
       samples: per question, for sampled answers and fusions; 0 skips them.
-      controls, thoughts: as for `LongShot.evaluate`.
+      controls: as for `LongShot.evaluate`.
       keep: names of further results in the summaries.
     """
     from longshot_jax import LongShot
 
     model = LongShot.from_pretrained(run)
-    if thoughts is None and model.model.stage_rule is not None:
-        thoughts = "steps"  # a thought per step and no written one, also where the curriculum ended before all stages
+    # A thought per step and no written one, also where the curriculum ended before all stages.
+    thoughts = None if model.model.stage_rule is None else "steps"
     by_operations = {}
     for operations in OPERATIONS:
         problems = load_problems(str(test_file(tests, operations)))

@@ -12,8 +12,7 @@ to the devices that share the batch, heads and widths to `tensor`. The mesh is k
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -65,13 +64,11 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """The mesh of a run, over the first data x fsdp x tensor devices of all processes.
 
     Raises:
-      UserError: a size is below 1, there are too few devices, or a run of several processes leaves devices unused.
+      UserError: there are too few devices, or a run of several processes leaves devices unused.
     """
     sizes = {axis: getattr(config, axis) for axis in AXES}
     wanted, devices = math.prod(sizes.values()), jax.devices()
     shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-    if min(sizes.values()) < 1:
-        raise UserError(f"config.mesh is {shown}: every size must be at least 1.")
     if wanted > len(devices):
         near = _nearest(sizes, len(devices))
         raise UserError(
@@ -96,11 +93,7 @@ def _nearest(sizes: dict[str, int], available: int) -> dict[str, int]:
 
 
 def partition_spec(
-    shape: tuple[int, ...],
-    logical_axes: tuple[str | None, ...],
-    mesh: Mesh | AbstractMesh,
-    rules: Mapping[str, str | None] = RULES,
-    name: str = "a weight",
+    shape: tuple[int, ...], logical_axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh, name: str = "a weight"
 ) -> PartitionSpec:
     """How one parameter is sharded.
 
@@ -110,7 +103,7 @@ def partition_spec(
     """
     parts: list[str | None] = []
     for size, logical in zip(shape, logical_axes, strict=True):
-        axis = None if logical is None else rules[logical]
+        axis = None if logical is None else RULES[logical]
         if axis is None or mesh.shape[axis] == 1:
             parts.append(None)
             continue
@@ -129,7 +122,7 @@ def partition_spec(
     return PartitionSpec(*parts)
 
 
-def shardings(abstract: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, str | None] = RULES) -> Any:
+def shardings(abstract: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A sharding for every leaf of a state: parameters, their mirrors and data by logical axes, all else replicated.
 
     NNX variables in `abstract` carry `logical_axes`. A dimension of data that its mesh axis does not divide stays
@@ -138,7 +131,7 @@ def shardings(abstract: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, str 
     whole = replicated(mesh)
 
     def named(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
-        cuts = [rules[axis] if axis else None for axis in axes]
+        cuts = [RULES[axis] if axis else None for axis in axes]
         even = [cut if cut and size % mesh.shape[cut] == 0 else None for size, cut in zip(shape, cuts, strict=True)]
         return NamedSharding(mesh, PartitionSpec(*even))
 
@@ -152,7 +145,7 @@ def shardings(abstract: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, str 
         name = jax.tree_util.keystr(path, simple=True, separator=".")
 
         def cut(leaf: Any) -> NamedSharding:
-            return NamedSharding(mesh, partition_spec(tuple(leaf.shape), axes, mesh, rules, name))
+            return NamedSharding(mesh, partition_spec(tuple(leaf.shape), axes, mesh, name))
 
         return jax.tree.map(cut, node)
 
@@ -255,16 +248,6 @@ def check_divides(count: int, key: str, mesh: Mesh | AbstractMesh) -> None:
         )
 
 
-@contextmanager
-def activations_on(mesh: Mesh | AbstractMesh | None, rules: ActivationRules = ACTIVATION_RULES) -> Iterator[None]:
-    """Constrains the activations of functions traced inside to the mesh."""
-    token = _context.set((mesh, rules))
-    try:
-        yield
-    finally:
-        _context.reset(token)
-
-
 def on_mesh(
     mesh: Mesh | AbstractMesh | None, function: Callable[_P, _R], rules: ActivationRules = ACTIVATION_RULES
 ) -> Callable[_P, _R]:
@@ -272,8 +255,11 @@ def on_mesh(
 
     @wraps(function)
     def pinned(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with activations_on(mesh, rules):
+        token = _context.set((mesh, rules))
+        try:
             return function(*args, **kwargs)
+        finally:
+            _context.reset(token)
 
     return pinned
 

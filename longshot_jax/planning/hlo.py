@@ -13,7 +13,7 @@ Everything is of one device. A fused attention of cuDNN moves its operands and r
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -363,7 +363,11 @@ def _instruction(name: str, text: str) -> _Instruction:
     close = _closing("(" + rest) - 2
     inside = rest[:close]
     operands = () if opcode in ("constant", "parameter") else tuple(_NAME.findall(inside))
-    return _Instruction(name, tuple(_arrays(text[:end])), opcode, operands, rest[close + 1 :], inside)
+    arrays = tuple(
+        Array(dtype, tuple(int(size.lstrip("<=")) for size in shape.split(",") if size))
+        for dtype, shape in _ARRAY.findall(text[:end])
+    )
+    return _Instruction(name, arrays, opcode, operands, rest[close + 1 :], inside)
 
 
 def _closing(text: str) -> int:
@@ -374,8 +378,3 @@ def _closing(text: str) -> int:
         if depth == 0:
             return found.end()
     raise ValueError(f"no closing parenthesis in {text[:80]!r}")
-
-
-def _arrays(text: str) -> Iterator[Array]:
-    for dtype, shape in _ARRAY.findall(text):
-        yield Array(dtype, tuple(int(size.lstrip("<=")) for size in shape.split(",") if size))

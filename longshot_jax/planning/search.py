@@ -6,14 +6,12 @@ _TRIES = 10
 _RESOLUTION = 100  # the answer may be a hundredth too small: each try compiles for up to a minute
 
 
-def largest_that_fits(
-    peak: Callable[[int], float], budget: float, first: int, step: int, *, tries: int = _TRIES
-) -> int:
+def largest_that_fits(peak: Callable[[int], float], budget: float, first: int, step: int) -> int:
     """The largest multiple of `step` that was tried and whose `peak` is within `budget`, to a hundredth; 0 if none.
 
     Each guess lies on the straight line through two tries: the largest batch that fits and the smallest that does not, or
     the two smallest while none fits. Where memory is nearly linear in the batch, a few compilations find the last multiple of `step` that fits, and
-    where it is not, `tries` bounds them.
+    where it is not, a number of tries bounds them.
 
     Args:
       peak: bytes on one device for a batch; compiles.
@@ -21,7 +19,7 @@ def largest_that_fits(
     """
     tried: dict[int, float] = {}
     fits, too_large, guess = 0, None, max(first // step, 1)
-    for _ in range(tries):
+    for _ in range(_TRIES):
         tried[guess] = float(peak(guess * step))
         if tried[guess] <= budget:
             fits = max(fits, guess)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from longshot_jax.planning.hlo import Operation
@@ -36,38 +35,6 @@ class Traffic:
         gathers = (o for o in self.operations if o.opcode == "all-gather" and chosen(o))
         return sum(o.payload * o.times(self.trips) for o in gathers)
 
-    @cached_property
-    def bytes(self) -> float:
-        """Read and written in the device's memory."""
-        return self._bytes(lambda o: True)
-
-    @cached_property
-    def bytes_in_loops(self) -> float:
-        return self._bytes(lambda o: bool(o.loops))
-
-    @cached_property
-    def token_bytes(self) -> float:
-        """Read and written for one decoded token."""
-        return self._bytes(lambda o: None in o.loops) / self.trips
-
-    @cached_property
-    def copied_bytes(self) -> float:
-        """Read and written by operations that compute nothing."""
-        return self._bytes(lambda o: o.copies)
-
-    @cached_property
-    def copied_weights_bytes(self) -> float:
-        return self._bytes(lambda o: o.copies and _of_weights(o))
-
-    @cached_property
-    def gathered_bytes(self) -> float:
-        """Size of what all-gathers make on this device."""
-        return self._gathered(lambda o: True)
-
-    @cached_property
-    def gathered_in_loops_bytes(self) -> float:
-        return self._gathered(lambda o: bool(o.loops))
-
     def seconds(self, device: Accelerator) -> dict[str, float]:
         """An estimate by part: kernels one after another, each at the device's bandwidth or its FLOP/s.
 
@@ -87,28 +54,25 @@ class Traffic:
         """Time of all arithmetic, of all memory traffic and of the link, each as if it were alone."""
         return {
             "arithmetic": sum(o.flops * o.times(self.trips) for o in self.operations) / device.flops,
-            "memory": self.bytes / device.bandwidth,
+            "memory": self._bytes(lambda o: True) / device.bandwidth,
             "link": sum(o.sent * o.times(self.trips) for o in self.operations) / device.link,
         }
 
-    def collectives(self) -> list[dict[str, Any]]:
-        """Number of executions and payload of collectives, by kind and by the loops around them; the largest first."""
-        return _summed((o for o in self.operations if o.payload), self.trips, lambda o: o.opcode, lambda o: o.payload)
-
-    def copies(self) -> list[dict[str, Any]]:
-        """The same of copies, by what is copied: an argument's name, or `computed`."""
-        return _summed((o for o in self.operations if o.copies), self.trips, _copied, lambda o: o.bytes)
-
     def as_json(self, device: Accelerator) -> dict[str, Any]:
-        """The content of `traffic` in `plan.json`."""
-        names = (
-            "bytes", "bytes_in_loops", "floor_bytes", "copied_bytes", "copied_weights_bytes", "gathered_bytes",
-            "gathered_in_loops_bytes", "token_bytes", "token_floor_bytes",
-        )  # fmt: skip
+        """The content of `traffic` in `plan.json`; `scripts/plan.py` explains its keys."""
+        collectives, copies = (o for o in self.operations if o.payload), (o for o in self.operations if o.copies)
         return {
-            **{name: getattr(self, name) for name in names},
-            "collectives": self.collectives(),
-            "copies": self.copies()[:10],
+            "bytes": self._bytes(lambda o: True),
+            "bytes_in_loops": self._bytes(lambda o: bool(o.loops)),
+            "floor_bytes": self.floor_bytes,
+            "copied_bytes": self._bytes(lambda o: o.copies),
+            "copied_weights_bytes": self._bytes(lambda o: o.copies and _of_weights(o)),
+            "gathered_bytes": self._gathered(lambda o: True),
+            "gathered_in_loops_bytes": self._gathered(lambda o: bool(o.loops)),
+            "token_bytes": self._bytes(lambda o: None in o.loops) / self.trips,
+            "token_floor_bytes": self.token_floor_bytes,
+            "collectives": _summed(collectives, self.trips, lambda o: o.opcode, lambda o: o.payload),
+            "copies": _summed(copies, self.trips, lambda o: o.source or "computed", lambda o: o.bytes)[:10],
             "seconds_alone": self.floor_seconds(device),
             "seconds": self.seconds(device),
         }
@@ -116,10 +80,6 @@ class Traffic:
 
 def _of_weights(operation: Operation) -> bool:
     return operation.source is not None and operation.source.startswith(_STATE)
-
-
-def _copied(operation: Operation) -> str:
-    return operation.source or "computed"
 
 
 def _part(operation: Operation) -> str:
@@ -131,6 +91,7 @@ def _part(operation: Operation) -> str:
 def _summed(
     operations: Iterable[Operation], trips: int, kind: Callable[[Operation], str], size: Callable[[Operation], float]
 ) -> list[dict[str, Any]]:
+    """Number of executions and bytes, by kind and by the loops around them; the largest first."""
     found: dict[tuple[str, tuple[int | None, ...]], dict[str, Any]] = {}
     for o in operations:
         loops = [trips if length is None else length for length in o.loops]

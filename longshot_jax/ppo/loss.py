@@ -184,19 +184,22 @@ def policy_sums(
     reasoner: Reasoner, part: Experience, memory: MemoryBank | None, config: PPOConfig, opening: tuple[int, ...]
 ) -> PolicySums:
     """Rescores a part of the experience and sums every term of the loss over its actions."""
-    rollout = part.rollout
-    scores = rescore(
-        reasoner,
-        rollout,
-        memory,
-        opening,
-        rescore_method(config, reasoner.navigator.config.feedback),
-        config.log_prob_scaling,
-        ensemble=config.ensemble,
-        constant_thoughts=config.gradient == "none",
-        action_gradient=1 - config.mixture if config.gradient == "mixture" else 0.0,
-    )
-    return sums_of(scores, part, config)
+    action_gradient = 1 - config.mixture if config.gradient == "mixture" else 0.0
+    options = {"constant_thoughts": config.gradient == "none", "action_gradient": action_gradient}
+    return sums_of(_rescored(reasoner, part.rollout, memory, config, opening, **options), part, config)
+
+
+def _rescored(
+    reasoner: Reasoner,
+    rollout: Rollout,
+    memory: MemoryBank | None,
+    config: PPOConfig,
+    opening: tuple[int, ...],
+    **options: Any,
+) -> Scores:
+    method = rescore_method(config, reasoner.navigator.config.feedback)
+    given = method, config.log_prob_scaling
+    return rescore(reasoner, rollout, memory, opening, *given, ensemble=config.ensemble, **options)
 
 
 def sums_of(scores: Scores, part: Experience, config: PPOConfig) -> PolicySums:
@@ -328,13 +331,4 @@ def rollout_scores(
 
     That policy is the reference, or the sampling policy in the arithmetic of the update.
     """
-    scores = rescore(
-        reasoner,
-        rollout,
-        memory,
-        opening,
-        rescore_method(config, reasoner.navigator.config.feedback),
-        config.log_prob_scaling,
-        ensemble=config.ensemble,
-    )
-    return jax.lax.stop_gradient(scores)
+    return jax.lax.stop_gradient(_rescored(reasoner, rollout, memory, config, opening))

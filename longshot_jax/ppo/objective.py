@@ -142,13 +142,11 @@ def clipped_policy_loss(
 ) -> PolicyLossSums:
     """PPO's clipped surrogate (Schulman et al. 2017, equation 7), one ratio per action, as sums.
 
-    `clip` is the half-width of the trusted range of the ratio around 1. `dual_clip`, above 1 (else ValueError), bounds
+    `clip` is the half-width of the trusted range of the ratio around 1. `dual_clip`, above 1, bounds
     the loss of an action with negative advantage at `dual_clip · |advantage|` (Ye et al. 2020); None leaves it
     unbounded. `weights` multiply only the losses; see `sequence_weights`. No gradient flows into `old_log_prob` and
     `advantages`.
     """
-    if dual_clip is not None and dual_clip <= 1.0:
-        raise ValueError(f"dual_clip is {dual_clip}; it must be above 1")
     advantages = jax.lax.stop_gradient(jnp.where(mask, advantages, 0.0))
     log_ratio = jnp.where(mask, log_prob, 0.0) - jax.lax.stop_gradient(jnp.where(mask, old_log_prob, 0.0))
     log_ratio = jnp.clip(log_ratio, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
@@ -276,16 +274,13 @@ def kl_estimate(
 
 
 def adapt_kl_coefficient(
-    coefficient: Float[Array, ""],
-    measured_kl: Float[Array, ""],
-    target: float | Float[Array, ""],
-    horizon_steps: float | Float[Array, ""] = 10.0,
+    coefficient: Float[Array, ""], measured_kl: Float[Array, ""], target: float | Float[Array, ""]
 ) -> Float[Array, ""]:
     """The KL coefficient for the next update (Ziegler et al. 2019, section 2.2), raised where the KL is above target.
 
-    The relative error `measured_kl / target − 1` is clipped to ±0.2 and moves the coefficient by that fraction over
-    `horizon_steps` updates (10 is the paper's gain of 0.1). A non-finite KL changes nothing. `target` is in nats, in
-    the units of `measured_kl`, and must be positive.
+    The relative error `measured_kl / target − 1` is clipped to ±0.2 and moves the coefficient by that fraction over ten
+    updates (the paper's gain of 0.1). A non-finite KL changes nothing. `target` is in nats, in the units of `measured_kl`,
+    and must be positive.
     """
     error = jnp.clip(measured_kl / target - 1.0, -0.2, 0.2)
-    return jnp.where(jnp.isfinite(measured_kl), coefficient * (1.0 + error / horizon_steps), coefficient)
+    return jnp.where(jnp.isfinite(measured_kl), coefficient * (1.0 + error / 10.0), coefficient)

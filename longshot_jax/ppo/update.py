@@ -65,7 +65,8 @@ def policy_update(
     def minibatch_step(state: TrainState, part: Experience) -> tuple[TrainState, dict[str, Array]]:
         part = with_weights(part, config)
         actions = count_actions(part.rollout, config)
-        positions = _count_positions(part.rollout)
+        positions = jnp.sum(reached_positions(part.rollout), dtype=jnp.float32)
+        positions += jnp.sum(part.rollout.token_mask, dtype=jnp.float32)
         frozen = prepare(state.frozen)
 
         def share(trainable: nnx.State, micro: Experience) -> tuple[Array, PolicySums]:
@@ -170,11 +171,6 @@ def policy_update(
         return replace(state, kl_coefficient=kl_coefficient, memory=memory), metrics
 
     return update
-
-
-def _count_positions(rollout: Rollout) -> Float[Array, ""]:
-    thoughts = jnp.sum(reached_positions(rollout), dtype=jnp.float32)
-    return thoughts + jnp.sum(rollout.token_mask, dtype=jnp.float32)
 
 
 def _remember(

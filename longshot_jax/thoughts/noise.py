@@ -23,8 +23,7 @@ def coupled(noise: Float[Array, "B N T X"], kind: Coupling) -> Float[Array, "B N
     if kind == "independent":
         return noise
     if kind == "antithetic":
-        mirrored = noise.at[:, 1::2].set(-noise[:, 0 : 2 * (noise.shape[1] // 2) : 2])
-        return mirrored
+        return noise.at[:, 1::2].set(-noise[:, 0 : 2 * (noise.shape[1] // 2) : 2])
     size = noise.shape[-1]
     groups = [noise[:, start : start + size] for start in range(0, noise.shape[1], size)]
     return jnp.concatenate([_orthogonal(group) for group in groups], axis=1)

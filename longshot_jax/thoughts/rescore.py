@@ -21,9 +21,8 @@ from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.roles import begin_trajectories, role_embeddings
 from longshot_jax.thoughts.rollout import Rollout, Scores, score_thoughts
-from longshot_jax.thoughts.stopping import StopRule
+from longshot_jax.thoughts.stopping import StopRule, score_count
 from longshot_jax.thoughts.think import Replay, encode, encode_and_extend, mean_of_trajectories, think, think_given
-from longshot_jax.thoughts.trajectory_count import score_count
 
 RescoreMethod = Literal["parallel", "actions", "noise"]
 

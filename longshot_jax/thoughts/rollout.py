@@ -20,9 +20,16 @@ from longshot_jax.thoughts.noise import coupled
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.roles import begin_trajectories
-from longshot_jax.thoughts.stopping import Lengths, StopRule, position_mask
+from longshot_jax.thoughts.stopping import (
+    CountScores,
+    Lengths,
+    StopRule,
+    active_trajectories,
+    draw_count,
+    position_mask,
+    score_count,
+)
 from longshot_jax.thoughts.think import encode, think
-from longshot_jax.thoughts.trajectory_count import CountScores, active_trajectories, draw_count, score_count
 
 
 @dataclass(frozen=True)

@@ -122,18 +122,10 @@ class RunContext:
     def validation(self, max_thoughts: int, *, answer_length: int, steps_written: bool) -> Validation:
         """The evaluation of a phase on the validation problems."""
         return Validation(
-            self.abstract.graphdef,
-            self.mesh,
-            self.run.mesh.decoding_weights,
-            self.layout,
-            self.problems.validation,
-            self.run.evaluation,
+            *(self.abstract.graphdef, self.mesh, self.run, self.layout, self.problems.validation, self.grade),
             max_thoughts=max_thoughts,
             answer_length=answer_length,
             steps_written=steps_written,
-            joined=self.run.thoughts.joined,
-            max_trajectories=self.run.thoughts.max_trajectories,
-            grade=self.grade,
         )
 
     def progress(self, name: str, total: int, done: int, unit: str) -> Progress:

@@ -6,6 +6,7 @@ of transformers' `LlamaConfig`.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -152,25 +153,8 @@ def config_json(config: LlamaConfig, dtype: str, token_ids: Mapping[str, Any]) -
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling
-        and {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_position_embeddings,
-        },
-        "tie_word_embeddings": config.tie_word_embeddings,
+        **asdict(config),
+        "rope_scaling": scaling and {"rope_type": "llama3", **asdict(scaling)},
         # null if unknown: without the keys, transformers would use Llama 2's ids.
         **{key: token_ids.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
         "torch_dtype": dtype,

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from longshot_jax.errors import UserError
 from longshot_jax.files import replacing_folder
 from longshot_jax.model.huggingface.config import config_json
-from longshot_jax.model.huggingface.stored_tensors import INDEX, SINGLE, StoredTensors, open_tensors
+from longshot_jax.model.huggingface.stored_tensors import INDEX, StoredTensors, open_tensors
 from longshot_jax.model.huggingface.tensor_names import (
     HEAD,
     TENSORS,
@@ -283,25 +283,21 @@ def _place(
 
 def _write_tensors(tensors: Sequence[Tensor], dtype: np.dtype, folder: Path, shard_bytes: int) -> None:
     """Writes the tensors in order, in files of at most `shard_bytes`; one file at a time is in memory."""
-    files: list[list[Tensor]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        size = prod(tensor.shape) * dtype.itemsize
-        if files[-1] and filled + size > shard_bytes:
-            files.append([])
-            filled = 0
-        files[-1].append(tensor)
-        filled += size
-    placed = {}
-    for number, content in enumerate(files, start=1):
-        name = SINGLE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        save_file({tensor.name: _fetched(tensor, dtype) for tensor in content}, folder / name, METADATA)
+    from huggingface_hub import split_state_dict_into_shards_factory  # takes a second to import
+
+    named: dict[str, Any] = {tensor.name: tensor for tensor in tensors}
+    split = split_state_dict_into_shards_factory(
+        named,
+        get_storage_size=lambda tensor: prod(tensor.shape) * dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    for file, names in split.filename_to_tensors.items():
+        save_file({name: _fetched(named[name], dtype) for name in names}, folder / file, METADATA)
         # safetensors makes its files readable by their owner only; config.json has the user's default permissions.
-        shutil.copymode(folder / "config.json", folder / name)
-        placed |= {tensor.name: name for tensor in content}
-    if len(files) > 1:
-        total = sum(prod(tensor.shape) for tensor in tensors) * dtype.itemsize
-        index = {"metadata": {"total_size": total}, "weight_map": placed}
+        shutil.copymode(folder / "config.json", folder / file)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
