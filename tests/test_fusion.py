@@ -70,6 +70,15 @@ def test_values_that_are_not_finite_do_not_break_a_vote():
     assert weighted(["1", "2"], [float("inf"), 0.0], number) == 1
 
 
+def test_missing_answers_or_values_are_refused():
+    with pytest.raises(ValueError, match="one value per answer"):
+        vote([], [], number)
+    with pytest.raises(ValueError, match="2 answers with 1 values"):
+        weighted(["1", "2"], [0.0], number)
+    with pytest.raises(ValueError, match="at least one"):
+        best([])
+
+
 def test_mean_is_over_live_trajectories_whatever_the_dead_hold():
     thoughts = np.random.default_rng(0).normal(size=(3, 4, 5))
     mask = np.array([[1, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]], bool)

@@ -100,6 +100,25 @@ def test_far_batches_and_lazy_sources():
     assert len(stream[10**8]) == 4 and len(asked) == 4  # nothing is made before it is asked for
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"problems": []}, "no problems"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
+    ],
+)
+def test_bad_settings(arguments, named):
+    with pytest.raises(UserError, match=named):
+        problem_batches(**{"problems": numbered(5), "batch_size": 4, "seed": 0, **arguments})
+
+
+def test_no_batch_before_the_first():
+    with pytest.raises(IndexError), prefetched(problem_batches(numbered(5), 4, seed=0), -1):
+        pass
+
+
 def test_batches_made_ahead_come_in_order_and_errors_surface():
     def make(number, _):
         if number == 5:

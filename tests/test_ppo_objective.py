@@ -198,6 +198,11 @@ def test_a_loss_that_is_not_finite_is_not_hidden():
     assert np.isnan(sums.loss_sum)
 
 
+def test_dual_clip_must_exceed_one():
+    with pytest.raises(ValueError, match="dual_clip"):
+        clipped_policy_loss(jnp.zeros(1), jnp.zeros(1), jnp.zeros(1), jnp.ones(1, bool), 0.2, 1.0)
+
+
 @few
 @given(masks, seeds)
 def test_sequence_weights_give_the_mean_over_trajectories_of_their_means(mask, seed):

@@ -79,6 +79,8 @@ def test_refuses_more_devices_than_exist():
     count = len(jax.devices())
     with pytest.raises(UserError, match=rf"= {4 * count} devices, but there are {count}: data 1 x fsdp {count} x"):
         make_mesh(MeshConfig(data=2, fsdp=2 * count))
+    with pytest.raises(UserError, match="at least 1"):
+        make_mesh(MeshConfig(fsdp=0))
 
 
 def test_batches_must_be_divisible():

@@ -110,6 +110,8 @@ def test_vocabulary_is_padded_to_a_multiple(tmp_path, trained):
     assert Tokenizer.for_chains(multiple=17).vocabulary_size == 34
     trained.save(tmp_path)
     assert Tokenizer.load(str(tmp_path), multiple=128).vocabulary_size == 512
+    with pytest.raises(UserError, match="multiple"):
+        Tokenizer.for_chains(multiple=0)
 
 
 @pytest.mark.parametrize("kind", ["chains", "trained", "gpt2", "llama"])

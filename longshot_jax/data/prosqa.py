@@ -29,7 +29,7 @@ _NODES_MEAN, _NODES_SPREAD, _NODES_RANGE = 22.6, 1.95, (17, 28)
 _EXTRA_ENTITY = 0.035  # probability of a node without parents: a further, uninvolved entity
 _PARENTS = (0.40, 0.33, 0.18, 0.065, 0.025)  # proportions of nodes with 1, 2, ... 5 incoming statements
 _OWN_SIDE = 0.35  # probability of parents from one root's side only, for each root; otherwise any nodes
-_ROOT = 0
+_ROOT, _OTHER = 0, 1
 _ASKED, _RIVAL = 1, 2  # bits: reached by the asked entity, by the other
 
 

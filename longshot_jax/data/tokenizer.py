@@ -63,6 +63,8 @@ class Tokenizer:
         self.ends = find_end_tokens(tokenizer, configs, self._chat_template)
         if not self.ends:
             raise UserError(f"tokenizer {name} has no end token: set eos_token in its tokenizer_config.json")
+        if multiple < 1:
+            raise UserError(f"the vocabulary's multiple must be at least 1, not {multiple}")
         self._tokenizer = tokenizer
         own = (tokenizer.bos_token_id, end_token_setting(self.ends), tokenizer.pad_token_id)
         token_ids: dict[str, Any] = dict(zip(TOKEN_IDS, own, strict=True))

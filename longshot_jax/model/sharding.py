@@ -64,11 +64,13 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """The mesh of a run, over the first data x fsdp x tensor devices of all processes.
 
     Raises:
-      UserError: there are too few devices, or a run of several processes leaves devices unused.
+      UserError: a size is below 1, there are too few devices, or a run of several processes leaves devices unused.
     """
     sizes = {axis: getattr(config, axis) for axis in AXES}
     wanted, devices = math.prod(sizes.values()), jax.devices()
     shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    if min(sizes.values()) < 1:
+        raise UserError(f"config.mesh is {shown}: every size must be at least 1.")
     if wanted > len(devices):
         near = _nearest(sizes, len(devices))
         raise UserError(

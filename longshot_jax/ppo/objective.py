@@ -142,11 +142,13 @@ def clipped_policy_loss(
 ) -> PolicyLossSums:
     """PPO's clipped surrogate (Schulman et al. 2017, equation 7), one ratio per action, as sums.
 
-    `clip` is the half-width of the trusted range of the ratio around 1. `dual_clip`, above 1, bounds
+    `clip` is the half-width of the trusted range of the ratio around 1. `dual_clip`, above 1 (else ValueError), bounds
     the loss of an action with negative advantage at `dual_clip · |advantage|` (Ye et al. 2020); None leaves it
     unbounded. `weights` multiply only the losses; see `sequence_weights`. No gradient flows into `old_log_prob` and
     `advantages`.
     """
+    if dual_clip is not None and dual_clip <= 1.0:
+        raise ValueError(f"dual_clip is {dual_clip}; it must be above 1")
     advantages = jax.lax.stop_gradient(jnp.where(mask, advantages, 0.0))
     log_ratio = jnp.where(mask, log_prob, 0.0) - jax.lax.stop_gradient(jnp.where(mask, old_log_prob, 0.0))
     log_ratio = jnp.clip(log_ratio, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)

@@ -16,8 +16,10 @@ AnswerKey = Callable[[str], Hashable | None]
 Values = Sequence[float] | Float[np.ndarray, " N"]
 
 
-def _groups(answers: Sequence[str], key: AnswerKey) -> list[list[int]]:
+def _groups(answers: Sequence[str], values: Values, key: AnswerKey) -> list[list[int]]:
     """Indices of the trajectories by normalised answer; unparsed answers are omitted unless there are no others."""
+    if len(answers) == 0 or len(answers) != len(values):
+        raise ValueError(f"{len(answers)} answers with {len(values)} values: one value per answer, at least one")
     groups: dict[Hashable, list[int]] = {}
     for index, answer in enumerate(answers):
         groups.setdefault(key(answer), []).append(index)
@@ -35,9 +37,9 @@ def vote(answers: Sequence[str], values: Values, key: AnswerKey) -> int:
 
     Answers are equal where `key` maps them to the same object. `key` returns None for an answer that cannot be parsed,
     which wins only if none can. Remaining ties go to the earlier trajectory. A non-finite value counts as the lowest.
-    There is at least one answer, and a value for each.
+    Raises ValueError without answers, or if the numbers of answers and values differ.
     """
-    groups = _groups(answers, key)
+    groups = _groups(answers, values, key)
     worths = _worths(values)
     # `max` keeps the first of equals, and the groups are in the order of the trajectories.
     winners = max(groups, key=lambda group: (len(group), math.fsum(worths[i] for i in group)))
@@ -46,7 +48,7 @@ def vote(answers: Sequence[str], values: Values, key: AnswerKey) -> int:
 
 def weighted(answers: Sequence[str], values: Values, key: AnswerKey) -> int:
     """Index of the best trajectory among those whose answer has the largest sum of exp(value); `key` as for `vote`."""
-    groups = _groups(answers, key)
+    groups = _groups(answers, values, key)
     worths = _worths(values)
     # The exponential, because values are predicted rewards, may be negative, and one more vote must never count against
     # an answer. Invariant to a constant added to all values, so the largest is subtracted: exp cannot overflow. Where
@@ -59,6 +61,8 @@ def weighted(answers: Sequence[str], values: Values, key: AnswerKey) -> int:
 
 def best(values: Values) -> int:
     """Index of the trajectory of highest value, the earlier on a tie. NaN and infinities count as the lowest."""
+    if len(values) == 0:
+        raise ValueError("no values: choosing the best needs at least one trajectory")
     worths = _worths(values)
     return max(range(len(worths)), key=lambda i: worths[i])
 
