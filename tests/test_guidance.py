@@ -13,18 +13,13 @@ from flax import nnx
 
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
 from longshot_jax.curriculum.batch import StepTexts, curriculum_batch, forcing_probability
-from longshot_jax.curriculum.guidance import (
-    distillation_distance,
-    explanation_loss,
-    step_embeddings,
-    target_distance,
-    think_in_parallel,
-)
+from longshot_jax.curriculum.guidance import distillation_distance, explanation_loss, step_embeddings, target_distance
 from longshot_jax.curriculum.loss import _hidden_of_tokens
 from longshot_jax.curriculum.update import curriculum_update
 from longshot_jax.data.chains import ChainProblems
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.thoughts.jacobi import think_in_parallel
 from longshot_jax.thoughts.stopping import StopRule
 from longshot_jax.thoughts.think import Teaching, encode, think
 from longshot_jax.training.state import start_state

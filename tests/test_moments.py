@@ -11,7 +11,8 @@ from jax.sharding import AbstractMesh, AxisType
 from longshot_jax.config.optimizer import OptimizerConfig
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.sharding import shardings
-from longshot_jax.training.optimizer import kept_axes, make_optimizer
+from longshot_jax.training.adafactor import kept_axes
+from longshot_jax.training.optimizer import make_optimizer
 
 BYTES = {"float32": 8.0, "bfloat16": 6.0, "factored": 2.0}
 

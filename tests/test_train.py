@@ -15,8 +15,8 @@ from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.curriculum import update as curriculum_programs
 from longshot_jax.curriculum.loop import Position
 from longshot_jax.errors import UserError
-from longshot_jax.ppo.loop import anneal
 from longshot_jax.train import train
+from longshot_jax.training.schedules import anneal
 
 
 def contents(folder):

@@ -7,14 +7,12 @@
 - *Explanation*: loss of decoding each step from its thought alone, without the question (SIM-CoT: Wei et al. 2025,
   arXiv:2509.20317; SIM-CoT decodes with a second model, this with the model itself).
 
-Each loss is a sum, so micro-batches add up; `guidance_counts` has the divisors.
+Thoughts computed in parallel (PCCoT) are in `thoughts.jacobi`. Each loss is a sum, so micro-batches add up;
+`guidance_counts` has the divisors.
 
-*Jacobi* iterations are no loss: they compute all thoughts at once (PCCoT, arXiv:2506.18582), see `think_in_parallel`.
-
-Shapes: B problems, N trajectories, T thought slots, W tokens of a step, A tokens after the thoughts, D hidden size.
+Shapes: B problems, T thought slots, W tokens of a step, A tokens after the thoughts, D hidden size.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -25,7 +23,7 @@ from longshot_jax.config.curriculum import GuidanceConfig
 from longshot_jax.curriculum.batch import StepTexts
 from longshot_jax.thoughts.answer import score_tokens
 from longshot_jax.thoughts.reasoner import Reasoner
-from longshot_jax.thoughts.think import EncodedPrompt, Thoughts, think_given
+from longshot_jax.thoughts.think import Thoughts
 
 
 def step_embeddings(reasoner: Reasoner, steps: StepTexts) -> Float[Array, "B T D"]:
@@ -80,38 +78,6 @@ def distillation_distance(
 
     target = jax.lax.stop_gradient(before_answer(teacher, teacher_start))
     return jnp.sum(jnp.mean(jnp.abs(before_answer(student, student_start) - target), axis=-1))
-
-
-def think_in_parallel(
-    reasoner: Reasoner,
-    prompt: EncodedPrompt,
-    num_thoughts: Int[Array, "B N"],
-    start: Float[Array, " D"],
-    steps: int,
-    iterations: int,
-) -> Thoughts:
-    """Noise-free thoughts after the given number of Jacobi iterations, differentiable through all of them.
-
-    All thoughts start from one embedding. Each iteration runs all thoughts through the model in one pass and replaces
-    each by the thought computed from the preceding hidden state. Thought t is exact after t iterations, so T iterations
-    equal sequential thinking; fewer are cheaper where a pass over T positions costs little more than over one.
-
-    Args:
-      reasoner: its thoughts must read neither memory nor earlier actions.
-      start: embedding of every thought before the first iteration.
-      steps: T.
-      iterations: passes whose thoughts are fed back, at least 1.
-    """
-    navigator = reasoner.navigator
-    embeddings = jnp.broadcast_to(start, (*num_thoughts.shape, steps, start.shape[-1]))
-    thoughts = think_given(reasoner, prompt, embeddings, num_thoughts)
-    means = thoughts.means
-    for _ in range(iterations):
-        before = thoughts.hidden[:, :, :-1]
-        means = navigator.action_mean(before, None, None, jnp.arange(steps))
-        embeddings = navigator.to_embedding(means, before).astype(embeddings.dtype)
-        thoughts = think_given(reasoner, prompt, embeddings, num_thoughts)
-    return replace(thoughts, means=means, actions=means)
 
 
 def guidance_weights(config: GuidanceConfig) -> dict[str, float]:

@@ -12,15 +12,10 @@ from jaxtyping import Array, Float
 
 from longshot_jax.config.curriculum import GuidanceConfig, VariationalConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
-from longshot_jax.curriculum.guidance import (
-    distillation_distance,
-    explanation_loss,
-    step_embeddings,
-    target_distance,
-    think_in_parallel,
-)
+from longshot_jax.curriculum.guidance import distillation_distance, explanation_loss, step_embeddings, target_distance
 from longshot_jax.curriculum.variational import summary_of_answer, thought_noise, variational_sums
 from longshot_jax.thoughts.answer import continuation_hidden, score_tokens
+from longshot_jax.thoughts.jacobi import think_in_parallel
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.stopping import StopRule

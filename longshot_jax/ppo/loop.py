@@ -5,12 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from longshot_jax.config.ppo import Annealing
 from longshot_jax.data.loader import prefetched, problem_batches
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.batches import UNFINISHED, answer_texts, grades
@@ -21,6 +18,7 @@ from longshot_jax.ppo.update import PPOPrograms
 from longshot_jax.thoughts.rollout import Temperatures
 from longshot_jax.thoughts.stopping import Lengths, rule_after
 from longshot_jax.training.context import RunContext, as_numbers
+from longshot_jax.training.schedules import anneal
 from longshot_jax.training.state import TrainState
 from longshot_jax.training.tensorboard import samples_table
 from longshot_jax.training.throughput import Clock, ModelFlops, answer_lengths
@@ -312,27 +310,6 @@ class PPOLoop:
         self.first_norm = self.context.check_thought_norm(self.first_norm, results, "ppo")
         shown.advance(0, validation=results["accuracy"], validation_thoughts=results["mean_thoughts"])
         return results["accuracy"]
-
-
-def anneal(bounds: tuple[float, float], kind: Annealing, iterations: int) -> Float[np.ndarray, " iterations"]:
-    """The value of a temperature at every iteration: the first bound at the first iteration, the second at the last.
-
-    `cosine` is half a cosine wave, level at both ends (SGDR without restarts, arXiv:1608.03983); `constant` is always
-    the first bound, as is a single iteration.
-    """
-    first, last = bounds
-    steps = max(iterations - 1, 1)
-    if kind == "linear":
-        schedule = optax.linear_schedule(first, last, steps)
-    elif kind == "cosine":
-        # Decay the distance to the last bound, which may be 0 or above the first.
-        distance = optax.cosine_decay_schedule(first - last, steps)
-        schedule = lambda count: last + distance(count)  # noqa: E731
-    else:
-        schedule = optax.constant_schedule(first)
-    # One by one: an array would compile again for every number of iterations.
-    value = jax.jit(lambda count: jnp.asarray(schedule(count), jnp.float32))
-    return np.asarray([value(count) for count in range(iterations)])
 
 
 def _samples(

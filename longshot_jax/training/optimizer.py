@@ -1,7 +1,4 @@
-"""AdamW with separate learning rates for backbone and navigator; gradients summed over micro-batches.
-
-Adafactor's second moment (Shazeer & Stern 2018, arXiv:1804.04235) is sharded like its parameter.
-"""
+"""AdamW with separate learning rates for backbone and navigator; gradients summed over micro-batches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +12,7 @@ from jaxtyping import Array, Float
 
 from longshot_jax.config.optimizer import OptimizerConfig
 from longshot_jax.model.sharding import constrain_rows, gpu_options, on_mesh, replicated
-
-_FACTORED = ("v_row", "v_col", "v")  # trees of moments in the state of optax.scale_by_factored_rms
+from longshot_jax.training.adafactor import factored_second_moment
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
@@ -72,55 +68,6 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     )
 
 
-def factored_second_moment() -> optax.GradientTransformation:
-    """`optax.scale_by_factored_rms` whose moments have the logical axes of their parameters.
-
-    A parameter whose second largest dimension is below 128 has an unfactored second moment.
-    """
-    inner = optax.scale_by_factored_rms(min_dim_size_to_factor=128)
-
-    def named(state: Any, params: Any) -> Any:
-        """Moments as variables with logical axes, in the structure of the parameters."""
-        structure = jax.tree.structure(params)
-
-        def name(weight: nnx.Variable, moment: nnx.Variable) -> nnx.Variable:
-            if not jax.tree.leaves(weight):  # masked: it belongs to another group
-                return moment
-            axes = kept_axes(weight.shape, weight.get_metadata("logical_axes"), moment.shape)
-            return moment.replace(logical_axes=axes)
-
-        trees = {
-            tree: jax.tree.map(name, params, jax.tree.unflatten(structure, getattr(state, tree)), is_leaf=_is_variable)
-            for tree in _FACTORED
-        }
-        return state._replace(**trees)
-
-    def init(params: Any) -> Any:
-        return named(inner.init(jax.tree.leaves(params)), params)
-
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        bare = state._replace(**{tree: jax.tree.leaves(getattr(state, tree)) for tree in _FACTORED})
-        leaves, structure = jax.tree.flatten(gradients)
-        scaled, bare = inner.update(leaves, bare, jax.tree.leaves(params))
-        return jax.tree.unflatten(structure, jax.tree.leaves(scaled)), named(bare, gradients)
-
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
-
-
-def kept_axes(shape: tuple[int, ...], axes: tuple[str | None, ...], kept: tuple[int, ...]) -> tuple[str | None, ...]:
-    """Logical axes of a moment of shape `kept`: its parameter's without the axis summed over; None in a placeholder."""
-    if kept == shape:
-        return axes
-    for dropped in range(len(shape)):
-        if shape[:dropped] + shape[dropped + 1 :] == kept:
-            return axes[:dropped] + axes[dropped + 1 :]
-    return (None,) * len(kept)
-
-
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
-
-
 def is_matrix(params: Any) -> Any:
     """Mask of the parameters with weight decay: all but norms and biases, which are vectors in every layer."""
 
@@ -128,7 +75,7 @@ def is_matrix(params: Any) -> Any:
         axes = [axis for axis in variable.get_metadata("logical_axes") if axis != "layers"]
         return jax.tree.map(lambda _: len(axes) > 1, variable)
 
-    return jax.tree.map(decays, params, is_leaf=_is_variable)
+    return jax.tree.map(decays, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
 def restart_schedule(optimizer_state: Any) -> Any:
