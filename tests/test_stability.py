@@ -51,3 +51,16 @@ def test_figures_of_each_stage_are_logged(tmp_path):
     perplexities = [event.value for event in events.Scalars("stability/text_perplexity")]
     assert all(np.isfinite(perplexities)) and len(set(perplexities)) == 3 and min(perplexities) > 1
     assert "text perplexity" in printed.getvalue() and "accuracy of stage 1" in printed.getvalue()
+
+
+def test_steps_that_no_stage_writes_need_no_room(tmp_path):
+    """Room for an answer and one step: the text of all steps would not fit."""
+    few = {
+        "curriculum__max_steps_per_stage": 1,
+        "curriculum__uniform_prob": 0.0,
+        "data__operations": (3,),
+        "data__prompt_length": 20,
+    }
+    printed = io.StringIO()
+    train(tiny(**CURRICULUM | few, curriculum__stages=(2, 3), data__answer_length=5), tmp_path, printed)
+    assert "ends after 1 update" in printed.getvalue() and "text perplexity" not in printed.getvalue()

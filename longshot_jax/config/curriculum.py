@@ -103,6 +103,14 @@ class CurriculumConfig:
         """T: thought slots of all stages."""
         return self.c_thought * self.max_latent_stage if has_thoughts(self.mode) else 0
 
+    @property
+    def always_replaced(self) -> int:
+        """The number of leading steps that every stage replaces by thoughts, so that they are never written."""
+        if self.mode == "cot" or self.uniform_prob or self.guidance.distillation:
+            return 0
+        first = min(self.stages)
+        return 1_000_000 if first > self.max_latent_stage else first
+
 
 @dataclass(frozen=True)
 class TextConfig:

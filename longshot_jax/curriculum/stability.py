@@ -45,7 +45,9 @@ class StageEnd:
         stages = *self._first, *self.config.stages
         now = self.config.stages[place]
         earlier = sorted({stage for stage in stages[: place + len(self._first)] if stage != now})
-        found = {"text_perplexity": self._perplexity(params)}
+        # Only the lengths of steps that some stage writes were checked before the run.
+        whole = self._first or not self.config.always_replaced
+        found = {"text_perplexity": self._perplexity(params)} if whole else {}
         for stage in earlier:
             few = self.evaluation(params, rule_of_stage(self.config, stage), few=_FEW)
             found[f"accuracy_of_stage_{stage}"] = few["accuracy"]

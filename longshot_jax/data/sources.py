@@ -344,7 +344,7 @@ class _Check:
                 )
 
         def written(steps: Sequence[str]) -> int:
-            shown = () if config.mode == "no_cot" else steps[_always_replaced(config) :]
+            shown = () if config.mode == "no_cot" else steps[config.always_replaced :]
             return sum(len(layout.step(step)) for step in shown)
 
         answer = len(layout.answer(problem))
@@ -374,11 +374,3 @@ class _Check:
         except UserError:
             return False
         return True
-
-
-def _always_replaced(config: CurriculumConfig) -> int:
-    """The number of leading steps that every stage replaces by thoughts, so that they are never written."""
-    if config.mode == "cot" or config.uniform_prob or config.guidance.distillation:
-        return 0
-    first = min(config.stages)
-    return 1_000_000 if first > config.max_latent_stage else first
