@@ -279,6 +279,26 @@ def test_with_a_hidden_question_the_answer_knows_the_thoughts_alone(decoder, pro
     assert "from the thoughts alone" in results_table(results)
 
 
+def test_without_its_reads_a_model_answers_as_one_that_has_none(problems):
+    graphdef, params = build(graph="own", heads=1, reasoning_dim=8)
+    draw = np.random.default_rng(3).normal
+    params = jax.tree.map(lambda x: x if x.any() else jnp.asarray(5 * draw(size=x.shape), x.dtype), params)
+    reading = dict(nnx.to_flat_state(params))
+    shared = [(path, reading[path]) for path, _ in nnx.to_flat_state(PARAMS)]
+    assert len(shared) < len(reading)
+    layout = Layout(TOKENIZER, "answer", "coconut", 30)
+    options = {"batch_size": 4, "num_trajectories": 0}
+    plain = evaluate(Decoder(GRAPHDEF, layout, 3, 3), (nnx.from_flat_state(shared),), problems, STEPS, **options)
+    assert "no_reads" not in plain["controls"]
+    told = [
+        Problem(problem.question, problem.steps, answer.removesuffix(UNFINISHED))
+        for problem, answer in zip(problems, plain["answers"], strict=True)
+    ]
+    ended = np.mean([not answer.endswith(UNFINISHED) for answer in plain["answers"]])
+    results = evaluate(Decoder(graphdef, layout, 3, 3), (params,), told, STEPS, **options)
+    assert 0 < ended == results["controls"]["no_reads"] > results["accuracy"]
+
+
 def test_own_stopping_keeps_to_its_bounds(decoder, problems):
     result = evaluate(
         decoder, (PARAMS,), problems, ThoughtRule("own", 2, 1), batch_size=4, num_trajectories=0, controls=False

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from longshot_jax.data.own import Grade, by_problem
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.batches import Batches, Decoded, answer_texts, are_correct
-from longshot_jax.evaluation.controls import replaced_trajectories
+from longshot_jax.evaluation.controls import replaced_trajectories, without_reads
 from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.evaluation.fusion_accuracy import adaptive_vote, distinct, fusion_accuracies
 from longshot_jax.evaluation.intervals import wilson_interval
@@ -119,6 +119,11 @@ def evaluate(
                 results["controls"][kind] = batches.accuracy_from(
                     f"thoughts: {kind}", replaced, greedy.num_thoughts, roles
                 )
+        silent = without_reads(params)
+        if silent is not None:
+            unread = Batches(decoder, silent, problems, rule, memory, batch_size, seed, grade, decoded)
+            texts = answer_texts(unread.run(temperatures, what="thoughts: no_reads").tokens, decoder.layout)
+            results["controls"]["no_reads"] = unread.accuracy([row[0] for row in texts])
     return results | {"correct": correct.astype(int).tolist(), "answers": answers, "thoughts": thoughts.tolist()}
 
 
