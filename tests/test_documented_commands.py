@@ -23,6 +23,10 @@ STORIES = (
     "data.train=stories data.test=stories data.tokenizer=bpe data.prompt_length=400 data.answer_length=120".split()
 )
 THREE = "data.threads=3 thoughts.roles=3 ppo.num_trajectories=3 data.prompt_length=60 data.answer_length=7".split()
+CROSSING = (
+    "data.operations=4 data.crossings=3 data.prompt_length=50 data.answer_length=6 curriculum.max_latent_stage=5 "
+    "curriculum.stages=3,4,5 thoughts.cross_attention=True"
+).split()
 THREADS = str(ROOT / "configs" / "threads.py")
 # Small runs: config, and settings beside the small ones.
 RUNS = {
@@ -30,6 +34,7 @@ RUNS = {
     "stories": (TINY, STORIES),
     "threads": (THREADS, []),
     "threads_of_three": (THREADS, THREE),
+    "crossing": (THREADS, CROSSING),
     "threads_mixed": (str(ROOT / "configs" / "threads_mixed.py"), []),
     "colouring": (str(ROOT / "configs" / "colouring.py"), []),
     "mine": ("my_task.py", []),
