@@ -173,7 +173,6 @@ def measured(monkeypatch):
         return CURVES
 
     monkeypatch.setattr(longshot_jax.benchmarks.report, "measure", record)
-    monkeypatch.setattr(longshot_jax.cli, "keep_freed_memory", lambda run: True)
     return calls
 
 
