@@ -21,6 +21,7 @@ from longshot_jax.config.parse import load_config, unknown_setting
 from longshot_jax.errors import UserError, did_you_mean, first_line, run_command, shown
 from longshot_jax.files import local_path
 
+_STARTED_AGAIN = "LONGSHOT_STARTED_AGAIN"
 _TOP = "run"  # in help, the group of the settings that are in no other
 # Settings that name files or folders, some of them also a hub's.
 PATH_SETTINGS = (
@@ -231,22 +232,31 @@ def use_huge_pages() -> None:
     """Starts the command again with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, where Linux gives huge pages on request.
 
     XLA on a CPU allocates a program's temporary memory at every call; glibc maps it anew each time, and the system clears
-    its pages one by one: a quarter of an update (docs/performance.md). malloc reads the variable only when a process
-    starts. The process keeps its number, and a value that the user has set stays. Call this first in a command.
+    its pages one by one: a quarter of an update (docs/performance.md). malloc, from glibc 2.35 on, reads the variable only
+    when a process starts. The process id stays, and so does a value that the user has set. Call this first in a command.
     """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    # Only a process that the command line has started for the command: no notebook, no test, no debugger.
-    started = " ".join(sys.orig_argv).endswith(" ".join(sys.argv)) and not sys.gettrace()
-    if "glibc.malloc.hugetlb" in tunables or not started:
+    tunables, modes = os.environ.get("GLIBC_TUNABLES", ""), Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    # The mark ends it where the new process does not see the variable.
+    if "glibc.malloc.hugetlb" in tunables or _STARTED_AGAIN in os.environ or not _is_own_process():
         return
+    asked = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
     with suppress(OSError):  # another system
-        if "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
-            os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        if "[madvise]" in modes.read_text():
+            environment = os.environ | {"GLIBC_TUNABLES": asked, _STARTED_AGAIN: "1"}
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def _is_own_process() -> bool:
+    """Whether Python was started for this command alone: by no notebook, test, debugger or profiler."""
+    before, command = sys.orig_argv[: -len(sys.argv)], sys.orig_argv[-len(sys.argv) :]
+    flags = before[1:]
+    watched = sys.gettrace() or sys.getprofile() or "-m" in flags or any(map(os.path.exists, flags))
+    return bool(sys.executable and command == sys.argv and os.path.isfile(command[0]) and not watched)
 
 
 def main() -> None:
     """The `longshot` command: `longshot train ...` is `python scripts/train.py ...`, and so for every script."""
+    use_huge_pages()
     # A wheel holds the scripts beside this file; a checkout has them in their own folder.
     folder = Path(__file__).parent / "scripts"
     folder = folder if folder.is_dir() else Path(__file__).parents[1] / "scripts"

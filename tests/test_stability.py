@@ -64,3 +64,10 @@ def test_steps_that_no_stage_writes_need_no_room(tmp_path):
     printed = io.StringIO()
     train(tiny(**CURRICULUM | few, curriculum__stages=(2, 3), data__answer_length=5), tmp_path, printed)
     assert "ends after 1 update" in printed.getvalue() and "text perplexity" not in printed.getvalue()
+
+
+def test_text_that_fits_is_measured_where_no_stage_writes_it(tmp_path):
+    few = {"curriculum__max_steps_per_stage": 1, "curriculum__uniform_prob": 0.0}
+    printed = io.StringIO()
+    train(tiny(**CURRICULUM | few, curriculum__stages=(2,)), tmp_path, printed)
+    assert "text perplexity" in printed.getvalue()

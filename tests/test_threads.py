@@ -53,7 +53,10 @@ def test_every_thread_is_the_chain_of_its_asked_name(seed, threads, operations, 
 
 @settings(max_examples=50)
 @given(
-    st.integers(0, 2**40), st.integers(2, 4), st.sampled_from([(2,), (3,), (2, 4)]), st.sampled_from(["train", "test"])
+    st.integers(0, 2**40),
+    st.integers(2, 4),
+    st.sampled_from([(2,), (3,), (2, 4)]),
+    st.sampled_from(["train", "test", "validation"]),
 )
 def test_chains_that_cross_add_the_next_ones_result(seed, threads, crossings, split):
     problem = thread_problem(seed, 7, threads, 4, split, crossings=crossings)
@@ -88,11 +91,17 @@ def test_chains_that_cross_add_the_next_ones_result(seed, threads, crossings, sp
 
 
 @pytest.mark.parametrize(
-    ("threads", "crossings", "mixed"),
-    [((1, 2), (2,), False), ((2,), (1,), False), ((2,), (4,), False), ((2,), (2,), True)],
+    ("threads", "crossings", "mixed", "message"),
+    [
+        ((1, 2), (2,), False, "crossings need problems of 2 to 4 chains"),
+        ((5,), (2,), False, "crossings need problems of 2 to 4 chains"),
+        ((2,), (2,), True, "whose statements are not interleaved"),
+        ((2,), (1,), False, "must name operations after the first of every chain: the shortest has 3"),
+        ((2,), (4,), False, "must name operations after the first of every chain: the shortest has 3"),
+    ],
 )
-def test_crossings_without_chains_to_cross_are_refused(threads, crossings, mixed):
-    with pytest.raises(UserError, match="must name operations from 2 to 3, in problems of two chains or more"):
+def test_crossings_that_cannot_be_are_refused(threads, crossings, mixed, message):
+    with pytest.raises(UserError, match=message):
         ThreadProblems(0, 10, threads, (3,), interleaved=mixed, crossings=crossings)
 
 

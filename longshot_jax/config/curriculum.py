@@ -1,5 +1,6 @@
 """Settings of the supervised phases: text, and the curriculum of thoughts."""
 
+import sys
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -109,7 +110,7 @@ class CurriculumConfig:
         if self.mode == "cot" or self.uniform_prob or self.guidance.distillation:
             return 0
         first = min(self.stages)
-        return 1_000_000 if first > self.max_latent_stage else first
+        return sys.maxsize if first > self.max_latent_stage else first
 
 
 @dataclass(frozen=True)

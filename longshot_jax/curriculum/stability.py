@@ -6,6 +6,7 @@ steps and answers that were held out, and the accuracy of every earlier stage.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ from flax import nnx
 
 from longshot_jax.curriculum.batch import curriculum_batch
 from longshot_jax.curriculum.parallel import parallel_batch, sums_of
+from longshot_jax.errors import UserError
 from longshot_jax.evaluation.validation import Validation
 from longshot_jax.model.sharding import fetch, place_batch
 from longshot_jax.thoughts.reasoner import Params
@@ -45,16 +47,20 @@ class StageEnd:
         stages = *self._first, *self.config.stages
         now = self.config.stages[place]
         earlier = sorted({stage for stage in stages[: place + len(self._first)] if stage != now})
-        # Only the lengths of steps that some stage writes were checked before the run.
-        whole = self._first or not self.config.always_replaced
-        found = {"text_perplexity": self._perplexity(params)} if whole else {}
+        found: dict[str, float] = {}
+        # Before the run only the steps that some stage writes were checked for their length.
+        with suppress(UserError):
+            found["text_perplexity"] = self._perplexity(params)
         for stage in earlier:
             few = self.evaluation(params, rule_of_stage(self.config, stage), few=_FEW)
             found[f"accuracy_of_stage_{stage}"] = few["accuracy"]
         return found
 
     def _perplexity(self, params: Params) -> float:
-        """Perplexity per token of the written steps and answers of one batch of validation problems."""
+        """Perplexity per token of the written steps and answers of one batch of validation problems.
+
+        Raises UserError if they are longer than `config.data.answer_length`.
+        """
         context, written = self.context, self.context.run.text.as_curriculum
         rows = self.config.micro_batch_size or self.config.batch_size
         problems = [self.evaluation.problems[number % len(self.evaluation.problems)] for number in range(rows)]

@@ -19,6 +19,7 @@ from longshot_jax.data.problems import GeneratedProblems, Problem
 from longshot_jax.errors import UserError
 
 NAMES = "abcdefghijklmnopqrstuvwxyz"
+_MOST_CROSSING = 4  # validation problems of four chains take 60 ms each, of six a minute
 
 
 def thread_words() -> list[str]:
@@ -41,7 +42,7 @@ def thread_problem(
     Args:
       threads, operations: K and L; K (L + 1) must not exceed the 26 names.
       interleaved: mix the statements of the chains, each chain's in its order.
-      together: `steps` are L, each with the values of all chains (`7,6`), instead of K · L in sequence. For one
+      together: `steps` are those of one chain, each with the values of all chains (`7,6`), instead of K · L in sequence. For one
         trajectory that has to hold all chains in each thought.
       crossings: operations, from 2, at which each chain adds the next one's result. A crossing counts as the addition
         of that number when the split of a chain is told.
@@ -125,12 +126,14 @@ class ThreadProblems(GeneratedProblems):
                 "give fewer or shorter chains"
             )
 
-        if crossings and (
-            interleaved or min(threads) < 2 or not 2 <= min(crossings) <= max(crossings) <= min(operations)
-        ):
+        if crossings and (interleaved or min(threads) < 2 or max(threads) > _MOST_CROSSING):
             raise UserError(
-                f"crossings {crossings} must name operations from 2 to {min(operations)}, in problems of two chains or more "
-                "whose statements are not interleaved"
+                f"crossings need problems of 2 to {_MOST_CROSSING} chains, not {threads}, whose statements are not interleaved; "
+                "more chains, all of one split, would take minutes to draw"
+            )
+        if crossings and not 2 <= min(crossings) <= max(crossings) <= min(operations):
+            raise UserError(
+                f"crossings {crossings} must name operations after the first of every chain: the shortest has {min(operations)}"
             )
 
         def problem(index: int) -> Problem:

@@ -6,6 +6,7 @@ problem's index, and rows that pad the last batch are dropped.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def evaluate(
       num_trajectories: N, samples per problem and trajectories of every fusion; 0 skips both.
       batch_size: problems decoded at once.
       seed: seed of the samples and of the noise control.
-      controls: whether to run the controls; a model without thoughts has none.
+      controls: whether to run the controls (`evaluation.controls`); a model without thoughts has none.
       question_hidden: whether to decode the answers once more from the thoughts alone, for a model that was trained so.
       grade: gives 1 for a right answer.
       decoded: called before each pass over the problems and after its batches, to show progress.
@@ -119,11 +120,12 @@ def evaluate(
                 results["controls"][kind] = batches.accuracy_from(
                     f"thoughts: {kind}", replaced, greedy.num_thoughts, roles
                 )
-        silent = without_reads(params)
+        silent = without_reads(params, others=decoder.joined > 1)
         if silent is not None:
-            unread = Batches(decoder, silent, problems, rule, memory, batch_size, seed, grade, decoded)
-            texts = answer_texts(unread.run(temperatures, what="thoughts: no_reads").tokens, decoder.layout)
-            results["controls"]["no_reads"] = unread.accuracy([row[0] for row in texts])
+            unread = copy(batches)
+            unread.params = silent
+            texts = answer_texts(unread.run(temperatures, what="reads: none").tokens, decoder.layout)
+            results["controls"]["no_reads"] = batches.accuracy([row[0] for row in texts])
     return results | {"correct": correct.astype(int).tolist(), "answers": answers, "thoughts": thoughts.tolist()}
 
 

@@ -11,24 +11,21 @@ Of a joined answer all trajectories are replaced so, and these show what each is
 - `identical`: every trajectory has the thoughts of the first;
 - `roles_swapped`: every trajectory keeps its thoughts and has the role of the one before it.
 
-Where thoughts read a graph or other trajectories (`thoughts.reads`), they are also thought again:
+A question keeps its number of thoughts. Under each of these controls a model that reads its thoughts falls to chance, and a model
+that does not keeps its accuracy. Replacements are made for all questions at once, independently of the batch size.
 
-- `no_reads`: what they read is zero.
-
-A question keeps its number of thoughts. Under each control a model that reads its thoughts falls to chance, and a model
-that does not keeps its accuracy; `no_reads` says so of the reads alone. Replacements are made for all questions at once, independently of the batch size.
+Where thoughts read a graph or other trajectories (`thoughts.reads`), `no_reads` lets the model think again with zeros in the
+place of what they read. A model that needs its reads falls to chance.
 
 Shapes: Q questions in total, N trajectories, T thought slots, D hidden size.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from flax import nnx
+from jaxtyping import Float, Int
 
 from longshot_jax.thoughts.reasoner import Params
-
-_READS = {"graph", "cross_attention"}  # parts of the navigator whose matrix `out` writes what they read
 
 
 def replaced_trajectories(
@@ -102,16 +99,17 @@ def swap_donors(num_thoughts: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"] | 
     return donors
 
 
-def without_reads(params: Params) -> Params | None:
-    """The parameters of the same model, which reads zeros of the graph and of other trajectories; None if it has no reads."""
-    found = False
+def without_reads(params: Params, others: bool) -> Params | None:
+    """The parameters of the same model, which reads zeros from graph and other trajectories; None if it reads neither.
 
-    def silenced(path: tuple[object, ...], value: Array) -> Array:
-        nonlocal found
-        keys = [getattr(part, "key", None) for part in path]
-        reads = "navigator" in keys and "out" in keys and not _READS.isdisjoint(keys)
-        found |= reads
-        return jnp.zeros_like(value) if reads else value
+    `others`: whether there are other trajectories to read.
+    """
+    writers = {("navigator", "graph", "out"), *([("navigator", "cross_attention", "out")] if others else [])}
 
-    silent = jax.tree_util.tree_map_with_path(silenced, params)
-    return silent if found else None
+    def silenced(state: nnx.State) -> nnx.State:
+        flat = dict(nnx.to_flat_state(state))
+        zeros = {path: flat[path].replace(jnp.zeros_like(flat[path][...])) for path in writers & flat.keys()}
+        return nnx.from_flat_state(flat | zeros)
+
+    reads = any(path in writers for state in params for path, _ in nnx.to_flat_state(state))
+    return tuple(map(silenced, params)) if reads else None

@@ -65,7 +65,8 @@ def results_table(results: Mapping[str, Any]) -> str:
     ]
     if "question_hidden_accuracy" in results:
         rows.append(("from the thoughts alone", _percent(results["question_hidden_accuracy"])))
-    rows += [(f"thoughts: {kind}", _percent(accuracy)) for kind, accuracy in results["controls"].items()]
+    for kind, accuracy in results["controls"].items():
+        rows.append(("reads: none" if kind == "no_reads" else f"thoughts: {kind}", _percent(accuracy)))
     if not results["mean_thoughts"]:
         rows.append(
             ("controls", "none, since no question used a thought (docs/troubleshooting.md: Thoughts do no work)")

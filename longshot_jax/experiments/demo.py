@@ -145,7 +145,7 @@ def table(summary: Mapping[str, Any]) -> str:
             rows.append(row("PPO, vote of 5", entry, itemgetter("vote_accuracy")))
     for name in ("coconut", "ppo"):
         for kind in summary[name]["controls"]:
-            title = f"{VARIANTS[name].title.split()[0]}, thoughts: {_CONTROLS[kind]}"
+            title = f"{VARIANTS[name].title.split()[0]}, thoughts: {_CONTROLS.get(kind, kind)}"
             rows.append(row(title, summary[name], lambda group, kind=kind: group["controls"][kind]))
     return markdown_table(rows)
 
