@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from builders import small_reasoner
+from flax import nnx
 
-from longshot_jax.evaluation.controls import replaced_thoughts, swap_donors
+from longshot_jax.evaluation.controls import replaced_thoughts, swap_donors, without_reads
 
 COUNTS = np.array([2, 3, 2, 1, 3, 2, 0], np.int32)
 
@@ -72,3 +74,17 @@ def test_one_thinker_cannot_swap(thoughts):
     counts = np.array([2, 0, 0, 0, 0, 0, 0], np.int32)
     assert replaced_thoughts("swap", thoughts, counts, 0) is None
     assert swap_donors(np.zeros(3, np.int32)) is None
+
+
+def test_reads_that_there_are_become_zeros_and_nothing_else():
+    """Other trajectories can be read only where there are others."""
+    writers = {("navigator", "graph", "out"), ("navigator", "cross_attention", "out")}
+    params = nnx.split(small_reasoner(reads="all"))[1]
+    for others in (True, False):
+        silent = without_reads((params,), others=others)
+        assert silent is not None
+        flat = dict(nnx.to_flat_state(params))
+        changed = {path for path, value in nnx.to_flat_state(silent[0]) if (value[...] != flat[path][...]).any()}
+        assert changed == (writers if others else {("navigator", "graph", "out")})
+        assert not any(dict(nnx.to_flat_state(silent[0]))[path][...].any() for path in changed)
+    assert without_reads((nnx.split(small_reasoner())[1],), others=True) is None

@@ -11,8 +11,8 @@ Of a joined answer all trajectories are replaced so, and these show what each is
 - `identical`: every trajectory has the thoughts of the first;
 - `roles_swapped`: every trajectory keeps its thoughts and has the role of the one before it.
 
-A question keeps its number of thoughts. Under each of these controls a model that reads its thoughts falls to chance, and a model
-that does not keeps its accuracy. Replacements are made for all questions at once, independently of the batch size.
+A question keeps its number of thoughts. Under each of these controls a model that reads its thoughts falls to chance,
+and a model that does not keeps its accuracy. Replacements are made for all questions at once, independently of the batch size.
 
 Where thoughts read a graph or other trajectories (`thoughts.reads`), `no_reads` lets the model think again with zeros in the
 place of what they read. A model that needs its reads falls to chance.

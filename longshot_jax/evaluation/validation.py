@@ -56,7 +56,11 @@ class Validation:
         self._lens = Lens(graphdef, layout.tokenizer)
         self._graphdef, self._grade = graphdef, grade
         self._decoder = Decoder(
-            *(graphdef, layout, max_thoughts, answer_length, thoughts.max_trajectories),
+            graphdef,
+            layout,
+            max_thoughts,
+            answer_length,
+            thoughts.max_trajectories,
             joined=thoughts.joined,
             mesh=mesh,
             decoding=run.mesh.decoding_weights,

@@ -11,7 +11,7 @@ def largest_that_fits(peak: Callable[[int], float], budget: float, first: int, s
 
     Each guess lies on the straight line through two tries: the largest batch that fits and the smallest that does not, or
     the two smallest while none fits. Where memory is nearly linear in the batch, a few compilations find the last multiple of `step` that fits, and
-    where it is not, a number of tries bounds them.
+    where it is not, `_TRIES` bounds them.
 
     Args:
       peak: bytes on one device for a batch; compiles.

@@ -197,9 +197,10 @@ def _rescored(
     opening: tuple[int, ...],
     **options: Any,
 ) -> Scores:
+    """`rescore` by the settings; `options` are its further ones, of a loss."""
     method = rescore_method(config, reasoner.navigator.config.feedback)
-    given = method, config.log_prob_scaling
-    return rescore(reasoner, rollout, memory, opening, *given, ensemble=config.ensemble, **options)
+    scaling = config.log_prob_scaling
+    return rescore(reasoner, rollout, memory, opening, method, scaling, ensemble=config.ensemble, **options)
 
 
 def sums_of(scores: Scores, part: Experience, config: PPOConfig) -> PolicySums:

@@ -122,7 +122,12 @@ class RunContext:
     def validation(self, max_thoughts: int, *, answer_length: int, steps_written: bool) -> Validation:
         """The evaluation of a phase on the validation problems."""
         return Validation(
-            *(self.abstract.graphdef, self.mesh, self.run, self.layout, self.problems.validation, self.grade),
+            self.abstract.graphdef,
+            self.mesh,
+            self.run,
+            self.layout,
+            self.problems.validation,
+            self.grade,
             max_thoughts=max_thoughts,
             answer_length=answer_length,
             steps_written=steps_written,

@@ -282,7 +282,10 @@ def _place(
 
 
 def _write_tensors(tensors: Sequence[Tensor], dtype: np.dtype, folder: Path, shard_bytes: int) -> None:
-    """Writes the tensors in order, in files of at most `shard_bytes`; one file at a time is in memory."""
+    """Writes the tensors in files of at most `shard_bytes`, in order; one file at a time is in memory.
+
+    A larger tensor has a file of its own.
+    """
     from huggingface_hub import split_state_dict_into_shards_factory  # takes a second to import
 
     named: dict[str, Any] = {tensor.name: tensor for tensor in tensors}
