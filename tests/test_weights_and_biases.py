@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,22 @@ def records(file: Path) -> Iterator[Any]:
         _, length, kind = struct.unpack("<IHB", data[place : place + 7])
         parts += data[place + 7 : place + 7 + length]
         place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4) and place <= len(data):  # whole, or the last part
             record = wandb_internal_pb2.Record()
             record.ParseFromString(parts)
             parts = b""
             yield record
+
+
+def finished_records(file: Path) -> list[Any]:
+    """All records of a finished run. W&B's own process may write the last blocks after `finish` has returned."""
+    deadline = time.monotonic() + 60
+    while True:
+        read = list(records(file))
+        if read and read[-1].HasField("exit"):
+            return read
+        assert time.monotonic() < deadline, f"{file} has no record of the run's end after 60 s"
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -53,7 +65,7 @@ def test_it_gets_the_settings_and_every_scalar_of_tensorboard(tmp_path, monkeypa
     train(tiny(logger="wandb", curriculum__max_steps_per_stage=2, ppo__iterations=2), tmp_path / "run", io.StringIO())
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     points, settings = set(), {}
-    for record in records(file):
+    for record in finished_records(file):
         if record.HasField("run"):
             assert record.run.project == "longshot" and record.run.display_name == "run"
             settings |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
