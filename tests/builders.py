@@ -229,8 +229,11 @@ def oracle_trajectories(
         )
         for row in going:
             hidden[row] = found[row].hidden[-1]
+        expected = None
+        if navigator.config.feedback == "vocabulary":
+            expected = (jax.nn.softmax(hidden @ head.T) @ table)[None, :, None]
         means = navigator.action_mean(
-            jnp.asarray(hidden, table.dtype)[None, :, None], memory, history, jnp.asarray([step])
+            jnp.asarray(hidden, table.dtype)[None, :, None], memory, history, jnp.asarray([step]), expected=expected
         )[0, :, 0]
         stds = thought_std * np.ones(len(bounds))
         if navigator.config.noise == "learned":

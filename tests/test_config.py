@@ -42,6 +42,13 @@ def test_thoughts_of_loaded_weights_are_normalised_unless_a_setting_or_an_earlie
     for stored in (True, False):
         (tmp_path / "config.json").write_text(json.dumps({"thoughts": {"normalised": stored}}))
         assert changed(initialize_from=str(tmp_path)).thoughts.normalised is stored
+    soft = {"thoughts__feedback": "vocabulary"}
+    assert not changed(**source, **soft).thoughts.normalised, "means of token embeddings need no norm"
+    assert not changed(initialize_from=str(tmp_path / "none"), **soft).thoughts.normalised
+    for feedback, kept in (("hidden", False), ("vocabulary", True)):
+        before = {"thoughts": {"normalised": True, "feedback": feedback}}
+        (tmp_path / "config.json").write_text(json.dumps(before))
+        assert changed(initialize_from=str(tmp_path), **soft).thoughts.normalised is kept
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ CASES = [
     ("hidden", {"roles": MANY, "join": True}),
     ("navigator", {"roles": MANY, "join": True, "reads": "all", "max_trajectories": MANY}),
     ("navigator_residual", {"roles": MANY, "normalised": True}),
+    ("vocabulary", {"roles": MANY}),
 ]
 
 

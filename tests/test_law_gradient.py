@@ -121,7 +121,8 @@ def outcome_probability(reasoner, count, noise, tokens, token_mask):
             std = STD
             if navigator.config.noise == "learned":
                 std *= 8 ** jnp.tanh(hidden @ navigator.noise_weight[...] + navigator.noise_bias[...][0])
-            action = navigator.action_mean(hidden, None) + std * noise[step]
+            expected = jax.nn.softmax(hidden @ head.T) @ table if navigator.config.feedback == "vocabulary" else None
+            action = navigator.action_mean(hidden, None, expected=expected) + std * noise[step]
             inputs = jnp.concatenate([inputs, navigator.to_embedding(action, hidden)[None]])
     inputs = jnp.concatenate([inputs, table[jnp.asarray(OPENING)], table[tokens[:-1]]])
     logits = from_scratch(reasoner, inputs, jnp)[-ANSWER:] @ head.T / TOKEN_TEMPERATURE
@@ -233,18 +234,20 @@ SLOW = [  # with FAST, every pair of kind, normalisation, gradient and method
     ("navigator_residual", True, "pathwise", "noise"),
     ("hidden", False, "mixture", "actions"),
     ("navigator_residual", True, "mixture", "actions"),
+    ("vocabulary", False, "score", "parallel"),
+    ("vocabulary", False, "pathwise", "noise"),
 ]
 EXACT = [
     *(
         (kind, normalised, "score", method)
-        for kind in ("hidden", "navigator")
+        for kind in ("hidden", "vocabulary", "navigator")
         for normalised in (False, True)
         for method in ("parallel", "actions")
     ),
     *(("navigator_residual", normalised, "score", "actions") for normalised in (False, True)),
     *(
         (kind, normalised, "pathwise", "noise")
-        for kind in ("hidden", "navigator", "navigator_residual")
+        for kind in ("hidden", "vocabulary", "navigator", "navigator_residual")
         for normalised in (False, True)
     ),
     ("navigator", True, "mixture", "actions"),

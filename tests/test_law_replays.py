@@ -23,6 +23,7 @@ WAYS = ("parallel", "actions", "noise")
 CASES = [
     ("navigator", False, 3, True),
     pytest.param(("navigator_residual", True, 0, False), marks=pytest.mark.slow),
+    pytest.param(("vocabulary", False, 3, False), marks=pytest.mark.slow),
     pytest.param(("hidden", True, 3, False), marks=pytest.mark.long),
     pytest.param(("navigator", True, 3, False, "all"), marks=pytest.mark.slow),
     pytest.param(("hidden", True, 0, True, "nothing", "learned"), marks=pytest.mark.slow),

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.law
 
 # One shape for all examples, so that a property compiles once.
 QUESTIONS, TRAJECTORIES, STEPS, ANSWER, WIDTH = 2, 3, 3, 4, 6
-KINDS = ("hidden", "navigator", "navigator_residual")
+KINDS = ("hidden", "vocabulary", "navigator", "navigator_residual")
 OPENINGS = ((), (7,), (7, 3))
 SCALINGS = ("summed", "averaged", "scaled")
 # Without shrinking: examples are small, and minutes of search for a smaller one would hide the failure.
@@ -144,6 +144,7 @@ FAST = [
     ("navigator", True, 3, False, ()),
     ("navigator_residual", True, 0, True, (7, 3)),
     ("hidden", True, 3, True, (7,)),
+    ("vocabulary", False, 0, False, (7,)),
 ]
 SLOW = [case for case in ALL[1::7] if case not in FAST]
 
@@ -205,7 +206,7 @@ def test_ratio_is_one_in_every_combination(case):
     check_ratio_one(*case)
 
 
-@pytest.mark.parametrize("feedback", ["hidden", "navigator", "navigator_residual"])
+@pytest.mark.parametrize("feedback", KINDS)
 def test_ratio_is_one_without_thoughts(feedback):
     """Rollouts with room for no thought have actions of the right size all the same."""
     reasoner, prompt = small_reasoner(feedback, True), ragged_prompts([4, 6], WIDTH)
@@ -281,7 +282,7 @@ def check_cached_is_uncached(
     reasoner = small_reasoner(feedback, normalised, memory_top, seed=1, reads=reads, lora=lora, noise=noise)
     bank = small_bank() if memory_top else None
     run = cached_pass(opening, ensemble)
-    size = 8 if feedback == "hidden" else 5
+    size = 5 if feedback.startswith("navigator") else 8
 
     @settings(few, max_examples=examples)
     @given(situations(), st.sampled_from([0.0, 0.3]))

@@ -62,6 +62,7 @@ def same(found, expected):
         ("hidden", False, 0, False),
         ("navigator", True, 3, True),
         pytest.param(("navigator_residual", False, 3, False), marks=pytest.mark.slow),
+        pytest.param(("vocabulary", False, 0, False), marks=pytest.mark.slow),
         pytest.param(("hidden", True, 0, False, "learned"), marks=pytest.mark.slow),
     ],
     ids=str,

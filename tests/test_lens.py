@@ -29,6 +29,19 @@ def model(tmp_path_factory):
 BANK = small_bank()
 
 
+def test_soft_tokens_show_their_weights():
+    """With all tokens as the nearest, the mean of their embeddings by the weights shown is the thought itself."""
+    reasoner = small_reasoner("vocabulary")
+    table = np.asarray(reasoner.backbone.embedding[...])
+    prompt, mask = ragged_prompts([3, 5], 5)
+    counts = jnp.array([[2], [2]])
+    still = jnp.zeros((2, 1, 2, reasoner.action_size))
+    thoughts = think(reasoner, encode(reasoner, prompt, mask), None, StopRule(counts, counts), still, jnp.zeros(()))
+    readings = read_thoughts(reasoner, prompt, mask, thoughts.embeddings, counts, len(table))
+    found = np.einsum("bntk,bntkd->bntd", readings.probabilities, table[np.asarray(readings.tokens)])
+    np.testing.assert_allclose(found, thoughts.embeddings, rtol=1e-4, atol=1e-6)
+
+
 @jax.jit
 def thought_and_read(reasoner):
     prompt, mask = ragged_prompts([3, 5], 5)

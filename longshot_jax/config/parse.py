@@ -139,14 +139,15 @@ def _normalised(values: dict[str, Any]) -> dict[str, Any]:
     thoughts, model = values.get("thoughts"), values.get("model")
     if isinstance(thoughts, dict) and thoughts.get("normalised", False) is None:
         source = model.get("source") if isinstance(model, dict) else "scratch"
-        thoughts["normalised"] = _normalised_thoughts(source, values.get("initialize_from"))
+        thoughts["normalised"] = _normalised_thoughts(source, values.get("initialize_from"), thoughts.get("feedback"))
     return values
 
 
-def _normalised_thoughts(source: Any, initialize_from: Any) -> bool:
+def _normalised_thoughts(source: Any, initialize_from: Any, feedback: Any) -> bool:
     """Default of `thoughts.normalised`: that of the run or export that a run starts from; True for a plain Llama.
 
-    The raw hidden states of a pretrained Llama are far larger than its token embeddings. From scratch it is False.
+    The raw hidden states of a pretrained Llama are far larger than its token embeddings. From scratch it is False, and
+    for thoughts that are means of token embeddings.
     """
     try:
         if initialize_from:
@@ -155,9 +156,12 @@ def _normalised_thoughts(source: Any, initialize_from: Any) -> bool:
             with (Path(source).expanduser() / _SIDECAR).open("rb") as file:
                 header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 1 << 24)))
             stored = json.loads(header["__metadata__"]["trained"])["config"]
-        return stored.get("thoughts", {}).get("normalised", False) is True
+        before = stored.get("thoughts", {})
+        kept = feedback != "vocabulary" or before.get("feedback") == feedback
+        return kept and before.get("normalised", False) is True
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-        return bool(initialize_from) or source != "scratch"  # no run: whoever loads it says what is wrong
+        # No run: whoever loads it says what is wrong.
+        return feedback != "vocabulary" and (bool(initialize_from) or source != "scratch")
 
 
 def unknown_setting(key: str) -> UserError:

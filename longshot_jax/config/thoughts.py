@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from longshot_jax.config.bounds import COUNT, FINITE, NON_NEGATIVE
 
-Feedback = Literal["hidden", "navigator", "navigator_residual"]
+Feedback = Literal["hidden", "vocabulary", "navigator", "navigator_residual"]
 Coupling = Literal["independent", "antithetic", "orthogonal"]
 
 
@@ -14,12 +14,14 @@ class NavigatorConfig:
     """The navigator, which maps a hidden state to a thought, a stop decision and a value."""
 
     feedback: Feedback = "hidden"
-    """Action space of a thought. `hidden`: the hidden state (COCONUT). `navigator`: a point of the reasoning space,
-    decoded to an embedding. `navigator_residual`: as `navigator`, plus the hidden state."""
+    """Action space of a thought. `hidden`: the hidden state (COCONUT). `vocabulary`: the mean of the token embeddings,
+    weighted by the probabilities of the next token (soft tokens). `navigator`: a point of the reasoning space, decoded
+    to an embedding. `navigator_residual`: as `navigator`, plus the hidden state."""
     normalised: bool = False
     """Apply an RMS norm to thoughts, with an initial scale of the rms of the token embeddings; for `hidden`, a learned
     projection comes first. Off is COCONUT: raw hidden states. A config file that does not set it normalises the
-    thoughts of loaded weights, or keeps what a run or export that it starts from was trained with."""
+    thoughts of loaded weights, except for `vocabulary`, or keeps what a run or export that it starts from was trained
+    with."""
     reasoning_dim: Annotated[int, COUNT] = 256
     """R: dimensions of the reasoning space and of the memory bank."""
     memory_top: Annotated[int, NON_NEGATIVE] = 0
@@ -83,4 +85,4 @@ class NavigatorConfig:
     @property
     def in_reasoning_space(self) -> bool:
         """Whether actions are points in R^R rather than embeddings in R^D."""
-        return self.feedback != "hidden"
+        return self.feedback in ("navigator", "navigator_residual")

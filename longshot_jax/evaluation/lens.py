@@ -3,6 +3,7 @@
 A thought is an input embedding; its logits are computed as for a last hidden state (the logit lens, nostalgebraist
 2020, applied to continuous thoughts). For raw hidden states (feedback `hidden`, COCONUT's) they predict the token that
 the model would have written in place of the thought. For decoded or normalised thoughts only their order is meaningful.
+A thought of feedback `vocabulary` is a mean of token embeddings; its nearest tokens are those with the largest weights.
 
 Shapes: B questions, N trajectories, T thoughts, K tokens per thought.
 """
@@ -94,7 +95,9 @@ def read_thoughts(
     """Reads thoughts that were fed back, in one causal pass; `nearest` is K, `memory` the bank that they read."""
     prompts = begin_trajectories(reasoner, encode(reasoner, prompt, mask), thoughts.shape[1])
     given = think_given(reasoner, prompts, thoughts, num_thoughts)
-    probabilities, tokens = jax.lax.top_k(jax.nn.softmax(reasoner.backbone.logits(thoughts), axis=-1), nearest)
+    in_vocabulary = reasoner.navigator.config.feedback == "vocabulary"
+    read = given.hidden[:, :, :-1] if in_vocabulary else thoughts
+    probabilities, tokens = jax.lax.top_k(jax.nn.softmax(reasoner.backbone.logits(read), axis=-1), nearest)
     thought_mask = given.thought_mask
     reached = jnp.arange(thought_mask.shape[-1] + 1) <= num_thoughts[..., None]
     norms = jnp.linalg.norm(thoughts.astype(jnp.float32), axis=-1)

@@ -239,6 +239,21 @@ class Llama(nnx.Module):
         logits = wide_product("...d,vd->...v", constrain_rows(hidden), table)
         return constrain(logits, *("batch", *(None,) * logits.ndim)[: logits.ndim - 1], "vocab")
 
+    def expected_embedding(self, hidden: Float[Array, "*batch Q D"]) -> Float[Array, "*batch Q D"]:
+        """Mean input embedding of the next token under its distribution, in float32.
+
+        One position of axis Q at a time: no pass holds more logits than the decoding of a token.
+        """
+
+        @jax.checkpoint
+        def one(hidden: Array) -> Array:
+            table = self.embedding[...].astype(hidden.dtype)
+            return wide_product("...v,vd->...d", jax.nn.softmax(self.logits(hidden)).astype(hidden.dtype), table)
+
+        if hidden.shape[-2] == 1:
+            return one(hidden[..., 0, :])[..., None, :]
+        return jnp.moveaxis(jax.lax.map(one, jnp.moveaxis(hidden, -2, 0)), 0, -2)
+
     def __call__(
         self,
         embeddings: Float[Array, "B Q D"],

@@ -4,6 +4,8 @@ A thought is an action with a density. `feedback` sets its action space and its 
 
 - `hidden`: the action is the thought, centred on the (projected) hidden state. COCONUT where there is neither
   projection nor noise (Hao et al. 2024, arXiv:2412.06769).
+- `vocabulary`: the action is the thought, centred on the mean token embedding under the distribution of the next token
+  (soft tokens: Zhang et al. 2025, arXiv:2505.15778). It lies where embeddings do, so a pretrained model can read it.
 - `navigator`: the action is a position in a small reasoning space, the state plus a step along a direction. The thought
   is decoded from the position alone, which is therefore a bottleneck.
 - `navigator_residual`: as `navigator`, with the hidden state added to the decoded thought.
@@ -158,8 +160,11 @@ class Navigator(nnx.Module):
         history: History | None = None,
         steps: Int[Array, " Q"] | None = None,
         bank_slots: Int[Array, "*batch K"] | None = None,
+        expected: Float[Array, "*batch D"] | None = None,
     ) -> Float[Array, "*batch X"]:
-        """Mean of the thought's Gaussian: in R^D for `hidden`, else in R^R; float32.
+        """Mean of the thought's Gaussian: in R^R for the navigator's feedbacks, else in R^D; float32.
+
+        `Reasoner.action_mean` also serves `vocabulary`.
 
         Args:
           hidden: last hidden states; [B, N, Q, D] where `history` is given.
@@ -167,10 +172,11 @@ class Navigator(nnx.Module):
           history: actions of the question's trajectories; each thought reads the actions before its step.
           steps: index of each thought, from 0, along the last axis but one of `hidden`.
           bank_slots: recorded slots of the bank to read, see `memory_bank.entries_read`; None searches it.
+          expected: mean embedding of the next token, of which `vocabulary` makes the thought.
         """
         if not self.config.in_reasoning_space:
-            thought = hidden.astype(jnp.float32)
-            if self.config.normalised:
+            thought = (hidden if expected is None else expected).astype(jnp.float32)
+            if self.config.normalised and self.config.feedback == "hidden":
                 thought = thought @ self.feedback_projection[...]
             if (self.config.memory_top and memory is not None) or history is not None:
                 own = hidden.astype(jnp.float32) @ self.state_in[...]

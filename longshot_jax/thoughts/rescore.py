@@ -123,7 +123,7 @@ def _means(reasoner, rollout, hidden, memory):
     if rollout.node_values is not None:
         history = History(jax.lax.stop_gradient(rollout.actions), rollout.node_values, rollout.thought_mask)
     steps = jnp.arange(rollout.thought_mask.shape[-1])
-    return reasoner.navigator.action_mean(hidden[:, :, :-1], memory, history, steps, rollout.bank_slots)
+    return reasoner.action_mean(hidden[:, :, :-1], memory, history, steps, rollout.bank_slots)
 
 
 def _parallel(reasoner, rollout, memory, inputs, input_mask, ensemble, constant_thoughts):

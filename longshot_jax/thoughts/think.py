@@ -265,7 +265,7 @@ def think(
         with jax.named_scope("navigator"):
             state, step = hidden[:, :, None], index[None]
             read = navigator.bank_slots(state, memory, step) if slots is None else slots[:, :, None]
-            mean = navigator.action_mean(state, memory, history, step, read)[:, :, 0]
+            mean = reasoner.action_mean(state, memory, history, step, read)[:, :, 0]
             read = None if read is None else read[:, :, 0]
             if given is not None and not replay.action_gradient:
                 return mean, given, read
