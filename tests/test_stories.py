@@ -59,6 +59,22 @@ def test_steps_and_answers_are_right_and_the_question_holds_each_operand(distrac
         assert problem.question.endswith("?") and "{" not in problem.question and "  " not in problem.question
 
 
+@pytest.mark.parametrize("largest", [9, 50])
+def test_stories_with_smaller_numbers(largest):
+    with_equations = StoryProblems(3, 400, (1, 2, 3, 4), "test", 1, largest)
+    results_alone = StoryProblems(3, 400, (1, 2, 3, 4), "test", 1, largest, equations=False)
+    reached = set()
+    for problem, short in zip(with_equations, results_alone, strict=True):
+        start, operations = solve(problem)
+        assert split_of(start, operations) == "test"
+        values = [start, *(int(step.split("=")[1]) for step in problem.steps)]
+        assert max(values + numbers(problem.question)) <= largest
+        assert short.question == problem.question and short.answer == problem.answer
+        assert [int(step) for step in short.steps] == values[1:]
+        reached |= set(values)
+    assert len(reached) > 0.9 * largest, "all values occur"
+
+
 # What is told, by an ordered cue: the value after the sentence, from the value before and the number.
 CUES = (
     (r"has [\w ]+ more \w+ than (?P<who>\w+)", "+", "-"),
@@ -143,6 +159,8 @@ def test_pure_and_random_access():
         ({"operations": (5,)}, "from 1 to 4"),
         ({"count": 0}, "count"),
         ({"distractors": 5}, "from 0 to 4"),
+        ({"largest": 8}, "largest_number must be from 9 to 999"),
+        ({"largest": 1000}, "largest_number must be from 9 to 999"),
     ],
 )
 def test_bad_settings(arguments, named):

@@ -49,6 +49,10 @@ class DataConfig:
     """Numbers of operations of generated chains (1 to 9) and stories (1 to 4), in turn."""
     distractors: Annotated[int, NON_NEGATIVE] = 0
     """Irrelevant statements in each generated chain or story."""
+    largest_number: Annotated[int, COUNT] = 999
+    """Largest number, from 9, in a generated story."""
+    equations: bool = True
+    """Steps of a generated story are equations; without it their results alone."""
     threads: Annotated[tuple[int, ...], COUNT] = (2,)
     """Numbers of independent chains of a generated `threads` problem, in turn."""
     interleaved: bool = False

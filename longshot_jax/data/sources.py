@@ -39,7 +39,9 @@ GENERATORS: Mapping[str, Callable[[DataConfig, int, int, Split], Sequence[Proble
     ),
     "colouring": lambda data, seed, count, split: ColouringProblems(seed, count, data.nodes, split),
     "prosqa": lambda data, seed, count, split: ProsQAProblems(seed, count),
-    "stories": lambda data, seed, count, split: StoryProblems(seed, count, data.operations, split, data.distractors),
+    "stories": lambda data, seed, count, split: StoryProblems(
+        seed, count, data.operations, split, data.distractors, data.largest_number, data.equations
+    ),
 }
 
 # Tokenizers of generated problems: a token a character.

@@ -1,11 +1,11 @@
-"""Generated word problems: one to four operations on whole numbers from 0 to 999, told in English.
+"""Generated word problems: one to four operations on whole numbers, by default from 0 to 999, told in English.
 
     Nora has 12 shells. She finds 7 more shells. Ben has twice as many shells as Nora. How many shells does Ben have now?
     steps 12+7=19, 19*2=38      answer 38
 
 A start value, then k operations, each on the value before it. Relations ("twice as many", "5 fewer than") pass the value
 on to another person, other wordings ("trades every shell for 3 beads") to another thing, and some relations are told
-backwards ("Nora has 5 fewer than Ben"). Steps are equations in the form of GSM8K's (arXiv:2110.14168).
+backwards ("Nora has 5 fewer than Ben"). Steps are equations in the form of GSM8K's (arXiv:2110.14168), or their results alone.
 
 Train, validation and test are disjoint *as functions*, as those of `data.chains`: a hash of start value and operations
 fixes the split (a fifth is test, a tenth validation), whatever the names, things and wordings. Distractors are sentences
@@ -20,7 +20,7 @@ from longshot_jax.data.chains import SPLITS, Split, hashed_split
 from longshot_jax.data.problems import GeneratedProblems, Problem
 from longshot_jax.errors import UserError
 
-MAX_OPERATIONS, MAX_DISTRACTORS, LARGEST = 4, 4, 999
+MAX_OPERATIONS, MAX_DISTRACTORS, SMALLEST_RANGE, LARGEST = 4, 4, 9, 999
 WOMEN = "Ada Nora Mia Lucy Emma Olga Ruth Zoe Ines Clara Maya Tina".split()
 MEN = "Ben Tom Omar Leo Hugo Ivan Paul Sam Noah Felix Adam Kofi".split()
 THINGS = {  # plural: singular
@@ -120,37 +120,46 @@ def split_of(start: int, operations: tuple[Operation, ...]) -> Split:
     return hashed_split(" ".join(["stories", str(start), *(f"{kind}{operand}" for kind, operand in operations)]))
 
 
-def story_problem(seed: int, index: int, operations: int, split: Split, distractors: int = 0) -> Problem:
+def story_problem(
+    seed: int,
+    index: int,
+    operations: int,
+    split: Split,
+    distractors: int = 0,
+    largest: int = LARGEST,
+    equations: bool = True,
+) -> Problem:
     """Problem `index` of the stream `seed`, a pure function of its arguments.
 
-    `operations` is k, 1 to 4, and `distractors` is 0 to 4.
+    `operations` is k, 1 to 4, `distractors` is 0 to 4, and no value of the story is above `largest`. Steps are
+    `equations`, or their results alone.
     """
     rng = np.random.default_rng((seed, index, operations, distractors, SPLITS.index(split)))
     while True:  # until a function of this split is drawn
-        start, chain = _function(rng, operations)
+        start, chain = _function(rng, operations, largest)
         if split_of(start, chain) == split:
             break
     value, steps = start, []
     for operation in chain:
         before, value = value, apply_operation(operation, value)
-        steps.append(f"{before}{operation.kind}{operation.operand}={value}")
-    return Problem(_Teller(rng).tell(start, chain, distractors), tuple(steps), str(value))
+        steps.append(f"{before}{operation.kind}{operation.operand}={value}" if equations else str(value))
+    return Problem(_Teller(rng, largest).tell(start, chain, distractors), tuple(steps), str(value))
 
 
-def _function(rng: np.random.Generator, operations: int) -> tuple[int, tuple[Operation, ...]]:
-    start = value = _number(rng, LARGEST)
+def _function(rng: np.random.Generator, operations: int, largest: int) -> tuple[int, tuple[Operation, ...]]:
+    start = value = _number(rng, largest)
     chain: list[Operation] = []
     for _ in range(operations):
-        factors = [factor for factor in FACTORS if 0 < value * factor <= LARGEST]
+        factors = [factor for factor in FACTORS if 0 < value * factor <= largest]
         divisors = [factor for factor in FACTORS if value and value % factor == 0]
         possible = [(kind, choices) for kind, choices in (("*", factors), ("/", divisors)) if choices]
-        kinds = [*(kind for kind, _ in possible), *("+" * (value <= LARGEST - 2)), *("-" * (value >= 2))]
+        kinds = [*(kind for kind, _ in possible), *("+" * (value <= largest - 2)), *("-" * (value >= 2))]
         kind = kinds[int(rng.integers(len(kinds)))]
         choices = dict(possible).get(kind)
         operand = (
             choices[int(rng.integers(len(choices)))]
             if choices
-            else _number(rng, LARGEST - value if kind == "+" else value)
+            else _number(rng, largest - value if kind == "+" else value)
         )
         chain.append(Operation(kind, operand))
         value = apply_operation(chain[-1], value)
@@ -166,8 +175,8 @@ def _number(rng: np.random.Generator, most: int) -> int:
 class _Teller:
     """Writes the sentences of one story; whose things are counted, and which, changes on the way."""
 
-    def __init__(self, rng: np.random.Generator):
-        self.rng = rng
+    def __init__(self, rng: np.random.Generator, largest: int):
+        self.rng, self.largest = rng, largest
         self.people: list[str] = rng.permutation(WOMEN + MEN).tolist()
         self.things: list[str] = rng.permutation(list(THINGS)).tolist()
         self.person, self.counted = self.people.pop(), self.things.pop()
@@ -184,7 +193,9 @@ class _Teller:
                 wordings = [w for w in _WORDINGS[kind] if not packed or ("{one}" not in w[0] and "{c}" not in w[0])]
                 sentences.append(self._sentence(wordings[int(self.rng.integers(len(wordings)))], operand))
             for _ in range(after.count(place)):
-                sentences.append(self._sentence((self._choice(_DISTRACTORS), ""), _number(self.rng, 99)))
+                sentences.append(
+                    self._sentence((self._choice(_DISTRACTORS), ""), _number(self.rng, min(99, self.largest)))
+                )
                 self.alone = False
         self.alone = False
         return " ".join([*sentences, self._sentence((self._choice(_QUESTIONS), ""), 0)])
@@ -228,6 +239,8 @@ class StoryProblems(GeneratedProblems):
         operations: tuple[int, ...] = (1, 2, 3, 4),
         split: Split = "train",
         distractors: int = 0,
+        largest: int = LARGEST,
+        equations: bool = True,
     ):
         if not operations:
             raise UserError("operations names no number of operations: give at least one from 1 to 4")
@@ -236,9 +249,13 @@ class StoryProblems(GeneratedProblems):
                 raise UserError(f"operations must be from 1 to {MAX_OPERATIONS} for stories, not {length}")
         if not 0 <= distractors <= MAX_DISTRACTORS:
             raise UserError(f"distractors must be from 0 to {MAX_DISTRACTORS} for stories, not {distractors}")
+        if not SMALLEST_RANGE <= largest <= LARGEST:
+            raise UserError(f"largest_number must be from {SMALLEST_RANGE} to {LARGEST} for stories, not {largest}")
 
         def problem(index: int) -> Problem:
-            return story_problem(seed, index, operations[index % len(operations)], split, distractors)
+            return story_problem(
+                seed, index, operations[index % len(operations)], split, distractors, largest, equations
+            )
 
         # What replaces a problem is a multiple of the stride later in the stream, with as many operations.
         super().__init__(count, problem, stride=count * len(operations))
