@@ -1,0 +1,46 @@
+"""SmolLM2-135M-Instruct that reasons in soft tokens, on a laptop: word problems with numbers of one digit.
+
+    python scripts/train.py --config configs/smollm2_digits.py --workdir runs/digits
+"""
+
+from longshot_jax.config import extend
+
+
+def get_config():
+    config = extend("configs/smollm2_stories.py")
+    config.phases = ("text", "curriculum")
+    # The last position of the question predicts the first step; as a thought it is what it was as text.
+    config.markers = "answer"
+
+    config.data.operations = (2, 3, 4)
+    config.data.largest_number = 9
+    config.data.equations = False  # a step is a digit and the end of its line: two tokens, and so two thoughts
+    config.data.length_bucket = 16
+    config.data.batch_shapes = 2
+    config.data.answer_length = 14
+
+    text = config.text
+    text.batch_size = 8
+    text.micro_batch_size = 0
+    text.max_steps = 300
+    text.optimizer.learning_rate = 2e-4
+    text.optimizer.warmup_steps = 20
+
+    config.thoughts.feedback = "vocabulary"
+    curriculum = config.curriculum
+    curriculum.stages = (1, 2, 3, 4)
+    curriculum.max_latent_stage = 4
+    curriculum.uniform_prob = 0.0
+    curriculum.batch_size = 8
+    curriculum.micro_batch_size = 0
+    curriculum.max_steps_per_stage = 60
+    curriculum.question_hidden = 0.0
+    curriculum.question_hidden_updates = 0
+    curriculum.guidance.explanation = 0.0
+    curriculum.optimizer.learning_rate = 1e-4
+    curriculum.optimizer.warmup_steps = 10
+
+    config.evaluation.every = 0
+    config.evaluation.questions = 96
+    config.evaluation.batch_size = 48
+    return config
