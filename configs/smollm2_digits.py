@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct that reasons in soft tokens, on a laptop: word problems with numbers of one digit.
 
-    python scripts/train.py --config configs/smollm2_digits.py --workdir runs/digits
+python scripts/train.py --config configs/smollm2_digits.py --workdir runs/digits
 """
 
 from longshot_jax.config import extend

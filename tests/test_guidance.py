@@ -13,7 +13,13 @@ from flax import nnx
 
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
 from longshot_jax.curriculum.batch import StepTexts, curriculum_batch, forcing_probability
-from longshot_jax.curriculum.guidance import distillation_distance, explanation_loss, step_embeddings, target_distance
+from longshot_jax.curriculum.guidance import (
+    distillation_distance,
+    explanation_loss,
+    step_embeddings,
+    stop_loss,
+    target_distance,
+)
 from longshot_jax.curriculum.loss import _hidden_of_tokens
 from longshot_jax.curriculum.update import curriculum_update
 from longshot_jax.data.chains import ChainProblems
@@ -119,6 +125,20 @@ def test_steps_are_explained_from_their_thoughts_alone():
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_stop_head_is_to_go_on_before_the_last_thought_and_stop_after_it():
+    reasoner = small_reasoner("hidden", True)
+    hidden = np.random.default_rng(0).normal(size=(2, 2, 4, 8)).astype(np.float32)
+    counts, active = np.array([[3, 0], [1, 2]]), np.array([[True, True], [True, False]])
+    weight, bias = (np.asarray(x[...]) for x in (reasoner.navigator.stop_weight, reasoner.navigator.stop_bias))
+    expected = 0.0
+    for row, column in ((0, 0), (0, 1), (1, 0)):
+        for step in range(counts[row, column] + 1):
+            stops = 1 / (1 + np.exp(-(hidden[row, column, step] @ weight + bias[0])))
+            expected -= np.log(stops if step == counts[row, column] else 1 - stops)
+    found = stop_loss(reasoner, jnp.asarray(hidden), jnp.asarray(counts), jnp.asarray(active))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
 def test_distillation_compares_the_states_before_the_answer_and_moves_the_student_alone():
     rng = np.random.default_rng(0)
     student, teacher = rng.normal(size=(2, 2, 4, 3)).astype(np.float32)
@@ -174,7 +194,7 @@ def test_forcing_anneals_and_batches_hold_the_replaced_steps():
 
 @pytest.mark.slow
 def test_guidance_does_not_depend_on_micro_batches():
-    guidance = GuidanceConfig(target=0.5, forcing=(0.5, 0.5), distillation=0.7, explanation=0.3)
+    guidance = GuidanceConfig(target=0.5, forcing=(0.5, 0.5), distillation=0.7, explanation=0.3, stop=0.2)
     curriculum = CurriculumConfig(max_latent_stage=2, guidance=guidance)
     chains = ChainProblems(1, 4, (1, 2))
     problems = [chains[index] for index in range(4)]
@@ -190,7 +210,7 @@ def test_guidance_does_not_depend_on_micro_batches():
         after, told = jax.jit(update, compiler_options=QUICK)(state, batch)
         steps.append(jax.tree.leaves(jax.tree.map(lambda a, b: a - b, after.trainable, params)))
         metrics.append(told)
-    assert set(metrics[0]) >= {f"guidance/{name}" for name in ("target", "distillation", "explanation", "text")}
+    assert set(metrics[0]) >= {f"guidance/{name}" for name in ("target", "distillation", "explanation", "stop", "text")}
     for name, value in metrics[0].items():
         np.testing.assert_allclose(value, metrics[1][name], rtol=1e-4, atol=1e-5)
     for one, two in zip(*steps, strict=True):

@@ -108,6 +108,7 @@ def _curriculum(run: RunConfig) -> Iterator[str]:
         or thoughts.reads_history
         or thoughts.step_embeddings
         or config.variational.kl
+        or guidance.stop
     )
     if runs and config.trainable == "navigator" and not reaches_navigator:
         yield (
@@ -115,7 +116,7 @@ def _curriculum(run: RunConfig) -> Iterator[str]:
             "only through thoughts. Take mode 'coconut' with a navigator feedback or config.thoughts.normalised, or "
             "train 'lora' or 'all'."
         )
-    guided = guidance.reads_steps or guidance.distillation or guidance.jacobi
+    guided = guidance.reads_steps or guidance.distillation or guidance.jacobi or guidance.stop
     if runs and guided and config.mode != "coconut":
         yield (
             f"config.curriculum.guidance guides thoughts, and config.curriculum.mode {config.mode!r} has none: take "

@@ -30,6 +30,9 @@ class GuidanceConfig:
     """Weight of the distance between hidden states before the answer, after thoughts and after written steps (CODI)."""
     explanation: Annotated[float, NON_NEGATIVE] = 0.0
     """Weight of the loss of decoding each step from its thought alone, in nats per token (SIM-CoT)."""
+    stop: Annotated[float, NON_NEGATIVE] = 0.0
+    """Weight of the loss of the stop head: to go on before a problem's last thought and to stop after it, in nats per
+    decision. PPO teaches the head without labels."""
     jacobi: Annotated[int, NON_NEGATIVE] = 0
     """Jacobi iterations that compute all thoughts at once (PCCoT); 0: in sequence, as always in evaluation and PPO."""
 

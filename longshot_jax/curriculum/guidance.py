@@ -6,6 +6,7 @@
   which it is trained too (CODI: Shen et al. 2025, arXiv:2502.21074; CODI matches all layers, this the last).
 - *Explanation*: loss of decoding each step from its thought alone, without the question (SIM-CoT: Wei et al. 2025,
   arXiv:2509.20317; SIM-CoT decodes with a second model, this with the model itself).
+- *Stop*: cross-entropy of the stop head's decisions, given the number of thoughts.
 
 Thoughts computed in parallel (PCCoT) are in `thoughts.jacobi`. Each loss is a sum, so micro-batches add up;
 `guidance_counts` has the divisors.
@@ -17,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from longshot_jax.config.curriculum import GuidanceConfig
 from longshot_jax.curriculum.batch import StepTexts
@@ -62,6 +63,18 @@ def explanation_loss(reasoner: Reasoner, thoughts: Thoughts, steps: StepTexts) -
     return -jnp.sum(score_tokens(reasoner, hidden, tokens, mask, jnp.ones(())).log_probs)
 
 
+def stop_loss(
+    reasoner: Reasoner, hidden: Float[Array, "B N T1 D"], num_thoughts: Int[Array, "B N"], active: Bool[Array, "B N"]
+) -> Float[Array, ""]:
+    """Negative log-likelihood of going on before the last thought and stopping after it, in nats, summed.
+
+    `hidden` are h_0 ... h_T; trajectories that are not `active` have no decisions.
+    """
+    logits, step = reasoner.navigator.stop_logit(hidden), jnp.arange(hidden.shape[2])
+    log_probs = jax.nn.log_sigmoid(jnp.where(step == num_thoughts[..., None], logits, -logits))
+    return -jnp.sum(log_probs, where=(step <= num_thoughts[..., None]) & active[..., None])
+
+
 def distillation_distance(
     student: Float[Array, "B A D"],
     student_start: Int[Array, " B"],
@@ -83,16 +96,18 @@ def distillation_distance(
 def guidance_weights(config: GuidanceConfig) -> dict[str, float]:
     """Weights of the losses that are on; `text`, the loss on the written steps of a distillation, has weight 1."""
     weights = {"target": config.target, "explanation": config.explanation, "distillation": config.distillation}
+    weights["stop"] = config.stop
     weights["text"] = float(config.distillation > 0)
     return {name: weight for name, weight in weights.items() if weight}
 
 
 def guidance_counts(batch: Any) -> dict[str, Float[Array, ""]]:
-    """Divisor of each loss over a whole batch: thoughts with a step, their tokens, problems, tokens of the text.
+    """Divisor of each loss over a whole batch: decisions, thoughts with a step, their tokens, problems, tokens of the text.
 
     `batch` is a `CurriculumBatch`, or a `ParallelBatch`, which has no text.
     """
-    counts = {}
+    thinking = getattr(batch, "active", True)  # of a ParallelBatch some trajectories are not
+    counts = {"stop": jnp.sum(jnp.where(thinking, batch.num_thoughts + 1, 0), dtype=jnp.float32)}
     if batch.steps is not None:
         mask = batch.steps.mask
         counts["target"] = jnp.sum(jnp.any(mask, axis=-1), dtype=jnp.float32)

@@ -12,7 +12,13 @@ from jaxtyping import Array, Float
 
 from longshot_jax.config.curriculum import GuidanceConfig, VariationalConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
-from longshot_jax.curriculum.guidance import distillation_distance, explanation_loss, step_embeddings, target_distance
+from longshot_jax.curriculum.guidance import (
+    distillation_distance,
+    explanation_loss,
+    step_embeddings,
+    stop_loss,
+    target_distance,
+)
 from longshot_jax.curriculum.variational import summary_of_answer, thought_noise, variational_sums
 from longshot_jax.thoughts.answer import continuation_hidden, score_tokens
 from longshot_jax.thoughts.jacobi import think_in_parallel
@@ -129,6 +135,9 @@ def _guidance_sums(
         parts["target"] = target_distance(reasoner, thoughts, batch.steps)
     if batch.steps is not None and guidance.explanation:
         parts["explanation"] = explanation_loss(reasoner, thoughts, batch.steps)
+    if guidance.stop:
+        active = jnp.ones(thoughts.num_thoughts.shape, bool)
+        parts["stop"] = stop_loss(reasoner, thoughts.hidden, thoughts.num_thoughts, active)
     text = batch.text
     if text is not None and batch.answer_starts is not None:
         nothing = jnp.zeros((*batch.num_thoughts.shape, 1, 0, hidden.shape[-1]), hidden.dtype)

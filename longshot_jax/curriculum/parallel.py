@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig, VariationalConfig
 from longshot_jax.curriculum.batch import CurriculumBatch, StepTexts, forcing_probability, replaced_steps, step_texts
-from longshot_jax.curriculum.guidance import explanation_loss, step_embeddings, target_distance
+from longshot_jax.curriculum.guidance import explanation_loss, step_embeddings, stop_loss, target_distance
 from longshot_jax.curriculum.loss import TokenSums, curriculum_sums
 from longshot_jax.data.layout import Layout, pad_right
 from longshot_jax.data.problems import Problem
@@ -160,6 +160,8 @@ def parallel_sums(
             parts["target"] = target_distance(reasoner, rows, batch.steps)
         if guidance.explanation:
             parts["explanation"] = explanation_loss(reasoner, rows, batch.steps)
+    if guidance.stop:
+        parts["stop"] = stop_loss(reasoner, thoughts.hidden, batch.num_thoughts, batch.active)
     right = jnp.sum(scores.is_top, dtype=jnp.float32) + jnp.sum(answer.is_top, dtype=jnp.float32)
     return TokenSums(-jnp.sum(scores.log_probs) - jnp.sum(answer.log_probs), batch.loss_count, right, parts)
 
