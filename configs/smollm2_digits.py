@@ -37,6 +37,7 @@ def get_config():
     curriculum.question_hidden = 0.0
     curriculum.question_hidden_updates = 0
     curriculum.guidance.explanation = 0.0
+    curriculum.guidance.stop = 0.1  # thoughts end by themselves, as the text did
     curriculum.optimizer.learning_rate = 1e-4
     curriculum.optimizer.warmup_steps = 10
 

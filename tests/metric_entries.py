@@ -6,7 +6,11 @@ from pathlib import Path
 from test_tensorboard import read
 
 _METRICS = Path(__file__).parents[1] / "docs" / "metrics.md"
-_PLACES = {"N": r"\d+", "KIND": "(stops|thoughts|tokens|trajectory_counts)"}
+_PLACES = {
+    "N": r"\d+",
+    "KIND": "(stops|thoughts|tokens|trajectory_counts)",
+    "GUIDANCE": "(target|explanation|distillation|text|stop)",
+}
 
 
 def tags_of(folder: Path) -> set[str]:
@@ -29,4 +33,4 @@ def entries_and_tags(tags: set[str]) -> tuple[set[str], set[str]]:
 
 
 def _pattern(entry: str) -> str:
-    return re.sub(r"(?<=[_/])(N|KIND)(?=[_/]|$)", lambda place: _PLACES[place[0]], entry)
+    return re.sub(r"(?<=[_/])(N|KIND|GUIDANCE)(?=[_/]|$)", lambda place: _PLACES[place[0]], entry)

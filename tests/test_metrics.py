@@ -20,6 +20,7 @@ from longshot_jax.training.throughput import Clock, ModelFlops, answer_lengths
 EVERYTHING = {
     "phases": ("text", "curriculum", "ppo"), "text__max_steps": 2, "text__batch_size": 8,
     "curriculum__stages": (1, 2), "curriculum__max_steps_per_stage": 2, "curriculum__batch_size": 8, "curriculum__variational__kl": 0.1,
+    "curriculum__guidance__stop": 0.1,
     "data__answer_length": 8, "thoughts__feedback": "navigator", "thoughts__reasoning_dim": 4, "thoughts__memory_top": 1,
     "thoughts__max_trajectories": 3, "thoughts__noise": "learned", "ppo__num_trajectories": 3, "ppo__iterations": 2, "ppo__memory_slots": 4,
     "ppo__early_stop_kl": 9.0, "ppo__shared_reward": True, "evaluation__every_iterations": 1,
