@@ -229,11 +229,11 @@ def oracle_trajectories(
         )
         for row in going:
             hidden[row] = found[row].hidden[-1]
-        expected = None
+        source = hidden
         if navigator.config.feedback == "vocabulary":
-            expected = (jax.nn.softmax(hidden @ head.T) @ table)[None, :, None]
+            source = jax.nn.softmax(hidden @ head.T) @ table
         means = navigator.action_mean(
-            jnp.asarray(hidden, table.dtype)[None, :, None], memory, history, jnp.asarray([step]), expected=expected
+            jnp.asarray(source, table.dtype)[None, :, None], memory, history, jnp.asarray([step])
         )[0, :, 0]
         stds = thought_std * np.ones(len(bounds))
         if navigator.config.noise == "learned":

@@ -49,6 +49,10 @@ def test_thoughts_of_loaded_weights_are_normalised_unless_a_setting_or_an_earlie
         before = {"thoughts": {"normalised": True, "feedback": feedback}}
         (tmp_path / "config.json").write_text(json.dumps(before))
         assert changed(initialize_from=str(tmp_path), **soft).thoughts.normalised is kept
+    for source, loaded in (("/models/x", True), ("scratch", False)):
+        before = {"thoughts": {"normalised": False, "feedback": "vocabulary"}, "model": {"source": source}}
+        (tmp_path / "config.json").write_text(json.dumps(before))
+        assert changed(initialize_from=str(tmp_path)).thoughts.normalised is loaded, "hidden states of loaded weights"
 
 
 @pytest.mark.parametrize(
@@ -145,6 +149,7 @@ def test_thoughts_of_loaded_weights_are_normalised_unless_a_setting_or_an_earlie
             {"thoughts": {"feedback": "navigator_residual"}, "ppo": {"gradient": "none", "trainable": "navigator"}},
             r"'navigator_residual' with gradient 'none' has no exact rescore",
         ),
+        ({"thoughts": {"feedback": "vocabulary"}, "ppo": {"trainable": "navigator"}}, r"no weight that moves a thought.*'vocabulary'"),
     ],
 )  # fmt: skip
 def test_refusals_name_the_key(values, sentence):

@@ -121,8 +121,8 @@ def outcome_probability(reasoner, count, noise, tokens, token_mask):
             std = STD
             if navigator.config.noise == "learned":
                 std *= 8 ** jnp.tanh(hidden @ navigator.noise_weight[...] + navigator.noise_bias[...][0])
-            expected = jax.nn.softmax(hidden @ head.T) @ table if navigator.config.feedback == "vocabulary" else None
-            action = navigator.action_mean(hidden, None, expected=expected) + std * noise[step]
+            source = jax.nn.softmax(hidden @ head.T) @ table if navigator.config.feedback == "vocabulary" else hidden
+            action = navigator.action_mean(source, None) + std * noise[step]
             inputs = jnp.concatenate([inputs, navigator.to_embedding(action, hidden)[None]])
     inputs = jnp.concatenate([inputs, table[jnp.asarray(OPENING)], table[tokens[:-1]]])
     logits = from_scratch(reasoner, inputs, jnp)[-ANSWER:] @ head.T / TOKEN_TEMPERATURE

@@ -220,6 +220,21 @@ def _ppo(run: RunConfig) -> Iterator[str]:
             "config.ppo.gradient 'score' needs noise, because thoughts without it have no log-prob: set "
             "config.ppo.thought_std above 0, or take 'pathwise' or 'none'."
         )
+    thoughts = run.thoughts
+    fixed = thoughts.feedback == "vocabulary" and not (
+        thoughts.normalised
+        or thoughts.reads_history
+        or thoughts.memory_top
+        or thoughts.step_embeddings
+        or thoughts.roles
+        or thoughts.noise == "learned"
+    )
+    if fixed and ppo.trainable == "navigator" and ppo.gradient != "none":
+        yield (
+            "config.ppo.trainable 'navigator' has no weight that moves a thought of config.thoughts.feedback 'vocabulary', "
+            "which the backbone alone makes: train 'lora' or 'all', or take config.ppo.gradient 'none' to train only the "
+            "stop decision."
+        )
     if run.thoughts.feedback == "navigator_residual" and ppo.gradient == "none":
         yield (
             "config.thoughts.feedback 'navigator_residual' with gradient 'none' has no exact rescore, because the "

@@ -157,8 +157,10 @@ def _normalised_thoughts(source: Any, initialize_from: Any, feedback: Any) -> bo
                 header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 1 << 24)))
             stored = json.loads(header["__metadata__"]["trained"])["config"]
         before = stored.get("thoughts", {})
-        kept = feedback != "vocabulary" or before.get("feedback") == feedback
-        return kept and before.get("normalised", False) is True
+        if "vocabulary" in (feedback, before.get("feedback")) and feedback != before.get("feedback"):
+            # Nothing of that navigator is kept; what the weights are tells the run that loaded them.
+            return _normalised_thoughts(stored["model"]["source"], stored.get("initialize_from"), feedback)
+        return before.get("normalised", False) is True
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         # No run: whoever loads it says what is wrong.
         return feedback != "vocabulary" and (bool(initialize_from) or source != "scratch")

@@ -50,7 +50,8 @@ class DataConfig:
     distractors: Annotated[int, NON_NEGATIVE] = 0
     """Irrelevant statements in each generated chain or story."""
     largest_number: Annotated[int, COUNT] = 999
-    """Largest number, from 9, in a generated story."""
+    """Largest number, from 9, in a generated story. Small ones leave few different problems, which the splits divide:
+    with 9 there are some 170 test problems of two operations apart from their words, 1,400 of three."""
     equations: bool = True
     """Steps of a generated story are equations; without it their results alone."""
     threads: Annotated[tuple[int, ...], COUNT] = (2,)

@@ -15,7 +15,7 @@ class NavigatorConfig:
 
     feedback: Feedback = "hidden"
     """Action space of a thought. `hidden`: the hidden state (COCONUT). `vocabulary`: the mean of the token embeddings,
-    weighted by the probabilities of the next token (soft tokens). `navigator`: a point of the reasoning space, decoded
+    weighted by the probabilities of the next token (soft tokens), with `markers` 'answer'. `navigator`: a point of the reasoning space, decoded
     to an embedding. `navigator_residual`: as `navigator`, plus the hidden state."""
     normalised: bool = False
     """Apply an RMS norm to thoughts, with an initial scale of the rms of the token embeddings; for `hidden`, a learned

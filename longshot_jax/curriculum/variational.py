@@ -29,11 +29,11 @@ from longshot_jax.thoughts.think import EncodedPrompt, Thoughts, think_given
 
 
 def first_unit(reasoner: Reasoner, config: NavigatorConfig) -> Float[Array, ""]:
-    """The rms of noise-free thoughts before any is known: of embeddings where thoughts are scaled to these, else 1.
+    """The rms of noise-free thoughts before any is known: of embeddings where thoughts lie among these, else 1.
 
     1 is the rms of a state after the last norm, and about that of its projection to the reasoning space.
     """
-    if config.in_reasoning_space or not config.normalised:
+    if config.in_reasoning_space or not (config.normalised or config.feedback == "vocabulary"):
         return jnp.ones((), jnp.float32)
     return jnp.sqrt(jnp.mean(jnp.square(reasoner.backbone.embedding[...].astype(jnp.float32))))
 

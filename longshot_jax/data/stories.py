@@ -21,6 +21,7 @@ from longshot_jax.data.problems import GeneratedProblems, Problem
 from longshot_jax.errors import UserError
 
 MAX_OPERATIONS, MAX_DISTRACTORS, SMALLEST_RANGE, LARGEST = 4, 4, 9, 999
+FEWEST_FOR_ONE = 30  # with which 180 functions of one operation are for tests
 WOMEN = "Ada Nora Mia Lucy Emma Olga Ruth Zoe Ines Clara Maya Tina".split()
 MEN = "Ben Tom Omar Leo Hugo Ivan Paul Sam Noah Felix Adam Kofi".split()
 THINGS = {  # plural: singular
@@ -251,6 +252,11 @@ class StoryProblems(GeneratedProblems):
             raise UserError(f"distractors must be from 0 to {MAX_DISTRACTORS} for stories, not {distractors}")
         if not SMALLEST_RANGE <= largest <= LARGEST:
             raise UserError(f"largest_number must be from {SMALLEST_RANGE} to {LARGEST} for stories, not {largest}")
+        if min(operations) == 1 and largest < FEWEST_FOR_ONE:
+            raise UserError(
+                f"stories of one operation with numbers up to {largest} are too few to test on others than those of "
+                f"training: leave 1 out of operations, or raise largest_number to at least {FEWEST_FOR_ONE}"
+            )
 
         def problem(index: int) -> Problem:
             return story_problem(

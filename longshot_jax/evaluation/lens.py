@@ -3,7 +3,8 @@
 A thought is an input embedding; its logits are computed as for a last hidden state (the logit lens, nostalgebraist
 2020, applied to continuous thoughts). For raw hidden states (feedback `hidden`, COCONUT's) they predict the token that
 the model would have written in place of the thought. For decoded or normalised thoughts only their order is meaningful.
-A thought of feedback `vocabulary` is a mean of token embeddings; its nearest tokens are those with the largest weights.
+A thought of feedback `vocabulary` is a mean of token embeddings; its nearest tokens are those with the largest weights,
+before noise and a norm, where thoughts have them.
 
 Shapes: B questions, N trajectories, T thoughts, K tokens per thought.
 """
@@ -83,6 +84,13 @@ class ThoughtReading:
     reads: tuple[MemoryRead, ...] = ()
 
 
+def thought_logits(
+    reasoner: Reasoner, thoughts: Float[Array, "*batch D"], hidden: Float[Array, "*batch D"]
+) -> Float[Array, "*batch V"]:
+    """Logits by which thoughts [..., D] that were made at these hidden states are read."""
+    return reasoner.backbone.logits(hidden if reasoner.navigator.config.feedback == "vocabulary" else thoughts)
+
+
 def read_thoughts(
     reasoner: Reasoner,
     prompt: Int[Array, "B S"],
@@ -95,16 +103,16 @@ def read_thoughts(
     """Reads thoughts that were fed back, in one causal pass; `nearest` is K, `memory` the bank that they read."""
     prompts = begin_trajectories(reasoner, encode(reasoner, prompt, mask), thoughts.shape[1])
     given = think_given(reasoner, prompts, thoughts, num_thoughts)
-    in_vocabulary = reasoner.navigator.config.feedback == "vocabulary"
-    read = given.hidden[:, :, :-1] if in_vocabulary else thoughts
-    probabilities, tokens = jax.lax.top_k(jax.nn.softmax(reasoner.backbone.logits(read), axis=-1), nearest)
+    logits = thought_logits(reasoner, thoughts, given.hidden[:, :, :-1])
+    probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), nearest)
     thought_mask = given.thought_mask
     reached = jnp.arange(thought_mask.shape[-1] + 1) <= num_thoughts[..., None]
     norms = jnp.linalg.norm(thoughts.astype(jnp.float32), axis=-1)
     navigator, reads = reasoner.navigator, {}
     if memory is not None and navigator.config.reads_bank:
         # The bank is queried with the state before any read.
-        asking = navigator.state(given.hidden[:, :, :-1], None, None, jnp.arange(thought_mask.shape[-1]))
+        source = reasoner.thought_source(given.hidden[:, :, :-1])
+        asking = navigator.state(source, None, None, jnp.arange(thought_mask.shape[-1]))
         top = navigator.config.memory_top or navigator.config.graph_neighbours
         slots, found = nearest_entries(memory, asking, top)
         reads = {"slots": slots, "found": found & thought_mask[..., None]}

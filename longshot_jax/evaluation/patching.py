@@ -27,6 +27,7 @@ from longshot_jax.data.chains import apply_operation
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.batches import answer_texts
+from longshot_jax.evaluation.lens import thought_logits
 from longshot_jax.thoughts.answer import decode_answers
 from longshot_jax.thoughts.stopping import StopRule
 from longshot_jax.thoughts.think import encode, think
@@ -131,7 +132,7 @@ def swapped_answers(
     still = jnp.zeros((prompt.shape[0], 1, steps, reasoner.action_size))
     own = think(reasoner, encoded, memory, rule, still, jnp.zeros(()))
     factor = reasoner.navigator.noise_std(own.hidden[:, :, :-1], 1.0)[..., None]
-    nearest = jnp.argmax(reasoner.backbone.logits(own.embeddings[:, 0]), axis=-1)
+    nearest = jnp.argmax(thought_logits(reasoner, own.embeddings, own.hidden[:, :, :-1])[:, 0], axis=-1)
 
     def answers(thought: Int[Array, ""]) -> Int[Array, "Q 1 A"]:
         # With thought_std 1 the noise, times its factor, is added to the thought's mean. Earlier thoughts are unchanged, so this noise

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from longshot_jax.config.model import Implementation, LoraConfig
 from longshot_jax.model.attention import Branches, PaddingLast, Segment, attend, fused_attend
+from longshot_jax.model.chunked_logits import CHUNK_ELEMENTS
 from longshot_jax.model.key_values import Context, KeyValues
 from longshot_jax.model.lora import Adapters, Matrix
 from longshot_jax.model.parameters import apply_matrix, weight, wide_product
@@ -242,17 +243,20 @@ class Llama(nnx.Module):
     def expected_embedding(self, hidden: Float[Array, "*batch Q D"]) -> Float[Array, "*batch Q D"]:
         """Mean input embedding of the next token under its distribution, in float32.
 
-        One position of axis Q at a time: no pass holds more logits than the decoding of a token.
+        As many positions of axis Q at a time as keep their logits within `CHUNK_ELEMENTS`, at least one. The backward
+        pass computes the logits again.
         """
 
         @jax.checkpoint
-        def one(hidden: Array) -> Array:
+        def mean(hidden: Array) -> Array:
             table = self.embedding[...].astype(hidden.dtype)
             return wide_product("...v,vd->...d", jax.nn.softmax(self.logits(hidden)).astype(hidden.dtype), table)
 
-        if hidden.shape[-2] == 1:
-            return one(hidden[..., 0, :])[..., None, :]
-        return jnp.moveaxis(jax.lax.map(one, jnp.moveaxis(hidden, -2, 0)), 0, -2)
+        logits = math.prod(hidden.shape[:-2]) * self.config.vocab_size
+        together = max(1, CHUNK_ELEMENTS // logits)
+        if hidden.shape[-2] <= together:
+            return mean(hidden)
+        return jnp.moveaxis(jax.lax.map(mean, jnp.moveaxis(hidden, -2, 0), batch_size=together), 0, -2)
 
     def __call__(
         self,

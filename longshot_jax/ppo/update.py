@@ -118,7 +118,9 @@ def policy_update(
 
         def scored(trainable: nnx.State) -> Scores:
             """Scores of the rollout under other weights; in one pass, a layer at a time is gathered once anyway."""
-            one_pass = rescore_method(config, old_policy.navigator.config.feedback) == "parallel"
+            feedback = old_policy.navigator.config.feedback
+            # Thoughts of `vocabulary` may read the tables several times.
+            one_pass = rescore_method(config, feedback) == "parallel" and feedback != "vocabulary"
             parts = (trainable, state.frozen) if one_pass else map(prepare, (trainable, state.frozen))
             return rollout_scores(nnx.merge(graphdef, *parts), rollout, state.memory, config, opening)
 

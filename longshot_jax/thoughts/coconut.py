@@ -47,7 +47,8 @@ def fill_thoughts(
         here = order == step
         before = jnp.take_along_axis(previous, jnp.argmax(here, axis=1)[:, None], axis=1)[..., None]
         hidden = jnp.take_along_axis(hidden_of(embeddings), before, axis=1)  # [B, 1, D]
-        mean = reasoner.action_mean(hidden[:, :, None], memory, history, jnp.asarray(step)[None])[:, :, 0]
+        source = reasoner.thought_source(hidden[:, :, None])
+        mean = navigator.action_mean(source, memory, history, jnp.asarray(step)[None])[:, :, 0]
         thought = navigator.to_embedding(mean, hidden)
         if history is not None:
             history = history.with_step(step, mean, navigator.value(hidden), jnp.any(here, axis=1, keepdims=True))

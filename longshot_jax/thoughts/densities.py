@@ -10,7 +10,7 @@ deliberately rescale the thought's part of the loss. An unknown scaling raises V
 - `averaged`: the log-density divided by X. The clip hardly ever acts.
 - `scaled`: the log-density divided by √X, so the spread of the log-ratio does not grow with X.
 
-Shapes: `*batch` any leading shape, X size of a thought (D for hidden feedback, R for the navigator), V vocabulary.
+Shapes: `*batch` any leading shape, X size of a thought (D for `hidden` and `vocabulary`, R for the navigator), V vocabulary.
 """
 
 import math

@@ -38,7 +38,7 @@ def think_in_parallel(
     means = thoughts.means
     for _ in range(iterations):
         before = thoughts.hidden[:, :, :-1]
-        means = reasoner.action_mean(before, None, None, jnp.arange(steps))
+        means = navigator.action_mean(reasoner.thought_source(before), None, None, jnp.arange(steps))
         embeddings = navigator.to_embedding(means, before).astype(embeddings.dtype)
         thoughts = think_given(reasoner, prompt, embeddings, num_thoughts)
     return replace(thoughts, means=means, actions=means)

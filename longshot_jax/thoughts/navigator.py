@@ -160,22 +160,18 @@ class Navigator(nnx.Module):
         history: History | None = None,
         steps: Int[Array, " Q"] | None = None,
         bank_slots: Int[Array, "*batch K"] | None = None,
-        expected: Float[Array, "*batch D"] | None = None,
     ) -> Float[Array, "*batch X"]:
         """Mean of the thought's Gaussian: in R^R for the navigator's feedbacks, else in R^D; float32.
 
-        `Reasoner.action_mean` also serves `vocabulary`.
-
         Args:
-          hidden: last hidden states; [B, N, Q, D] where `history` is given.
+          hidden: what thoughts are made of, see `Reasoner.thought_source`; [B, N, Q, D] where `history` is given.
           memory: the bank, or None.
           history: actions of the question's trajectories; each thought reads the actions before its step.
           steps: index of each thought, from 0, along the last axis but one of `hidden`.
           bank_slots: recorded slots of the bank to read, see `memory_bank.entries_read`; None searches it.
-          expected: mean embedding of the next token, of which `vocabulary` makes the thought.
         """
         if not self.config.in_reasoning_space:
-            thought = (hidden if expected is None else expected).astype(jnp.float32)
+            thought = hidden.astype(jnp.float32)
             if self.config.normalised and self.config.feedback == "hidden":
                 thought = thought @ self.feedback_projection[...]
             if (self.config.memory_top and memory is not None) or history is not None:

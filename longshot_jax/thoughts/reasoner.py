@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from longshot_jax.config import RunConfig
 from longshot_jax.config.model import MeshConfig
@@ -21,8 +21,6 @@ from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.lora import check_rank, is_adapter
 from longshot_jax.model.sharding import shardings, traced_platform
 from longshot_jax.thoughts.navigator import Navigator
-from longshot_jax.thoughts.reads.history import History
-from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 
 # Parts of a reasoner's state that `nnx.merge(graphdef, *params)` joins, such as (trainable, frozen).
 Params = tuple[nnx.State[Any, Any], ...]
@@ -35,18 +33,11 @@ class Reasoner(nnx.Module):
         self.backbone = backbone
         self.navigator = Navigator(navigator, backbone.config.hidden_size, rngs)
 
-    def action_mean(
-        self,
-        hidden: Float[Array, "*batch Q D"],
-        memory: MemoryBank | None,
-        history: History | None = None,
-        steps: Int[Array, " Q"] | None = None,
-        bank_slots: Int[Array, "*batch Q K"] | None = None,
-    ) -> Float[Array, "*batch Q X"]:
-        """Mean of the thought's Gaussian for every kind of feedback; arguments as for `Navigator.action_mean`."""
-        vocabulary = self.navigator.config.feedback == "vocabulary"
-        expected = self.backbone.expected_embedding(hidden) if vocabulary else None
-        return self.navigator.action_mean(hidden, memory, history, steps, bank_slots, expected)
+    def thought_source(self, hidden: Float[Array, "*batch Q D"]) -> Float[Array, "*batch Q D"]:
+        """What the navigator makes thoughts of: hidden states, or for `vocabulary` mean embeddings of the next token."""
+        if self.navigator.config.feedback != "vocabulary":
+            return hidden
+        return self.backbone.expected_embedding(hidden)
 
     @property
     def action_size(self) -> int:

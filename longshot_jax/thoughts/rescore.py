@@ -78,7 +78,7 @@ def rescore(
         if method == "parallel":
             embeddings = _embeddings(reasoner, rollout, ensemble, constant_thoughts)
             thoughts = think_given(reasoner, prompt, embeddings, rollout.num_thoughts)
-            means = _means(reasoner, rollout, thoughts.hidden, memory)
+            means = _means(reasoner, rollout, thoughts.hidden, memory, constant_thoughts)
         else:
             active = True if rollout.active is None else rollout.active
             rule = StopRule(rollout.num_thoughts, rollout.num_thoughts, rollout.stop_temperature, active=active)
@@ -116,14 +116,17 @@ def _embeddings(reasoner, rollout, ensemble, constant_thoughts):
     return jax.lax.stop_gradient(embeddings) if constant_thoughts else embeddings
 
 
-def _means(reasoner, rollout, hidden, memory):
+def _means(reasoner, rollout, hidden, memory, constant):
     """Float [B, N, T, X]: means of all thoughts from the states before them, [B, N, T + 1, D]."""
+    if constant:  # the `none` control does not score thoughts
+        hidden = jax.lax.stop_gradient(hidden)
     # All steps are read at once; each reads the recorded actions of the steps before it.
     history = None
     if rollout.node_values is not None:
         history = History(jax.lax.stop_gradient(rollout.actions), rollout.node_values, rollout.thought_mask)
     steps = jnp.arange(rollout.thought_mask.shape[-1])
-    return reasoner.action_mean(hidden[:, :, :-1], memory, history, steps, rollout.bank_slots)
+    source = reasoner.thought_source(hidden[:, :, :-1])
+    return reasoner.navigator.action_mean(source, memory, history, steps, rollout.bank_slots)
 
 
 def _parallel(reasoner, rollout, memory, inputs, input_mask, ensemble, constant_thoughts):
@@ -153,5 +156,5 @@ def _parallel(reasoner, rollout, memory, inputs, input_mask, ensemble, constant_
         first = jnp.broadcast_to(question[:, None, None], (batch, trajectories, 1, hidden.shape[-1]))
     thought_hidden = jnp.concatenate([first, hidden[:, :, :slots]], axis=2)
     last = jnp.take_along_axis(thought_hidden, rollout.num_thoughts[..., None, None], axis=2)
-    means = _means(reasoner, rollout, thought_hidden, memory)
+    means = _means(reasoner, rollout, thought_hidden, memory, constant_thoughts)
     return question, thought_hidden, means, jnp.concatenate([last, hidden[:, :, slots:]], axis=2)

@@ -263,9 +263,9 @@ def think(
     def act(hidden, history, index, noise, given, slots):
         """The thought's mean, its action, and the slots of the bank that it read."""
         with jax.named_scope("navigator"):
-            state, step = hidden[:, :, None], index[None]
-            read = navigator.bank_slots(state, memory, step) if slots is None else slots[:, :, None]
-            mean = reasoner.action_mean(state, memory, history, step, read)[:, :, 0]
+            source, step = reasoner.thought_source(hidden[:, :, None]), index[None]
+            read = navigator.bank_slots(source, memory, step) if slots is None else slots[:, :, None]
+            mean = navigator.action_mean(source, memory, history, step, read)[:, :, 0]
             read = None if read is None else read[:, :, 0]
             if given is not None and not replay.action_gradient:
                 return mean, given, read

@@ -54,9 +54,9 @@ class ModelFlops:
             peak and peak * mesh.devices.size,
         )
 
-    def forward(self, positions: int, answers: int) -> float:
-        """FLOPs of a pass over `positions` tokens, `answers` of which predict an answer token."""
-        return 2.0 * (self.layers * positions + self.head * answers)
+    def forward(self, positions: int, heads: int) -> float:
+        """FLOPs of a pass over `positions` tokens, with `heads` products of a state and a table of the vocabulary."""
+        return 2.0 * (self.layers * positions + self.head * heads)
 
 
 def answer_lengths(tokens: Int[np.ndarray, "B N A"], ends: tuple[int, ...]) -> Int[np.ndarray, "B N"]:
