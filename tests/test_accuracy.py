@@ -144,6 +144,20 @@ def test_repeated_questions_are_counted_once_beside_the_interval(decoder, proble
     assert results_table(twice).startswith("6 questions, 3 of them different\n")
 
 
+def test_the_table_says_where_controls_may_write_steps_that_thoughts_replaced():
+    results = {
+        "accuracy": 0.5,
+        "confidence_interval": (0.4, 0.6),
+        "count": 9,
+        "mean_thoughts": 2.0,
+        "controls": {"zero": 0.3},
+    }
+    results["by_steps"] = {"2": {"accuracy": 0.5, "mean_thoughts": 2.0, "count": 9}}
+    for stage, written, told in ((2, True, True), (1, True, False), (2, False, False)):
+        table = results_table(results | {"config": {"stage": stage, "steps_written": written}})
+        assert ("a control may write some: --thoughts steps" in table) is told
+
+
 def test_every_pass_over_the_problems_tells_how_far_it_is(decoder, problems):
     passes = {}
 
