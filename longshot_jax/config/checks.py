@@ -220,16 +220,10 @@ def _ppo(run: RunConfig) -> Iterator[str]:
             "config.ppo.gradient 'score' needs noise, because thoughts without it have no log-prob: set "
             "config.ppo.thought_std above 0, or take 'pathwise' or 'none'."
         )
-    thoughts = run.thoughts
-    fixed = thoughts.feedback == "vocabulary" and not (
-        thoughts.normalised
-        or thoughts.reads_history
-        or thoughts.memory_top
-        or thoughts.step_embeddings
-        or thoughts.roles
-        or thoughts.noise == "learned"
-    )
-    if fixed and ppo.trainable == "navigator" and ppo.gradient != "none":
+    thoughts, navigator = run.thoughts, ppo.trainable == "navigator" and ppo.gradient != "none"
+    moves = thoughts.normalised or thoughts.reads_history or thoughts.memory_top or thoughts.step_embeddings
+    moves = moves or thoughts.roles or thoughts.noise == "learned"
+    if navigator and thoughts.feedback == "vocabulary" and not moves:
         yield (
             "config.ppo.trainable 'navigator' has no weight that moves a thought of config.thoughts.feedback 'vocabulary', "
             "which the backbone alone makes: train 'lora' or 'all', or take config.ppo.gradient 'none' to train only the "
