@@ -1,6 +1,19 @@
-"""SmolLM2-135M-Instruct that reasons in soft tokens, on a laptop: word problems with numbers of one digit.
+"""SmolLM2-135M-Instruct that reasons in soft tokens, on a laptop: word problems of two to four operations on one digit.
 
-python scripts/train.py --config configs/smollm2_digits.py --workdir runs/digits
+What it is for: the smallest way to thoughts of a pretrained Llama that its answers read.
+
+- `text`: the results of the steps as text, a digit and the end of its line each.
+- `curriculum`: each of the two tokens becomes a thought, the mean of all token embeddings by their probabilities
+  (`thoughts.feedback = "vocabulary"`). A model that is certain of its text thinks the same, so nothing has to be learned for it:
+  the short stage teaches the stop head where the thoughts end.
+
+What it reaches (docs/results.md, 1,000 held-out questions, seed 0): 89.0 % in text, 88.6 % in thoughts before any
+update of the second phase, 88.1 % after it; with thoughts of another question 12.1 %, without steps 36.7 %.
+
+Cost: 8 GB and about 25 minutes of two CPU cores.
+
+    python scripts/train.py --config configs/smollm2_digits.py --workdir runs/digits
+    python scripts/eval.py --checkpoint runs/digits --thoughts steps --num_trajectories 0 --output digits.json
 """
 
 from longshot_jax.config import extend
@@ -28,7 +41,7 @@ def get_config():
 
     config.thoughts.feedback = "vocabulary"
     curriculum = config.curriculum
-    curriculum.stages = (1, 2, 3, 4)
+    curriculum.stages = (4,)
     curriculum.max_latent_stage = 4
     curriculum.uniform_prob = 0.0
     curriculum.batch_size = 8
@@ -37,8 +50,8 @@ def get_config():
     curriculum.question_hidden = 0.0
     curriculum.question_hidden_updates = 0
     curriculum.guidance.explanation = 0.0
-    curriculum.guidance.stop = 0.1  # thoughts end by themselves, as the text did
-    curriculum.optimizer.learning_rate = 1e-4
+    curriculum.guidance.stop = 0.1
+    curriculum.optimizer.learning_rate = 2e-5
     curriculum.optimizer.warmup_steps = 10
 
     config.evaluation.every = 0
