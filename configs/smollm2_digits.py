@@ -41,6 +41,7 @@ def get_config():
 
     config.thoughts.feedback = "vocabulary"
     curriculum = config.curriculum
+    curriculum.c_thought = 2
     curriculum.stages = (4,)
     curriculum.max_latent_stage = 4
     curriculum.uniform_prob = 0.0

@@ -156,6 +156,8 @@ def test_the_table_says_where_controls_may_write_steps_that_thoughts_replaced():
     for stage, written, told in ((2, True, True), (1, True, False), (2, False, False)):
         table = results_table(results | {"config": {"stage": stage, "steps_written": written}})
         assert ("a control may write some: --thoughts steps" in table) is told
+    unknown = results | {"by_steps": {}, "config": {"stage": 2, "steps_written": True}}
+    assert "a control may write some" not in results_table(unknown)
 
 
 def test_every_pass_over_the_problems_tells_how_far_it_is(decoder, problems):

@@ -103,12 +103,7 @@ def _curriculum(run: RunConfig) -> Iterator[str]:
     if not config.stages:
         yield "config.curriculum.stages is empty: it must name at least one stage."
     reaches_navigator = config.mode == "coconut" and (
-        thoughts.in_reasoning_space
-        or thoughts.normalised
-        or thoughts.reads_history
-        or thoughts.step_embeddings
-        or config.variational.kl
-        or guidance.stop
+        thoughts.shapes_thoughts or config.variational.kl or guidance.stop
     )
     if runs and config.trainable == "navigator" and not reaches_navigator:
         yield (
@@ -221,9 +216,8 @@ def _ppo(run: RunConfig) -> Iterator[str]:
             "config.ppo.thought_std above 0, or take 'pathwise' or 'none'."
         )
     thoughts, navigator = run.thoughts, ppo.trainable == "navigator" and ppo.gradient != "none"
-    moves = thoughts.normalised or thoughts.reads_history or thoughts.memory_top or thoughts.step_embeddings
-    moves = moves or thoughts.roles or thoughts.noise == "learned"
-    if navigator and thoughts.feedback == "vocabulary" and not moves:
+    moved = thoughts.shapes_thoughts or thoughts.memory_top or thoughts.noise == "learned"
+    if navigator and thoughts.feedback == "vocabulary" and not moved:
         yield (
             "config.ppo.trainable 'navigator' has no weight that moves a thought of config.thoughts.feedback 'vocabulary', "
             "which the backbone alone makes: train 'lora' or 'all', or take config.ppo.gradient 'none' to train only the "

@@ -15,8 +15,9 @@ class NavigatorConfig:
 
     feedback: Feedback = "hidden"
     """Action space of a thought. `hidden`: the hidden state (COCONUT). `vocabulary`: the mean of the token embeddings,
-    weighted by the probabilities of the next token (soft tokens), with `markers` 'answer'. `navigator`: a point of the reasoning space, decoded
-    to an embedding. `navigator_residual`: as `navigator`, plus the hidden state."""
+    weighted by the probabilities of the next token (soft tokens); take it with `config.markers` 'answer', so that the
+    first thought stands where the text phase wrote its first token. `navigator`: a point of the reasoning space, decoded to an
+    embedding. `navigator_residual`: as `navigator`, plus the hidden state."""
     normalised: bool = False
     """Apply an RMS norm to thoughts, with an initial scale of the rms of the token embeddings; for `hidden`, a learned
     projection comes first. Off is COCONUT: raw hidden states. A config file that does not set it normalises the
@@ -81,6 +82,12 @@ class NavigatorConfig:
     def reads_bank(self) -> bool:
         """Whether thoughts read a memory bank, if there is one."""
         return self.bank_entries > 0
+
+    @property
+    def shapes_thoughts(self) -> bool:
+        """Whether weights of the navigator have a part in noise-free thoughts that read no memory bank."""
+        own = self.in_reasoning_space or self.normalised or self.reads_history
+        return own or self.step_embeddings > 0 or self.roles > 0
 
     @property
     def in_reasoning_space(self) -> bool:

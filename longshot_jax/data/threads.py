@@ -42,8 +42,8 @@ def thread_problem(
     Args:
       threads, operations: K and L; K (L + 1) must not exceed the 26 names.
       interleaved: mix the statements of the chains, each chain's in its order.
-      together: `steps` are as many as one chain has, each with the values of all chains (`7,6`), instead of those of all
-        chains in sequence. For one trajectory that has to hold all chains in each thought.
+      together: each step holds the values of all chains after one operation (`7,6`), for one trajectory that holds all
+        chains in each thought. Without it the steps of the chains follow one another.
       crossings: operations, from 2, at which each chain adds the next one's result. A crossing counts as the addition
         of that number when the split of a chain is told.
     """

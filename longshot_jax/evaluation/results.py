@@ -60,7 +60,7 @@ def results_table(results: Mapping[str, Any]) -> str:
         written = "remaining steps written" if results["config"]["steps_written"] else "answer at once"
         rows.append(("trained to stage", f"{stage:2}, evaluated with {written}"))
         longest = max(map(int, results["by_steps"]), default=0)
-        if results["config"]["steps_written"] and results["mean_thoughts"] and longest <= stage:
+        if results["config"]["steps_written"] and results["mean_thoughts"] and 0 < longest <= stage:
             # Without its thoughts a model may write all steps as text, and the control tells nothing of the thoughts.
             rows.append(
                 ("", "no step remains, yet a control may write some: --thoughts steps has the answer follow at once")
