@@ -306,6 +306,23 @@ def test_a_folder_removed_during_a_save_ends_in_one_sentence(tmp_path):
     assert "could not be written" in done.stderr and "see to that folder" in done.stderr
 
 
+def test_writes_that_a_failed_save_never_began_are_not_reported():
+    """Whether one is left depends on the threads, so this test leaves two: one is dropped at once, one at the end."""
+    done = run_script(
+        """
+    from longshot_jax.errors import UserError, run_command
+    async def write_fragment(): ...
+    def main():
+        global kept
+        write_fragment()
+        kept = write_fragment()
+        raise UserError("The save failed.")
+    run_command(main)
+        """
+    )
+    assert (done.returncode, done.stderr) == (2, "error: The save failed.\n")
+
+
 def test_ctrl_c_during_a_save_is_one_sentence_and_the_save_is_complete(tmp_path):
     done = run_script(
         SAVE_TWICE
