@@ -162,7 +162,7 @@ class LongShot:
             decoder.decode(
                 self.model.params,
                 prompts,
-                rule.bounds(problems, decoder.joined),
+                rule.bounds(problems, decoder.layout, decoder.joined),
                 self.model.temperatures,
                 indices=np.arange(len(problems), dtype=np.int32),
                 key=jax.random.key(seed),
@@ -332,7 +332,8 @@ class LongShot:
         if self.model.stage_rule is not None:
             trained = self.model.stage_rule
         # The number of steps of a bare question is unknown.
-        rule = trained if known_steps or trained.kind != "steps" else replace(trained, kind="fixed")
+        bare = "own" if self.model.stops else "fixed"
+        rule = trained if known_steps or trained.kind != "steps" else replace(trained, kind=bare)
         return rule, self.model.stage_rule is not None
 
     def _decoder(self, rule: ThoughtRule, answer_length: int | None, steps_written: bool = False) -> Decoder:

@@ -28,6 +28,7 @@ from longshot_jax.thoughts.stopping import ThoughtRule, rule_after
 
 TOKENIZER = Tokenizer.for_chains()
 STEPS = ThoughtRule("steps", 3)
+LAYOUT = Layout(TOKENIZER, "answer", "coconut", 30)
 NOISY = make_temperatures(thought_std=0.3)
 
 
@@ -126,7 +127,7 @@ def test_answers_that_were_cut_off_win_no_vote():
 def test_own_thoughts_given_back_give_the_same_answers(decoder, problems):
     """Answers are decoded from the thoughts: the same ones, and other ones for a control."""
     prompts = decoder.layout.prompts(problems[:4])
-    bounds = STEPS.bounds(problems[:4])
+    bounds = STEPS.bounds(problems[:4], decoder.layout)
     greedy = decoder.decode(
         (PARAMS,), prompts, bounds, NOISY, indices=np.arange(4, dtype=np.int32), key=jax.random.key(0)
     )
@@ -198,7 +199,7 @@ def test_samples_are_those_of_seed_and_question(decoder, problems):
         return decoder.decode(
             (PARAMS,),
             decoder.layout.prompts(chosen),
-            STEPS.bounds(chosen),
+            STEPS.bounds(chosen, decoder.layout),
             NOISY,
             indices=np.array(rows, np.int32),
             key=jax.random.key(seed),
@@ -232,7 +233,7 @@ def test_pause_thinks_the_latent_token(problems):
     decoded = decoder.decode(
         (PARAMS,),
         decoder.layout.prompts(problems[:4]),
-        STEPS.bounds(problems[:4]),
+        STEPS.bounds(problems[:4], decoder.layout),
         make_temperatures(),
         indices=rows,
         key=jax.random.key(0),
@@ -331,8 +332,8 @@ def test_rules_of_runs():
 
 def test_a_question_without_steps_has_the_most_thoughts_that_its_stage_knows():
     problems = [Problem("q", ("1", "2"), "2"), Problem("q", (), "2"), Problem("q", ("1",), "2")]
-    assert ThoughtRule("steps", 3, per_step=2).bounds(problems)[1].tolist() == [3, 3, 2]
-    assert ThoughtRule("steps", 3, per_step=1).bounds(problems)[0].tolist() == [2, 3, 1]
+    assert ThoughtRule("steps", 3, per_step=2).bounds(problems, LAYOUT)[1].tolist() == [3, 3, 2]
+    assert ThoughtRule("steps", 3, per_step=1).bounds(problems, LAYOUT)[0].tolist() == [2, 3, 1]
 
 
 def test_choosing_takes_equal_numbers_as_one_answer_and_breaks_ties_by_value():

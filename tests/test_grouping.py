@@ -89,7 +89,7 @@ def test_a_padded_batch_holds_the_same_tokens_in_one_of_the_shapes(guidance):
     padding = choose_padding(problems, 3, config, LAYOUT, 20)
     assert len(padding.shapes) == 3 and padding.step_length == 8
     rng = np.random.default_rng(0)
-    replaced = [replaced_steps(1, len(problem.steps), config, rng) for problem in problems]
+    replaced = [replaced_steps(1, problem.steps, config, LAYOUT, rng) for problem in problems]
     for first in range(0, 20, 4):
         part, held = problems[first : first + 4], replaced[first : first + 4]
         plain = curriculum_batch(part, 1, config, LAYOUT, 20, np.random.default_rng(0), replaced=held)

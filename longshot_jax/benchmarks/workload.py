@@ -63,7 +63,7 @@ def with_shape(
         ppo = replace(ppo, num_trajectories=trajectories)
     if thoughts is not None:
         ppo = replace(ppo, max_thoughts=thoughts, min_thoughts=0, target_thoughts=(), target_iterations=0)
-        curriculum = replace(curriculum, c_thought=1, max_latent_stage=thoughts)
+        curriculum = replace(curriculum, c_thought=1, thought_slots=0, max_latent_stage=thoughts)
     if prompt is not None:
         data = replace(data, prompt_length=prompt)
     if answer is not None:

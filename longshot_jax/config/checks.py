@@ -105,6 +105,13 @@ def _curriculum(run: RunConfig) -> Iterator[str]:
     reaches_navigator = config.mode == "coconut" and (
         thoughts.shapes_thoughts or config.variational.kl or guidance.stop
     )
+    if (config.c_thought == 0) != (config.thought_slots > 0):
+        yield (
+            f"config.curriculum.c_thought {config.c_thought} with thought_slots {config.thought_slots}: c_thought 0, as many "
+            "thoughts as tokens, needs the largest number of a problem as thought_slots; any other needs thought_slots 0."
+        )
+    if config.c_thought == 0 and config.pad_latent_to_max:
+        yield "config.curriculum.pad_latent_to_max pads to c_thought for each step, and c_thought is 0: set it to False."
     if runs and config.trainable == "navigator" and not reaches_navigator:
         yield (
             "config.curriculum.trainable 'navigator' has nothing to train: the curriculum's loss reaches the navigator "

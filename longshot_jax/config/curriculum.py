@@ -68,8 +68,10 @@ class CurriculumConfig:
     """Parameters to train: `all`, only the `navigator`, or navigator and adapters (`lora`)."""
     stages: Annotated[tuple[int, ...], NON_NEGATIVE] = (0, 1, 2, 3, 4)
     """Stages in order. Stage k replaces the first k steps; a stage above `max_latent_stage` replaces all steps."""
-    c_thought: Annotated[int, COUNT] = 1
-    """Thoughts per replaced step."""
+    c_thought: Annotated[int, NON_NEGATIVE] = 1
+    """Thoughts per replaced step; 0: as many as the step has tokens."""
+    thought_slots: Annotated[int, NON_NEGATIVE] = 0
+    """Largest number of thoughts of a problem where `c_thought` is 0; the steps that do not fit whole stay written."""
     max_latent_stage: Annotated[int, NON_NEGATIVE] = 4
     """Largest stage that replaces steps one by one."""
     pad_latent_to_max: bool = False
@@ -105,7 +107,8 @@ class CurriculumConfig:
     @property
     def max_thoughts(self) -> int:
         """T: thought slots of all stages."""
-        return self.c_thought * self.max_latent_stage if has_thoughts(self.mode) else 0
+        most = self.c_thought * self.max_latent_stage or self.thought_slots
+        return most if has_thoughts(self.mode) else 0
 
     @property
     def always_replaced(self) -> int:
@@ -113,7 +116,9 @@ class CurriculumConfig:
         if self.mode == "cot" or self.uniform_prob or self.guidance.distillation:
             return 0
         first = min(self.stages)
-        return sys.maxsize if first > self.max_latent_stage else first
+        if first > self.max_latent_stage:
+            return sys.maxsize
+        return first if self.c_thought else 0
 
 
 @dataclass(frozen=True)

@@ -57,13 +57,16 @@ def step_texts(
 ) -> StepTexts:
     """Texts of the steps that thoughts replace; `replaced` has (steps left out, thoughts put in) of each problem.
 
+    With 0 thoughts `per_step` each thought has a token of the steps, in their order.
+
     W is `length`, or that of `padding` where it suffices. Raises a UserError if a step has more than `length` tokens.
     """
     rows: list[list[int]] = []
     for problem, (left_out, thoughts) in zip(problems, replaced, strict=True):
         steps = [layout.step(text) for text in problem.steps[:left_out]]
-        own = [steps[slot // per_step] if slot // per_step < left_out else [] for slot in range(thoughts)]
-        rows += own + [[]] * (slots - thoughts)
+        parts = [step for step in steps for _ in range(per_step)] or [[token] for step in steps for token in step]
+        own = parts[:thoughts]
+        rows += own + [[]] * (slots - len(own))
     longest = max(map(len, rows), default=0)
     if longest > length:
         raise UserError(
@@ -120,18 +123,25 @@ class CurriculumBatch:
         return jnp.concatenate([self.prompt_mask, self.token_mask], axis=1)
 
 
-def replaced_steps(stage: int, steps: int, config: CurriculumConfig, rng: np.random.Generator) -> tuple[int, int]:
-    """(steps left out, thoughts put in) at a stage, for a problem with `steps` steps."""
+def replaced_steps(
+    stage: int, steps: Sequence[str], config: CurriculumConfig, layout: Layout, rng: np.random.Generator
+) -> tuple[int, int]:
+    """(steps left out, thoughts put in) at a stage, for a problem with these steps."""
     if config.mode == "cot":
         return 0, 0
     if config.mode == "no_cot":
-        return steps, 0
+        return len(steps), 0
     if rng.random() < config.uniform_prob:
-        stage = int(rng.integers(0, steps + 1))
+        stage = int(rng.integers(0, len(steps) + 1))
     wanted = min(stage, config.max_latent_stage)
-    left_out = steps if stage > config.max_latent_stage else min(stage, steps)
-    in_place = wanted if config.pad_latent_to_max else min(wanted, steps)
-    return left_out, in_place * config.c_thought if has_thoughts(config.mode) else 0
+    left_out = len(steps) if stage > config.max_latent_stage else min(stage, len(steps))
+    if not has_thoughts(config.mode):
+        return left_out, 0
+    if not config.c_thought:
+        fitting, thoughts = layout.token_thoughts(steps[:wanted], config.thought_slots)
+        return left_out if stage > config.max_latent_stage else fitting, thoughts
+    in_place = wanted if config.pad_latent_to_max else min(wanted, len(steps))
+    return left_out, in_place * config.c_thought
 
 
 @dataclass(frozen=True)
@@ -158,7 +168,7 @@ def choose_padding(
     sample = [problems[place * len(problems) // count] for place in range(count)]
     rng = np.random.default_rng(0)
     drawn = [
-        (problem, replaced_steps(stage, len(problem.steps), config, rng))
+        (problem, replaced_steps(stage, problem.steps, config, layout, rng))
         for stage in sorted(set(config.stages))
         for problem in sample
     ]
@@ -192,7 +202,7 @@ def curriculum_batch(
     shapes. An over-long problem is a UserError.
     """
     if replaced is None:
-        replaced = [replaced_steps(stage, len(problem.steps), config, rng) for problem in problems]
+        replaced = [replaced_steps(stage, problem.steps, config, layout, rng) for problem in problems]
     rows, starts = [], []
     for problem, (left_out, _) in zip(problems, replaced, strict=True):
         ids = layout.written(problem, left_out)

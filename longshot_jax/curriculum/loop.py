@@ -103,7 +103,7 @@ class CurriculumLoop:
 
         def drawn(place: int, problem: Problem) -> tuple[Problem, tuple[int, int]]:
             rng = np.random.default_rng((run.seed, stage, place))
-            return problem, replaced_steps(stage, len(problem.steps), config, rng)
+            return problem, replaced_steps(stage, problem.steps, config, layout, rng)
 
         groups = grouped_batches(
             problem_stream(train, run.seed).map_with_index(drawn),

@@ -90,7 +90,7 @@ def parallel_batch(
         if rng.random() < config.uniform_prob:
             shown = int(rng.integers(0, max(map(len, threads)) + 1))
         for n, steps in enumerate(threads):
-            replaced[number, n] = left_out, _ = replaced_steps(shown, len(steps), fixed, rng)
+            replaced[number, n] = left_out, _ = replaced_steps(shown, steps, fixed, layout, rng)
             texts.append([*(token for step in steps[left_out:] for token in layout.step(step)), layout.opening[0]])
         texts += [[]] * (trajectories - len(threads))
     answers = [layout.answer(problem) for problem in problems]

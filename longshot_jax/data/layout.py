@@ -88,6 +88,16 @@ class Layout:
         """Ids of one reasoning step in text."""
         return self.tokenizer.encode(text + "\n")
 
+    def token_thoughts(self, steps: Sequence[str], most: int) -> tuple[int, int]:
+        """How many steps, from the first, fit whole into `most` thoughts of one token each, and their thoughts."""
+        fitting, thoughts = 0, 0
+        for text in steps:
+            longer = thoughts + len(self.step(text))
+            if longer > most:
+                break
+            fitting, thoughts = fitting + 1, longer
+        return fitting, thoughts
+
     def answer(self, problem: Problem) -> list[int]:
         """Ids of the answer between its introducing marker and the end token."""
         if self.markers == "coconut":

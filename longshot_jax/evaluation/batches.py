@@ -56,7 +56,7 @@ class Batches:
         largest = self.mask.shape[1], 0
         shapes = choose_shapes(longest, _SHAPES, largest, decoder.layout.bucket or 1)
         self.lengths = [smallest_shape(shapes, length)[0] for length in longest]
-        self.least, self.most = rule.bounds(problems, decoder.joined)
+        self.least, self.most = rule.bounds(problems, decoder.layout, decoder.joined)
         self.counts = rule.counts(problems, decoder.joined)
         self.batch_size = batch_size
 

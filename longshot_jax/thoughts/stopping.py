@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from longshot_jax.config import RunConfig
 from longshot_jax.config.curriculum import CurriculumConfig, has_thoughts
+from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
 from longshot_jax.thoughts.densities import categorical_entropy, categorical_log_prob
 from longshot_jax.thoughts.navigator import Navigator
@@ -32,15 +33,17 @@ class ThoughtRule:
       kind: `own`: the stop head decides between `min_thoughts` and `max_thoughts`. `steps`: the problem's number of
         steps times `per_step`, at most `max_thoughts`, as in COCONUT's evaluation; `max_thoughts` for a problem without
         written steps, whose number is unknown. `fixed`: always `max_thoughts`.
+      per_step: thoughts of a step; 0 is as many as the step has tokens, for the first `stage` steps as far as they fit.
     """
 
     kind: Literal["own", "steps", "fixed"]
     max_thoughts: int
     min_thoughts: int = 0
     per_step: int = 1
+    stage: int = 0
 
     def bounds(
-        self, problems: Sequence[Problem], joined: int = 0
+        self, problems: Sequence[Problem], layout: Layout, joined: int = 0
     ) -> tuple[Int[np.ndarray, "B ..."], Int[np.ndarray, "B ..."]]:
         """Fewest and most thoughts of each problem [B], or of each thread of a `joined` answer of N trajectories [B, N]."""
         if self.kind != "steps":
@@ -50,10 +53,14 @@ class ThoughtRule:
         threads = [problem.threads if joined and problem.threads else (problem.steps,) for problem in problems]
         thoughts = np.zeros((len(problems), max(joined, 1)), np.int32)
         for row, each in enumerate(threads):
-            wanted = [len(steps) * self.per_step or self.max_thoughts for steps in each]
-            thoughts[row, : len(each)] = np.minimum(wanted, self.max_thoughts)
+            thoughts[row, : len(each)] = [self._of(steps, layout) if steps else self.max_thoughts for steps in each]
         thoughts = thoughts if joined else thoughts[:, 0]
         return thoughts, thoughts
+
+    def _of(self, steps: Sequence[str], layout: Layout) -> int:
+        if self.per_step:
+            return min(len(steps) * self.per_step, self.max_thoughts)
+        return layout.token_thoughts(steps[: self.stage], self.max_thoughts)[1]
 
     def counts(self, problems: Sequence[Problem], joined: int) -> Int[np.ndarray, " B"] | None:
         """Number of trajectories of each `joined` answer: the problem's threads; None is all, or the model's choice."""
@@ -74,7 +81,10 @@ def rule_of_stage(config: CurriculumConfig, stage: int) -> ThoughtRule:
     """Rule at a stage of a supervised phase; the remaining steps are written."""
     if not has_thoughts(config.mode):
         return ThoughtRule("fixed", 0)
-    most = min(stage, config.max_latent_stage) * config.c_thought
+    wanted = min(stage, config.max_latent_stage)
+    if not config.c_thought:
+        return ThoughtRule("steps", config.thought_slots if wanted else 0, per_step=0, stage=wanted)
+    most = wanted * config.c_thought
     return ThoughtRule("fixed" if config.pad_latent_to_max else "steps", most, per_step=config.c_thought)
 
 

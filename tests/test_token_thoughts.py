@@ -1,0 +1,94 @@
+"""As many thoughts as the replaced steps have tokens (`curriculum.c_thought` 0): their numbers, texts and loss."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import small_reasoner
+
+from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
+from longshot_jax.curriculum.batch import curriculum_batch
+from longshot_jax.curriculum.loss import curriculum_sums
+from longshot_jax.data.layout import Layout
+from longshot_jax.data.problems import Problem
+from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.thoughts.stopping import ThoughtRule, rule_of_stage
+
+LAYOUT = Layout(Tokenizer.for_chains(), "answer", "coconut", 26)
+# Steps of 3, 1 and 2 tokens; of 1; of 4 and 1.
+PROBLEMS = [
+    Problem("a=1 a?", ("1+2", "3", "45"), "45"),
+    Problem("b=1 b?", ("7",), "7"),
+    Problem("c=1 c?", ("1234", "5"), "5"),
+]
+CONFIG = CurriculumConfig(c_thought=0, thought_slots=5, max_latent_stage=3)
+A = 16
+
+
+def batch_at(stage, config=CONFIG, layout=LAYOUT):
+    return curriculum_batch(PROBLEMS, stage, config, layout, A, np.random.default_rng(0))
+
+
+def on_device(batch):
+    return jax.tree.map(jnp.asarray, batch)
+
+
+@pytest.mark.parametrize(
+    ("stage", "thoughts", "written"), [(0, [0, 0, 0], [3, 1, 2]), (1, [3, 1, 4], [2, 0, 1]), (3, [4, 1, 5], [1, 0, 0])]
+)
+def test_a_stage_replaces_its_first_steps_token_by_token_as_far_as_they_fit(stage, thoughts, written):
+    """The last step of the first problem would need a sixth thought, and stays written."""
+    batch, layout = batch_at(stage), LAYOUT
+    assert batch.num_thoughts.tolist() == thoughts
+    fewest, most = rule_of_stage(CONFIG, stage).bounds(PROBLEMS, layout)
+    assert fewest.tolist() == most.tolist() == thoughts
+    for problem, count, ids, mask in zip(PROBLEMS, written, batch.tokens, batch.token_mask, strict=True):
+        steps = problem.steps[len(problem.steps) - count :]
+        assert ids[mask].tolist() == [t for step in steps for t in layout.step(step)] + layout.answer(problem)
+
+
+def test_a_stage_above_the_last_leaves_out_the_steps_that_have_no_thoughts():
+    batch = batch_at(4)
+    assert batch.num_thoughts.tolist() == [4, 1, 5]
+    assert [int(row.sum()) for row in batch.token_mask] == [len(LAYOUT.answer(problem)) for problem in PROBLEMS]
+
+
+def test_a_question_without_steps_has_the_most_thoughts():
+    rule = rule_of_stage(CONFIG, 3)
+    assert rule == ThoughtRule("steps", 5, per_step=0, stage=3)
+    assert rule.bounds([Problem("q", (), "2")], LAYOUT)[1].tolist() == [5]
+
+
+def test_modes_without_thoughts_replace_the_same_steps():
+    config = replace(CONFIG, mode="no_thoughts")
+    batch = batch_at(2, config)
+    assert batch.num_thoughts.tolist() == [0, 0, 0]
+    assert batch.token_mask.sum(axis=1).tolist() == [2 + 4, 3, 3]
+
+
+def test_each_thought_has_its_token_as_its_step():
+    guidance = GuidanceConfig(target=1.0)
+    steps = batch_at(3, replace(CONFIG, guidance=guidance)).steps
+    tokens = [[t for step in problem.steps for t in LAYOUT.step(step)] for problem in PROBLEMS]
+    for row, (ids, count) in enumerate(zip(tokens, (4, 1, 5), strict=True)):
+        assert steps.tokens[row, :count, 0].tolist() == ids[:count]
+        assert steps.mask[row].sum(axis=-1).tolist() == [1] * count + [0] * (5 - count)
+
+
+@pytest.mark.parametrize("feedback", ["hidden", "vocabulary"])
+def test_tokens_fed_back_instead_of_thoughts_are_the_written_steps(feedback):
+    """With every thought forced, the loss of the answer is that of the answer after the same steps in text."""
+    reasoner = small_reasoner(feedback, False, vocab_size=LAYOUT.tokenizer.vocabulary_size)
+    forced = replace(CONFIG, thought_slots=6, guidance=GuidanceConfig(forcing=(1.0, 1.0)))
+    batch = on_device(batch_at(3, forced))
+    assert batch.num_thoughts.tolist() == [6, 1, 5]
+    latent = curriculum_sums(reasoner, batch, 6, guidance=forced.guidance)
+    text = on_device(batch_at(0))
+    answers = np.arange(A) >= text.answer_starts[:, None] - 1  # from the marker before the answer
+    written = curriculum_sums(reasoner, replace(text, loss_mask=text.loss_mask & answers), 6)
+    assert float(latent.count) == float(written.count) == sum(len(LAYOUT.answer(problem)) for problem in PROBLEMS)
+    assert float(latent.loss_sum) == pytest.approx(float(written.loss_sum), rel=1e-5)
+    free = curriculum_sums(reasoner, on_device(batch_at(3, replace(CONFIG, thought_slots=6))), 6)
+    assert abs(float(free.loss_sum) - float(written.loss_sum)) > 1e-3
