@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from run_folders import CURRICULUM, PPO, save_run
 
 from longshot_jax.checkpoints.convert import from_hf
 from longshot_jax.config import RunConfig
-from longshot_jax.config.curriculum import CurriculumConfig
+from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
 from longshot_jax.data.tokenizer import Tokenizer
@@ -207,6 +208,24 @@ def test_a_curriculum_takes_as_many_thoughts_as_steps_in_evaluation_and_all_alon
     alone = model.generate(QUESTION, return_all_trajectories=True)
     assert alone.trajectories[0].thoughts == 4
     assert model.evaluate(problems, num_trajectories=0, controls=False, thoughts=3)["mean_thoughts"] == 3
+
+
+def test_a_curriculum_that_trained_the_stop_head_stops_a_bare_question_by_it(folder):
+    """Thoughts of a token each: the evaluation takes the numbers of the written steps, the bare question's follow the head."""
+    guidance = GuidanceConfig(stop=1.0)
+    curriculum = CurriculumConfig(c_thought=0, thought_slots=6, guidance=guidance)
+    thoughts = replace(CURRICULUM.thoughts, stop_bias=9.0)
+    run = replace(CURRICULUM, curriculum=curriculum, thoughts=thoughts)
+    save_run(folder / "stops", run, "curriculum", metric=None)
+    model = LongShot.from_pretrained(folder / "stops")
+    problems = [Problem(QUESTION, ("6+2", "8*3"), "4"), Problem("b=1 c=b+1 c?", ("2",), "2")]
+    assert model.evaluate(problems, num_trajectories=0, controls=False)["thoughts"] == [6, 1]
+    alone = model.generate(QUESTION, return_all_trajectories=True)
+    assert alone.trajectories[0].thoughts == 0 and alone.trajectories[0].stop_probabilities[0] > 0.99
+    untrained = replace(run, curriculum=replace(curriculum, guidance=GuidanceConfig()))
+    save_run(folder / "told", untrained, "curriculum", metric=None)
+    told = LongShot.from_pretrained(folder / "told").generate(QUESTION, return_all_trajectories=True)
+    assert told.trajectories[0].thoughts == 6
 
 
 def test_a_model_without_thoughts_has_none(folder):
