@@ -46,20 +46,20 @@ def main() -> None:
         seed=flags.seed,
         fusion=flags.fusion,
     )
+    # Only PPO trains the critic, and only it or a curriculum with `guidance.stop` the stop head.
+    valued, stops = model.model.source.get("phase") == "ppo", model.model.stops
     print(f"answer: {result.answer}")
     for number, trajectory in enumerate(result.trajectories, start=1):
-        print(
-            f"trajectory {number}: answer {trajectory.answer!r}, {trajectory.thoughts} thoughts, "
-            f"value {trajectory.value:+.3f}"
-        )
+        value = f", value {trajectory.value:+.3f}" if valued else ""
+        print(f"trajectory {number}: answer {trajectory.answer!r}, {trajectory.thoughts} thoughts{value}")
         for place, thought in enumerate(trajectory.lens, start=1):
-            print(
-                f"  thought {place}: {nearest_text(thought)}; norm {thought.norm:.3f}, stop probability before it "
-                f"{thought.stop_probability:.3f}, value {thought.value:+.3f}"
-            )
+            stop = f", stop probability before it {thought.stop_probability:.3f}" if stops else ""
+            value = f", value {thought.value:+.3f}" if valued else ""
+            print(f"  thought {place}: {nearest_text(thought)}; norm {thought.norm:.3f}{stop}{value}")
             if thought.reads:
                 print(f"    reads {reads_text(thought)}")
-        print(f"  stop probability at the end {trajectory.stop_probabilities[-1]:.3f}")
+        if stops:
+            print(f"  stop probability at the end {trajectory.stop_probabilities[-1]:.3f}")
 
 
 if __name__ == "__main__":

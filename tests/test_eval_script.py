@@ -4,7 +4,7 @@ import json
 
 import pytest
 from commands import start
-from run_folders import PPO, save_run
+from run_folders import CURRICULUM, PPO, save_run
 
 from longshot_jax.data.chains import write_chains
 from longshot_jax.errors import UserError
@@ -91,7 +91,14 @@ def test_generate_shows_every_trajectory(folder, capsys):
     assert start("generate.py", *arguments, "--num_trajectories", 2) == 0
     shown = capsys.readouterr().out
     assert shown.count("trajectory ") == 2 and shown.count("  thought 2: ") == 2
-    assert "answer: " in shown
+    assert "answer: " in shown and shown.count("value") == 6 and shown.count("stop probability") == 6
+
+
+def test_generate_leaves_out_what_no_phase_has_trained(folder, capsys):
+    save_run(folder / "taught", CURRICULUM, "curriculum")
+    assert start("generate.py", "--checkpoint", folder / "taught", "--question", "a=6 n=a+2 n?") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("  thought 4: ") == 1 and "value" not in shown and "stop probability" not in shown
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class Pretrained:
       max_trajectories: largest number of trajectories that the count head chooses; 0 without a count head.
       joined: trajectories of a joined answer; 0 if each trajectory has its own.
       question_hidden: whether some answers were trained to see the thoughts alone.
-      stops: whether the stop head was trained by a curriculum.
+      stops: whether the stop head was trained, by PPO or a curriculum.
     """
 
     graphdef: nnx.GraphDef
@@ -156,7 +156,7 @@ def _trained(
         stage_rule=None if sidecar.stage is None else rule_of_stage(run.supervised(phase), sidecar.stage),
         joined=run.thoughts.joined,
         question_hidden=run.curriculum.question_hidden > 0 and not run.thoughts.joined,
-        stops=phase == "curriculum" and run.curriculum.guidance.stop > 0,
+        stops=phase == "ppo" or (phase == "curriculum" and run.curriculum.guidance.stop > 0),
     )
     if run.samples_thoughts(phase):
         std = run.curriculum.variational.std
