@@ -266,7 +266,10 @@ def test_what_several_settings_make_is_counted_by_the_device():
         ({"ppo": {"questions": 2**20, "num_trajectories": 2**11}}, r"config\.ppo\.questions x config\.ppo\.num_traj"),
         ({"curriculum": {"c_thought": 0}}, r"c_thought 0, as many thoughts as tokens, needs .* thought_slots"),
         ({"curriculum": {"thought_slots": 9}}, "any other needs thought_slots 0"),
-        ({"curriculum": {"c_thought": 0, "thought_slots": 9, "pad_latent_to_max": True}}, "pad_latent_to_max pads to c_thought"),
+        (
+            {"curriculum": {"c_thought": 0, "thought_slots": 9, "pad_latent_to_max": True}},
+            "pad_latent_to_max pads to c_thought",
+        ),
         ({"curriculum": {"c_thought": 2**20, "max_latent_stage": 2**20}}, r"config\.curriculum\.c_thought x"),
         ({"data": {"prompt_length": MAX_INT}}, r"config\.data\.prompt_length, thoughts"),
         ({"data": {"answer_length": MAX_INT}}, r"config\.data\.answer_length"),

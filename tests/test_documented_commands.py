@@ -43,7 +43,10 @@ RUNS = {
 PLACES = {f"runs/{name}": name for name in RUNS if name != "chains"}
 PLACES |= dict.fromkeys(["runs/colouring_learned_ppo"], "colouring")
 PLACES |= dict.fromkeys(["runs/threads_unfinished", "runs/threads_ppo"], "threads")
-PLACES |= dict.fromkeys(["runs/digits", "runs/digits_text", "runs/digits_soft", "runs/digits_hidden", "runs/soft_stories", "runs/svamp"], "stories")
+PLACES |= dict.fromkeys(
+    ["runs/digits", "runs/digits_text", "runs/digits_soft", "runs/digits_hidden", "runs/soft_stories", "runs/svamp"],
+    "stories",
+)
 PLACES |= dict.fromkeys(
     ["runs/single", "runs/demo/ppo", "runs/demo/coconut", "runs/stage3", "runs/multi_small", "runs/thoughts"], "chains"
 )
