@@ -10,7 +10,7 @@ What it is for: thoughts of a pretrained Llama that its answers read, with steps
 What it reaches (docs/results.md, 1,000 held-out questions, seed 0): 83.6 % with thoughts that stop by themselves; with thoughts zeroed or of
 another question 1.2 and 3.5 %.
 
-Cost: 9 GB and about 45 minutes of two CPU cores.
+Cost: 9 GB and 50 minutes of one CPU core.
 
     python scripts/train.py --config configs/smollm2_soft_stories.py --workdir runs/soft_stories
     python scripts/eval.py --checkpoint runs/soft_stories --thoughts own --num_trajectories 0 --output soft_stories.json

@@ -6,7 +6,7 @@ numbers are drawn anew, so that three thousand problems do not repeat.
 What it reaches (docs/results.md, 1,000 problems of SVAMP, seed 0): SVAMP_OWN with thoughts that stop by themselves, 18.3 % in text: the text is
 what limits it, after 4,800 sequences. On held-out training problems the text reaches 59.9 %.
 
-Cost: 9 GB and about 50 minutes of two CPU cores.
+Cost: 9 GB and 50 minutes of one CPU core.
 
     python scripts/train.py --config configs/smollm2_svamp.py \
         --config.data.train=svamp/mawps_asdiv_train.csv --config.data.test=svamp/SVAMP.json --workdir runs/svamp

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -105,8 +104,6 @@ def run_command(main: Callable[[], object]) -> None:
     after an error; the process then ends without them.
     """
     sys.unraisablehook = _report_unraisable
-    # The rest of a failed save once more: writes that it had not begun when it failed.
-    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
     _hide_false_alarms()
     code = 1  # an exception that is not caught here
     try:

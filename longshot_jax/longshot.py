@@ -123,9 +123,9 @@ class LongShot:
           num_trajectories: 1 decodes greedily; more are sampled and fused. `own`: the model chooses the number, if PPO
             trained it to.
           return_all_trajectories: return a `Generation` instead of the text of the answer.
-          thoughts: number of thoughts, after which the answer follows at once. None: the stop head decides after PPO;
-            after a curriculum, the largest number of its stage, and then the remaining steps are written; none for a
-            model that was not trained here.
+          thoughts: number of thoughts, after which the answer follows at once. None: the stop head decides where
+            PPO or the curriculum trained it; after another curriculum, the largest number of its stage; after any, the remaining
+            steps are then written. None for a model that was not trained here.
           answer_length: largest number of tokens of an answer; None is that of training.
           seed: seed of the samples.
           fusion: `vote` (ties by value), `weighted` (vote weighted by value), `best` (largest value), `attend` (decodes
@@ -218,8 +218,8 @@ class LongShot:
 
         Args:
           num_trajectories: N of the sampled accuracy and of every fusion.
-          thoughts: a number, `fixed` (the largest of training), `steps` (`c_thought` per step of the problem), or `own`
-            (the stop head decides), after which the answer follows at once. None is as in training: after PPO `own`,
+          thoughts: a number, `fixed` (the largest of training), `steps` (`c_thought` per step of the problem, or one per
+            token of the steps where that is 0), or `own` (the stop head decides), after which the answer follows at once. None is as in training: after PPO `own`,
             after a supervised phase the thoughts of its stage with the remaining steps written, as evaluated there.
           batch_size: questions per batch; does not affect the results.
           seed: seed of the samples.
@@ -332,7 +332,7 @@ class LongShot:
         if self.model.stage_rule is not None:
             trained = self.model.stage_rule
         # The number of steps of a bare question is unknown.
-        bare = "own" if self.model.stops else "fixed"
+        bare = "own" if trained.stops else "fixed"
         rule = trained if known_steps or trained.kind != "steps" else replace(trained, kind=bare)
         return rule, self.model.stage_rule is not None
 

@@ -29,6 +29,7 @@ from longshot_jax.checkpoints.initialize import (
 from longshot_jax.checkpoints.run_folder import check_same_config, prepare_workdir, write_config
 from longshot_jax.checkpoints.saved_reasoner import CODE, TRAINED_ON
 from longshot_jax.config import RunConfig, parse_config
+from longshot_jax.curriculum.batch import unfitting_steps
 from longshot_jax.curriculum.loop import CurriculumLoop
 from longshot_jax.data.own import OwnCodeError, own_grader
 from longshot_jax.data.sources import (
@@ -97,6 +98,8 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         tokenizer = build_tokenizer(run, workdir, problems.train, folder, resumed=metadata is not None)
         layout = build_layout(run, tokenizer)
         problems = check_problems(run, layout, problems)
+        if "curriculum" in run.phases and (unfitting := unfitting_steps(problems.train, run.curriculum, layout)):
+            _note(f"warning: {unfitting}.", stream)
         grade = own_grader(run.data.grader, problems.train)
         if "ppo" in run.phases:
             check_rewards(run, problems.train, lambda text: _note(text, stream))

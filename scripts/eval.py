@@ -48,7 +48,7 @@ def main() -> None:
         "--thoughts",
         type=whole_number(0, "own", "steps", "fixed"),
         metavar="own|steps|fixed|N",
-        help="by the stop head, one per step, training's largest, or N, and the answer at once; default: as trained, "
+        help="by the stop head, as many as the steps have, training's largest, or N, and the answer at once; default: as trained, "
         "in an unfinished curriculum with the remaining steps written",
     )
     parser.add_argument(

@@ -47,7 +47,7 @@ def main() -> None:
         fusion=flags.fusion,
     )
     # Only PPO trains the critic, and only it or a curriculum with `guidance.stop` the stop head.
-    valued, stops = model.model.source.get("phase") == "ppo", model.model.stops
+    valued, stops = model.model.source.get("phase") == "ppo", model.model.rule.stops
     print(f"answer: {result.answer}")
     for number, trajectory in enumerate(result.trajectories, start=1):
         value = f", value {trajectory.value:+.3f}" if valued else ""

@@ -327,7 +327,8 @@ def test_rules_of_runs():
     assert rule_after(RunConfig(), "curriculum") == ThoughtRule("steps", 4)
     padded = RunConfig(curriculum=CurriculumConfig(pad_latent_to_max=True, c_thought=2, max_latent_stage=3))
     assert rule_after(padded, "curriculum") == ThoughtRule("fixed", 6, per_step=2)
-    assert rule_after(RunConfig(ppo=PPOConfig(min_thoughts=2)), "ppo") == ThoughtRule("own", 6, 2)
+    rewarded = RunConfig(ppo=PPOConfig(min_thoughts=2), curriculum=CurriculumConfig(c_thought=2))
+    assert rule_after(rewarded, "ppo") == ThoughtRule("own", 6, 2, per_step=2, stage=4, stops=True)
 
 
 def test_a_question_without_steps_has_the_most_thoughts_that_its_stage_knows():

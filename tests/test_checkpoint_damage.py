@@ -306,21 +306,29 @@ def test_a_folder_removed_during_a_save_ends_in_one_sentence(tmp_path):
     assert "could not be written" in done.stderr and "see to that folder" in done.stderr
 
 
-def test_writes_that_a_failed_save_never_began_are_not_reported():
-    """Whether one is left depends on the threads, so this test leaves two: one is dropped at once, one at the end."""
+def test_writes_that_a_failed_save_never_began_are_not_reported(tmp_path):
+    """Whether one is left depends on the threads, so this test leaves one. Coroutines of the user's own are reported."""
     done = run_script(
-        """
-    from longshot_jax.errors import UserError, run_command
+        SAVE_TWICE
+        + """
+    from longshot_jax.errors import run_command
     async def write_fragment(): ...
+    async def own_reward(): ...
     def main():
         global kept
-        write_fragment()
-        kept = write_fragment()
-        raise UserError("The save failed.")
+        own_reward()
+        with checkpoints:
+            os.rename(sys.argv[1], sys.argv[1] + ".gone")
+            open(sys.argv[1], "w").close()
+            kept = write_fragment()
+            checkpoints.save(2, state(2), {"step": 2})
+            checkpoints.wait()
     run_command(main)
-        """
+        """,
+        tmp_path / "run",
     )
-    assert (done.returncode, done.stderr) == (2, "error: The save failed.\n")
+    assert done.returncode == 2 and "could not be written" in done.stderr, done.stderr
+    assert "write_fragment" not in done.stderr and "coroutine 'own_reward' was never awaited" in done.stderr
 
 
 def test_ctrl_c_during_a_save_is_one_sentence_and_the_save_is_complete(tmp_path):

@@ -264,8 +264,8 @@ def test_what_several_settings_make_is_counted_by_the_device():
     for changes, named in [
         ({"ppo": {**values["ppo"], "epochs": 2}}, r"config\.ppo\.iterations x config\.ppo\.epochs"),
         ({"ppo": {"questions": 2**20, "num_trajectories": 2**11}}, r"config\.ppo\.questions x config\.ppo\.num_traj"),
-        ({"curriculum": {"c_thought": 0}}, r"c_thought 0, as many thoughts as tokens, needs .* thought_slots"),
-        ({"curriculum": {"thought_slots": 9}}, "any other needs thought_slots 0"),
+        ({"curriculum": {"c_thought": 0}}, "with c_thought 0 set thought_slots to the most thoughts"),
+        ({"curriculum": {"thought_slots": 9}}, "with any other c_thought set thought_slots to 0"),
         (
             {"curriculum": {"c_thought": 0, "thought_slots": 9, "pad_latent_to_max": True}},
             "pad_latent_to_max pads to c_thought",

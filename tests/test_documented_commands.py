@@ -44,7 +44,15 @@ PLACES = {f"runs/{name}": name for name in RUNS if name != "chains"}
 PLACES |= dict.fromkeys(["runs/colouring_learned_ppo"], "colouring")
 PLACES |= dict.fromkeys(["runs/threads_unfinished", "runs/threads_ppo"], "threads")
 PLACES |= dict.fromkeys(
-    ["runs/digits", "runs/digits_text", "runs/digits_soft", "runs/digits_hidden", "runs/soft_stories", "runs/svamp"],
+    [
+        "runs/digits",
+        "runs/digits_text",
+        "runs/digits_soft",
+        "runs/digits_hidden",
+        "runs/soft_stories",
+        "runs/soft_text",
+        "runs/svamp",
+    ],
     "stories",
 )
 PLACES |= dict.fromkeys(

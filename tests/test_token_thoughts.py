@@ -9,8 +9,9 @@ import pytest
 from builders import small_reasoner
 
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
-from longshot_jax.curriculum.batch import curriculum_batch
+from longshot_jax.curriculum.batch import curriculum_batch, unfitting_steps
 from longshot_jax.curriculum.loss import curriculum_sums
+from longshot_jax.curriculum.parallel import parallel_batch
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
 from longshot_jax.data.tokenizer import Tokenizer
@@ -55,17 +56,36 @@ def test_a_stage_above_the_last_leaves_out_the_steps_that_have_no_thoughts():
     assert [int(row.sum()) for row in batch.token_mask] == [len(LAYOUT.answer(problem)) for problem in PROBLEMS]
 
 
-def test_a_question_without_steps_has_the_most_thoughts():
+def test_a_question_without_steps_has_the_most_thoughts_or_those_of_a_trained_stop_head():
     rule = rule_of_stage(CONFIG, 3)
     assert rule == ThoughtRule("steps", 5, per_step=0, stage=3)
-    assert rule.bounds([Problem("q", (), "2")], LAYOUT)[1].tolist() == [5]
+    bare = [Problem("q", (), "2")]
+    assert [each.tolist() for each in rule.bounds(bare, LAYOUT)] == [[5], [5]]
+    taught = rule_of_stage(replace(CONFIG, guidance=GuidanceConfig(stop=1.0)), 3)
+    assert [each.tolist() for each in taught.bounds(bare, LAYOUT)] == [[0], [5]]
 
 
-def test_modes_without_thoughts_replace_the_same_steps():
-    config = replace(CONFIG, mode="no_thoughts")
-    batch = batch_at(2, config)
-    assert batch.num_thoughts.tolist() == [0, 0, 0]
-    assert batch.token_mask.sum(axis=1).tolist() == [2 + 4, 3, 3]
+@pytest.mark.parametrize("stage", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("mode", ["pause", "no_thoughts"])
+def test_the_baselines_leave_out_the_same_steps(mode, stage):
+    batch, ours = batch_at(stage, replace(CONFIG, mode=mode)), batch_at(stage)
+    assert batch.tokens.tolist() == ours.tokens.tolist() and batch.token_mask.tolist() == ours.token_mask.tolist()
+    assert batch.num_thoughts.tolist() == (ours.num_thoughts.tolist() if mode == "pause" else [0, 0, 0])
+
+
+def test_each_thread_of_a_problem_fits_for_itself():
+    problem = Problem("a=1 b=2 ab?", (), "45", threads=(("1+2", "345"), ("7",)))
+    batch = parallel_batch([problem], 2, CONFIG, LAYOUT, A, 3, np.random.default_rng(0))
+    assert batch.num_thoughts.tolist() == [[3, 1, 0]]
+    fewest, most = rule_of_stage(CONFIG, 2).bounds([problem], LAYOUT, 3)
+    assert fewest.tolist() == most.tolist() == [[3, 1, 0]]
+
+
+def test_steps_that_do_not_fit_are_told():
+    assert "steps of 1 of 3 training problems" in (told := unfitting_steps(PROBLEMS, CONFIG, LAYOUT))
+    assert "thought_slots 5, at most 6" in told
+    assert unfitting_steps(PROBLEMS, replace(CONFIG, thought_slots=6), LAYOUT) == ""
+    assert unfitting_steps(PROBLEMS, CurriculumConfig(), LAYOUT) == ""
 
 
 def test_each_thought_has_its_token_as_its_step():

@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import math
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -267,6 +268,8 @@ class Checkpoints:
         reason = _disk_error(error)
         if reason is None:
             raise error
+        # Python would warn of every write that had not begun when another one failed.
+        warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
         last = None
         with suppress(OSError):  # the whole folder may be gone
             self._manager.reload()

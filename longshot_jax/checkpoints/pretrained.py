@@ -50,7 +50,6 @@ class Pretrained:
       max_trajectories: largest number of trajectories that the count head chooses; 0 without a count head.
       joined: trajectories of a joined answer; 0 if each trajectory has its own.
       question_hidden: whether some answers were trained to see the thoughts alone.
-      stops: whether the stop head was trained, by PPO or a curriculum.
     """
 
     graphdef: nnx.GraphDef
@@ -67,7 +66,6 @@ class Pretrained:
     max_trajectories: int = 0
     joined: int = 0
     question_hidden: bool = False
-    stops: bool = False
     coupling: Coupling = "independent"
     stage_rule: ThoughtRule | None = None
     lost_sidecar: bool = False
@@ -156,7 +154,6 @@ def _trained(
         stage_rule=None if sidecar.stage is None else rule_of_stage(run.supervised(phase), sidecar.stage),
         joined=run.thoughts.joined,
         question_hidden=run.curriculum.question_hidden > 0 and not run.thoughts.joined,
-        stops=phase == "ppo" or (phase == "curriculum" and run.curriculum.guidance.stop > 0),
     )
     if run.samples_thoughts(phase):
         std = run.curriculum.variational.std

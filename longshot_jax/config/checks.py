@@ -62,7 +62,7 @@ def _sizes(run: RunConfig) -> Iterator[str]:
         "config.curriculum.c_thought x config.curriculum.max_latent_stage": latent,
         "config.ppo.questions x config.ppo.num_trajectories": ppo.questions * ppo.num_trajectories,
         "config.ppo.iterations x config.ppo.epochs x config.ppo.minibatches": updates,
-        "config.data.prompt_length, thoughts (config.curriculum.c_thought x max_latent_stage, or "
+        "config.data.prompt_length, thoughts (config.curriculum.c_thought x max_latent_stage, thought_slots or "
         "config.ppo.max_thoughts) and config.data.answer_length or config.ppo.answer_length together": length,
     }
     for names, size in sizes.items():
@@ -107,8 +107,8 @@ def _curriculum(run: RunConfig) -> Iterator[str]:
     )
     if (config.c_thought == 0) != (config.thought_slots > 0):
         yield (
-            f"config.curriculum.c_thought {config.c_thought} with thought_slots {config.thought_slots}: c_thought 0, as many "
-            "thoughts as tokens, needs the largest number of a problem as thought_slots; any other needs thought_slots 0."
+            f"config.curriculum.c_thought is {config.c_thought} and thought_slots {config.thought_slots}: with c_thought 0 set "
+            "thought_slots to the most thoughts that a problem may have; with any other c_thought set thought_slots to 0."
         )
     if config.c_thought == 0 and config.pad_latent_to_max:
         yield "config.curriculum.pad_latent_to_max pads to c_thought for each step, and c_thought is 0: set it to False."

@@ -71,7 +71,8 @@ class CurriculumConfig:
     c_thought: Annotated[int, NON_NEGATIVE] = 1
     """Thoughts per replaced step; 0: as many as the step has tokens."""
     thought_slots: Annotated[int, NON_NEGATIVE] = 0
-    """Largest number of thoughts of a problem where `c_thought` is 0; the steps that do not fit whole stay written."""
+    """Largest number of thoughts of a problem, or of each of its threads, where `c_thought` is 0; steps that do not fit whole
+    stay written."""
     max_latent_stage: Annotated[int, NON_NEGATIVE] = 4
     """Largest stage that replaces steps one by one."""
     pad_latent_to_max: bool = False
@@ -107,18 +108,17 @@ class CurriculumConfig:
     @property
     def max_thoughts(self) -> int:
         """T: thought slots of all stages."""
-        most = self.c_thought * self.max_latent_stage or self.thought_slots
-        return most if has_thoughts(self.mode) else 0
+        if not has_thoughts(self.mode):
+            return 0
+        return self.c_thought * self.max_latent_stage if self.c_thought else self.thought_slots
 
     @property
     def always_replaced(self) -> int:
-        """The number of leading steps that every stage replaces by thoughts, so that they are never written."""
+        """The number of leading steps, as far as they fit, that every stage replaces by thoughts: they are never written."""
         if self.mode == "cot" or self.uniform_prob or self.guidance.distillation:
             return 0
         first = min(self.stages)
-        if first > self.max_latent_stage:
-            return sys.maxsize
-        return first if self.c_thought else 0
+        return sys.maxsize if first > self.max_latent_stage else first
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from longshot_jax.data.layout import Layout, pad_right
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 
+_SAMPLED = 1_024  # problems of which lengths are looked at
+
 
 @struct.dataclass
 class StepTexts:
@@ -64,7 +66,10 @@ def step_texts(
     rows: list[list[int]] = []
     for problem, (left_out, thoughts) in zip(problems, replaced, strict=True):
         steps = [layout.step(text) for text in problem.steps[:left_out]]
-        parts = [step for step in steps for _ in range(per_step)] or [[token] for step in steps for token in step]
+        if per_step:
+            parts = [step for step in steps for _ in range(per_step)]
+        else:
+            parts = [[token] for step in steps for token in step]
         own = parts[:thoughts]
         rows += own + [[]] * (slots - len(own))
     longest = max(map(len, rows), default=0)
@@ -73,7 +78,9 @@ def step_texts(
             f"a step has {longest} tokens but config.data.answer_length is {length}: raise it, or set "
             "config.curriculum.guidance to its defaults."
         )
-    if padding is not None and longest <= padding.step_length:
+    if not per_step:
+        length = 1
+    elif padding is not None and longest <= padding.step_length:
         length = padding.step_length
     tokens, mask = pad_right(rows, length, layout.tokenizer.pad)
     shape = len(problems), slots, length
@@ -135,13 +142,38 @@ def replaced_steps(
         stage = int(rng.integers(0, len(steps) + 1))
     wanted = min(stage, config.max_latent_stage)
     left_out = len(steps) if stage > config.max_latent_stage else min(stage, len(steps))
-    if not has_thoughts(config.mode):
-        return left_out, 0
-    if not config.c_thought:
+    if config.c_thought:
+        thoughts = (wanted if config.pad_latent_to_max else min(wanted, len(steps))) * config.c_thought
+    else:
         fitting, thoughts = layout.token_thoughts(steps[:wanted], config.thought_slots)
-        return left_out if stage > config.max_latent_stage else fitting, thoughts
-    in_place = wanted if config.pad_latent_to_max else min(wanted, len(steps))
-    return left_out, in_place * config.c_thought
+        left_out = left_out if stage > config.max_latent_stage else fitting
+    return left_out, thoughts if has_thoughts(config.mode) else 0
+
+
+def unfitting_steps(problems: Sequence[Problem], config: CurriculumConfig, layout: Layout) -> str:
+    """What must be said of problems with more tokens in their steps than thoughts are allowed; "" if all fit.
+
+    Of many problems, as many as shapes are chosen from.
+    """
+    if config.c_thought or not has_thoughts(config.mode):
+        return ""
+    sample = _sample(problems)
+    threads = [problem.threads or (problem.steps,) for problem in sample]
+    needed = [max(sum(len(layout.step(step)) for step in steps) for steps in each) for each in threads]
+    longer = sum(number > config.thought_slots for number in needed)
+    if not longer:
+        return ""
+    return (
+        f"the steps of {longer} of {len(sample)} training problems have more tokens than config.curriculum.thought_slots "
+        f"{config.thought_slots}, at most {max(needed)}: their last steps stay written, and are missing where the answer "
+        "follows at once"
+    )
+
+
+def _sample(problems: Sequence[Problem]) -> list[Problem]:
+    """Evenly spaced problems."""
+    count = min(len(problems), _SAMPLED)
+    return [problems[place * len(problems) // count] for place in range(count)]
 
 
 @dataclass(frozen=True)
@@ -157,15 +189,11 @@ class Padding:
     step_length: int
 
 
-_SAMPLED = 1_024  # problems from which shapes are chosen
-
-
 def choose_padding(
     problems: Sequence[Problem], number: int, config: CurriculumConfig, layout: Layout, length: int
 ) -> Padding:
     """At most `number` shapes for the problems of all stages, from the lengths of evenly spaced ones."""
-    count = min(len(problems), _SAMPLED)
-    sample = [problems[place * len(problems) // count] for place in range(count)]
+    sample = _sample(problems)
     rng = np.random.default_rng(0)
     drawn = [
         (problem, replaced_steps(stage, problem.steps, config, layout, rng))
@@ -173,8 +201,10 @@ def choose_padding(
         for problem in sample
     ]
     lengths = [padded_lengths(problem, replaced, config, layout) for problem, replaced in drawn]
-    longest = max((len(layout.step(step)) for problem in sample for step in problem.steps), default=1)
     shapes = choose_shapes(lengths, number, (layout.prompt_length, length))
+    if not config.c_thought:
+        return Padding(shapes, 1)
+    longest = max((len(layout.step(step)) for problem in sample for step in problem.steps), default=1)
     return Padding(shapes, min(-(-longest // 8) * 8, length))
 
 

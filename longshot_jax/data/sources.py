@@ -337,7 +337,7 @@ class _Check:
     def _check_written(self, problem: Problem, config: CurriculumConfig) -> None:
         """Checks steps and answer at the stage that writes most steps, and the steps that guidance reads."""
         layout, limit = self.layout, self.run.data.answer_length
-        if config.guidance.reads_steps:
+        if config.guidance.reads_steps and config.c_thought:
             longest = max((len(layout.step(step)) for step in problem.steps), default=0)
             if longest > limit:
                 raise UserError(
@@ -346,7 +346,10 @@ class _Check:
                 )
 
         def written(steps: Sequence[str]) -> int:
-            shown = () if config.mode == "no_cot" else steps[config.always_replaced :]
+            gone = len(steps) if config.mode == "no_cot" else min(config.always_replaced, len(steps))
+            if not config.c_thought and config.always_replaced <= config.max_latent_stage:
+                gone = layout.token_thoughts(steps[:gone], config.thought_slots)[0]
+            shown = steps[gone:]
             return sum(len(layout.step(step)) for step in shown)
 
         answer = len(layout.answer(problem))

@@ -79,6 +79,11 @@ def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: i
         raise UserError("this model has no tokenizer, so it cannot read chains: put one into its folder.")
     if len(problems) < 2 or any(len(problem.steps) != k for problem in problems):
         raise UserError("the donor experiment needs two or more chains of equally many operations.")
+    if model.rule.per_step == 0 and any(len(layout.step(step)) > 1 for problem in problems for step in problem.steps):
+        raise UserError(
+            "the donor experiment compares the thought of each step, and this model has one for each token of a step "
+            "(config.curriculum.c_thought 0): give chains whose steps are one token."
+        )
     if k > model.max_thoughts:
         raise UserError(f"the chains have {k} operations, but the model at most {model.max_thoughts} thoughts.")
     operations = [operations_of(problem) for problem in problems]

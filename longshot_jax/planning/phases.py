@@ -165,7 +165,7 @@ def _supervised(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) ->
             loss_mask=place(answer, jnp.bool_),
             answer_starts=place((rows,), jnp.int32),
         )
-        steps = (rows, config.max_thoughts, data.answer_length)
+        steps = (rows, config.max_thoughts, data.answer_length if config.c_thought else 1)
         read = StepTexts(place(steps, jnp.int32), place(steps, jnp.bool_), place(steps[:2], jnp.bool_))
         batch = replace(
             batch,

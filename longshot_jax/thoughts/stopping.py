@@ -8,7 +8,7 @@ Shapes: B questions, N trajectories, T thoughts at most, D hidden size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -31,9 +31,10 @@ class ThoughtRule:
 
     Attributes:
       kind: `own`: the stop head decides between `min_thoughts` and `max_thoughts`. `steps`: the problem's number of
-        steps times `per_step`, at most `max_thoughts`, as in COCONUT's evaluation; `max_thoughts` for a problem without
-        written steps, whose number is unknown. `fixed`: always `max_thoughts`.
+        steps times `per_step`, at most `max_thoughts`, as in COCONUT's evaluation. `fixed`: always `max_thoughts`. A problem
+        without written steps has `max_thoughts` under `steps` too, unless the head was trained, which then decides.
       per_step: thoughts of a step; 0 is as many as the step has tokens, for the first `stage` steps as far as they fit.
+      stops: whether the stop head was trained.
     """
 
     kind: Literal["own", "steps", "fixed"]
@@ -41,6 +42,7 @@ class ThoughtRule:
     min_thoughts: int = 0
     per_step: int = 1
     stage: int = 0
+    stops: bool = False
 
     def bounds(
         self, problems: Sequence[Problem], layout: Layout, joined: int = 0
@@ -51,11 +53,12 @@ class ThoughtRule:
             count = len(problems)
             return np.full(count, fewest, np.int32), np.full(count, self.max_thoughts, np.int32)
         threads = [problem.threads if joined and problem.threads else (problem.steps,) for problem in problems]
-        thoughts = np.zeros((len(problems), max(joined, 1)), np.int32)
+        fewest, most = np.zeros((2, len(problems), max(joined, 1)), np.int32)
         for row, each in enumerate(threads):
-            thoughts[row, : len(each)] = [self._of(steps, layout) if steps else self.max_thoughts for steps in each]
-        thoughts = thoughts if joined else thoughts[:, 0]
-        return thoughts, thoughts
+            unknown = self.min_thoughts if self.stops else self.max_thoughts
+            fewest[row, : len(each)] = [self._of(steps, layout) if steps else unknown for steps in each]
+            most[row, : len(each)] = [self._of(steps, layout) if steps else self.max_thoughts for steps in each]
+        return (fewest, most) if joined else (fewest[:, 0], most[:, 0])
 
     def _of(self, steps: Sequence[str], layout: Layout) -> int:
         if self.per_step:
@@ -72,7 +75,9 @@ class ThoughtRule:
 def rule_after(run: RunConfig, phase: str) -> ThoughtRule:
     """Rule for a model that was trained by a phase to its end."""
     if phase == "ppo":
-        return ThoughtRule("own", run.ppo.max_thoughts, run.ppo.min_thoughts)
+        config = run.curriculum
+        own = ThoughtRule("own", run.ppo.max_thoughts, run.ppo.min_thoughts, stops=True)
+        return replace(own, per_step=config.c_thought, stage=config.max_latent_stage)
     config = run.supervised(phase)
     return rule_of_stage(config, config.max_latent_stage)
 
@@ -81,11 +86,11 @@ def rule_of_stage(config: CurriculumConfig, stage: int) -> ThoughtRule:
     """Rule at a stage of a supervised phase; the remaining steps are written."""
     if not has_thoughts(config.mode):
         return ThoughtRule("fixed", 0)
-    wanted = min(stage, config.max_latent_stage)
+    wanted, stops = min(stage, config.max_latent_stage), config.guidance.stop > 0
     if not config.c_thought:
-        return ThoughtRule("steps", config.thought_slots if wanted else 0, per_step=0, stage=wanted)
+        return ThoughtRule("steps", config.thought_slots if wanted else 0, per_step=0, stage=wanted, stops=stops)
     most = wanted * config.c_thought
-    return ThoughtRule("fixed" if config.pad_latent_to_max else "steps", most, per_step=config.c_thought)
+    return ThoughtRule("fixed" if config.pad_latent_to_max else "steps", most, per_step=config.c_thought, stops=stops)
 
 
 @struct.dataclass
