@@ -26,6 +26,7 @@ def get_config():
     config.data.equations = True
     config.data.answer_length = 48
     config.text.max_steps = 600
+    config.ppo.max_thoughts = 28  # where you add 'ppo' to the phases
 
     curriculum = config.curriculum
     curriculum.trainable = "navigator"

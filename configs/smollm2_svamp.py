@@ -26,6 +26,7 @@ def get_config():
     config.data.batch_shapes = 4
 
     config.text.epochs = 4
+    config.ppo.max_thoughts = 36
 
     curriculum = config.curriculum
     curriculum.thought_slots = 36  # all but two of the problems of both files

@@ -15,6 +15,7 @@ from huggingface_folders import CONFIG, LLAMA, LLAMA_SPECIALS, llama_files, writ
 from longshot_jax import LongShot
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.config import parse_config
+from longshot_jax.data.problems import load_problems
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.lora import is_adapter
 from longshot_jax.train import train
@@ -113,3 +114,21 @@ def test_recipe_of_three_phases_runs_them_all(name, backbone, problems, tmp_path
         "ppo": run.ppo.epochs * run.ppo.minibatches,
     }
     assert run.thoughts.normalised and LongShot.from_pretrained(tmp_path / "run").model.max_thoughts == run.max_thoughts
+
+
+def test_the_recipe_of_soft_tokens_leaves_the_backbone_to_its_text_phase(backbone, problems, tmp_path):
+    run = recipe("smollm2_soft_stories", backbone, problems, iterations=1)
+    text = train(replace(run, phases=("text",)), tmp_path / "text", io.StringIO())
+    assert text.phases["text"]["updates"] == 1
+    said = io.StringIO()
+    result = train(run, tmp_path / "run", said)
+    assert {phase: result.phases[phase]["updates"] for phase in run.phases} == {"text": 1, "curriculum": 1}
+    assert "thought_slots" not in said.getvalue()
+    before, after = (SavedReasoner.find(tmp_path / name, "latest").params() for name in ("text", "run"))
+    for ours, theirs in zip(jax.tree.leaves(before["backbone"]), jax.tree.leaves(after["backbone"]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert np.any(after["navigator"]["stop_weight"][...])
+    model, some = LongShot.from_pretrained(tmp_path / "run"), load_problems(str(problems))[:10]
+    results = model.evaluate(some, num_trajectories=0, controls=False, thoughts="steps")
+    assert results["thoughts"] == [len(model.model.layout.step(problem.steps[0])) for problem in some]
+    assert model.model.rule.stops
