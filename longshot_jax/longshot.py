@@ -124,8 +124,8 @@ class LongShot:
             trained it to.
           return_all_trajectories: return a `Generation` instead of the text of the answer.
           thoughts: number of thoughts, after which the answer follows at once. None: the stop head decides where
-            PPO or the curriculum trained it; after another curriculum, the largest number of its stage; after any, the remaining
-            steps are then written. None for a model that was not trained here.
+            PPO or the curriculum trained it; after another curriculum, the largest number of its stage. After a curriculum
+            the remaining steps are then written. A model that was not trained here has no thoughts.
           answer_length: largest number of tokens of an answer; None is that of training.
           seed: seed of the samples.
           fusion: `vote` (ties by value), `weighted` (vote weighted by value), `best` (largest value), `attend` (decodes
@@ -219,8 +219,8 @@ class LongShot:
         Args:
           num_trajectories: N of the sampled accuracy and of every fusion.
           thoughts: a number, `fixed` (the largest of training), `steps` (`c_thought` per step of the problem, or one per
-            token of the steps where that is 0), or `own` (the stop head decides), after which the answer follows at once. None is as in training: after PPO `own`,
-            after a supervised phase the thoughts of its stage with the remaining steps written, as evaluated there.
+            token of the steps where that is 0), or `own` (the stop head decides), after which the answer follows at once.
+            None is as in training: after PPO `own`, after a supervised phase the thoughts of its stage with the remaining steps written, as evaluated there.
           batch_size: questions per batch; does not affect the results.
           seed: seed of the samples.
           grade: gives 1 for a problem and the text of a right answer, and less for a wrong one.

@@ -98,8 +98,10 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         tokenizer = build_tokenizer(run, workdir, problems.train, folder, resumed=metadata is not None)
         layout = build_layout(run, tokenizer)
         problems = check_problems(run, layout, problems)
-        if "curriculum" in run.phases and (unfitting := unfitting_steps(problems.train, run.curriculum, layout)):
-            _note(f"warning: {unfitting}.", stream)
+        if "curriculum" in run.phases:
+            unfitting = unfitting_steps(problems.train, run.curriculum, layout, run.thoughts.join)
+            if unfitting:
+                _note(f"warning: {unfitting}.", stream)
         grade = own_grader(run.data.grader, problems.train)
         if "ppo" in run.phases:
             check_rewards(run, problems.train, lambda text: _note(text, stream))

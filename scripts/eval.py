@@ -48,8 +48,8 @@ def main() -> None:
         "--thoughts",
         type=whole_number(0, "own", "steps", "fixed"),
         metavar="own|steps|fixed|N",
-        help="by the stop head, as many as the steps have, training's largest, or N, and the answer at once; default: as trained, "
-        "in an unfinished curriculum with the remaining steps written",
+        help="by the stop head, as many as the steps have, training's largest, or N, and the answer at once; "
+        "default: as trained, in an unfinished curriculum with the remaining steps written",
     )
     parser.add_argument(
         "--which", type=whole_number(0, "best", "latest"), metavar="best|latest|STEP", help="default: best, else latest"

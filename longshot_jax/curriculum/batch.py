@@ -150,15 +150,15 @@ def replaced_steps(
     return left_out, thoughts if has_thoughts(config.mode) else 0
 
 
-def unfitting_steps(problems: Sequence[Problem], config: CurriculumConfig, layout: Layout) -> str:
+def unfitting_steps(problems: Sequence[Problem], config: CurriculumConfig, layout: Layout, joined: bool) -> str:
     """What must be said of problems with more tokens in their steps than thoughts are allowed; "" if all fit.
 
-    Of many problems, as many as shapes are chosen from.
+    Each thread of a problem counts for itself where answers are `joined`. Of many problems evenly spaced ones are looked at.
     """
     if config.c_thought or not has_thoughts(config.mode):
         return ""
     sample = _sample(problems)
-    threads = [problem.threads or (problem.steps,) for problem in sample]
+    threads = [(joined and problem.threads) or (problem.steps,) for problem in sample]
     needed = [max(sum(len(layout.step(step)) for step in steps) for steps in each) for each in threads]
     longer = sum(number > config.thought_slots for number in needed)
     if not longer:

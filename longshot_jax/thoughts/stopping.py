@@ -8,7 +8,7 @@ Shapes: B questions, N trajectories, T thoughts at most, D hidden size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -55,9 +55,9 @@ class ThoughtRule:
         threads = [problem.threads if joined and problem.threads else (problem.steps,) for problem in problems]
         fewest, most = np.zeros((2, len(problems), max(joined, 1)), np.int32)
         for row, each in enumerate(threads):
-            unknown = self.min_thoughts if self.stops else self.max_thoughts
-            fewest[row, : len(each)] = [self._of(steps, layout) if steps else unknown for steps in each]
             most[row, : len(each)] = [self._of(steps, layout) if steps else self.max_thoughts for steps in each]
+            decides = [self.stops and not steps for steps in each]
+            fewest[row, : len(each)] = np.where(decides, self.min_thoughts, most[row, : len(each)])
         return (fewest, most) if joined else (fewest[:, 0], most[:, 0])
 
     def _of(self, steps: Sequence[str], layout: Layout) -> int:
@@ -75,9 +75,8 @@ class ThoughtRule:
 def rule_after(run: RunConfig, phase: str) -> ThoughtRule:
     """Rule for a model that was trained by a phase to its end."""
     if phase == "ppo":
-        config = run.curriculum
-        own = ThoughtRule("own", run.ppo.max_thoughts, run.ppo.min_thoughts, stops=True)
-        return replace(own, per_step=config.c_thought, stage=config.max_latent_stage)
+        bounds, taught = (run.ppo.max_thoughts, run.ppo.min_thoughts), run.curriculum
+        return ThoughtRule("own", *bounds, per_step=taught.c_thought, stage=taught.max_latent_stage, stops=True)
     config = run.supervised(phase)
     return rule_of_stage(config, config.max_latent_stage)
 
