@@ -51,6 +51,7 @@ def small_reasoner(
     join: bool = False,
     lora: LoraConfig | None = None,
     noise: str = "fixed",
+    sampled_tokens: int = 1,
     **shape: int | float,
 ) -> Reasoner:
     """A random reasoner in which no weight of navigator and adapters is zero, so that every head matters.
@@ -58,7 +59,8 @@ def small_reasoner(
     `reads` is a key of READS: what its thoughts read of earlier actions.
     """
     config = LlamaConfig(**SMALL | shape)
-    others = {"max_trajectories": max_trajectories, "roles": roles, "join": join, "noise": noise}
+    others = {"max_trajectories": max_trajectories, "roles": roles, "join": join}
+    others |= {"noise": noise, "sampled_tokens": sampled_tokens}
     kind = NavigatorConfig(feedback, normalised, reasoning_dim, memory_top, **READS[reads], **others)
     abstract = nnx.eval_shape(
         lambda: Reasoner(Llama(config, nnx.Rngs(0), compute_dtype=dtype, lora=lora), kind, nnx.Rngs(0))

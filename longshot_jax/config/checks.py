@@ -6,6 +6,7 @@ from typing import Any
 from longshot_jax.config.bounds import MAX_INT
 from longshot_jax.config.curriculum import has_thoughts
 from longshot_jax.config.run import RunConfig
+from longshot_jax.config.trajectory_checks import coupling_faults, role_faults, trajectory_faults
 from longshot_jax.errors import UserError, shown
 
 
@@ -22,9 +23,10 @@ def check_combinations(run: RunConfig) -> None:
         _schedules,
         _kl,
         _thoughts,
-        _roles,
-        _trajectories,
-        _coupling,
+        _token_noise,
+        role_faults,
+        trajectory_faults,
+        coupling_faults,
     ):
         for message in faults(run):
             raise UserError(message)
@@ -282,118 +284,28 @@ def _thoughts(run: RunConfig) -> Iterator[str]:
         )
 
 
-def _roles(run: RunConfig) -> Iterator[str]:
-    """Trajectories with roles of their own, and the one answer that joins them."""
-    thoughts, ppo, curriculum = run.thoughts, run.ppo, run.curriculum
-    roles, number = thoughts.roles, ppo.num_trajectories
-    if "ppo" in run.phases and roles and (roles < number or (thoughts.join and roles != number)):
-        yield (
-            f"config.thoughts.roles {roles} has {'no room for' if roles < number else 'more roles than'} "
-            f"config.ppo.num_trajectories {number}: set both to the same number."
-        )
-    if not thoughts.join:
+def _token_noise(run: RunConfig) -> Iterator[str]:
+    """Thoughts that are drawn as tokens."""
+    thoughts, ppo = run.thoughts, run.ppo
+    if thoughts.noise != "tokens":
         return
-    if not roles:
-        yield "config.thoughts.join joins trajectories by their roles: set config.thoughts.roles to their number."
-    if run.data.train == "threads" and max(run.data.threads) > roles:
+    if thoughts.feedback != "vocabulary":
         yield (
-            f"config.data.threads {max(run.data.threads)} is more than config.thoughts.roles {roles}, and each thread "
-            "needs a trajectory: raise roles, or lower threads."
+            "config.thoughts.noise 'tokens' draws the tokens of which a thought is the mean, and thoughts of "
+            f"config.thoughts.feedback {thoughts.feedback!r} are made of none: take feedback 'vocabulary', or noise 'fixed'."
         )
-    if run.markers != "answer":
-        yield (
-            f"config.thoughts.join needs a marker that ends each trajectory's text, and config.markers {run.markers!r} "
-            "has none there: take 'answer'."
-        )
-    if ppo.ensemble or ppo.rewards.vote_correct:
-        key = "ensemble" if ppo.ensemble else "rewards.vote_correct"
-        yield (
-            f"config.thoughts.join decodes one answer from all trajectories, and config.ppo.{key} asks each for its own: "
-            "switch one of them off."
-        )
-    if thoughts.max_trajectories and not ppo.shared_reward:
-        yield "config.thoughts.max_trajectories with config.thoughts.join needs config.ppo.shared_reward: set it."
-    guidance = curriculum.guidance
-    for wanted, key in (
-        (guidance.distillation, "guidance.distillation"),
-        (guidance.jacobi, "guidance.jacobi"),
-        (curriculum.dropout, "dropout"),
+    for wanted, key, off in (
+        (thoughts.memory_top, "memory_top", "0"),
+        (thoughts.graph != "off", "graph", "'off'"),
+        (thoughts.cross_attention, "cross_attention", "False"),
     ):
         if wanted:
-            yield f"config.curriculum.{key} is not there for joined answers: set it to 0, or config.thoughts.join to False."
-
-
-def _trajectories(run: RunConfig) -> Iterator[str]:
-    """Settings that make the trajectories of a question depend on one another, and those that forbid it."""
-    ppo, thoughts, rewards = run.ppo, run.thoughts, run.ppo.rewards
-    most = thoughts.max_trajectories
-    if ppo.baseline != "critic":
-        needs = f"config.ppo.baseline {ppo.baseline!r}"
-        if ppo.num_trajectories < 2:
-            yield f"{needs} compares trajectories of one question: set num_trajectories above 1, or take the critic."
-        reads = "cross_attention" if thoughts.cross_attention else "graph 'all'"
-        dependent = [
-            (ppo.ensemble, "config.ppo.ensemble feeds them one thought"),
-            (thoughts.join, "config.thoughts.join gives them one answer"),
-            (thoughts.reads_others, f"config.thoughts.{reads} lets them read one another"),
-            (ppo.shared_reward, "config.ppo.shared_reward gives them one reward"),
-            (most > 0, "config.thoughts.max_trajectories chooses their number"),
-            (rewards.diversity != 0, "config.ppo.rewards.diversity compares them"),
-        ]
-        for wanted, why in dependent:
-            if wanted:
-                yield f"{needs} needs independent trajectories, and {why}: take the critic, or switch that off."
-    if most and (most != ppo.num_trajectories or most < 3):
-        yield (
-            f"config.thoughts.max_trajectories {most} is the largest number that the model may choose: set it and "
-            f"config.ppo.num_trajectories (now {ppo.num_trajectories}) to the same number of 3 or more, or it to 0."
-        )
-    if ppo.target_trajectories and not most:
-        yield (
-            "config.ppo.target_trajectories forces a number that the model does not choose: set "
-            "config.thoughts.max_trajectories."
-        )
-    fewest = thoughts.fewest_trajectories
-    if any(not fewest <= number <= most for number in ppo.target_trajectories):
-        yield (
-            f"config.ppo.target_trajectories {shown(ppo.target_trajectories)} must lie between {fewest} and "
-            f"config.thoughts.max_trajectories {most}."
-        )
-    if most and ppo.loss_mean == "sequence":
-        yield (
-            "config.ppo.loss_mean 'sequence' cannot weigh a question's number of trajectories, an action of no single "
-            "trajectory: take 'token', or set config.thoughts.max_trajectories to 0."
-        )
-    if ppo.kl_in == "reward" and (most or ppo.shared_reward):
-        key = "config.thoughts.max_trajectories" if most else "config.ppo.shared_reward"
-        yield f"config.ppo.kl_in 'reward' charges each trajectory for itself, which {key} does not allow: take 'loss'."
-    if rewards.vote_correct and not ppo.shared_reward:
-        yield (
-            "config.ppo.rewards.vote_correct rewards the whole question: set config.ppo.shared_reward, which gives it "
-            "to every trajectory."
-        )
-    if rewards.diversity and ppo.gradient != "score":
-        yield (
-            f"config.ppo.rewards.diversity is earned by thoughts, which are not scored actions under gradient "
-            f"{ppo.gradient!r}: take 'score', or config.ppo.coupling, which needs no reward."
-        )
-
-
-def _coupling(run: RunConfig) -> Iterator[str]:
-    ppo = run.ppo
-    if ppo.coupling == "independent" or not ppo.scores_thoughts:
-        return
-    reasons = [
-        (ppo.baseline != "critic", f"config.ppo.baseline {ppo.baseline!r}"),
-        (run.thoughts.reads_others, "config.thoughts.cross_attention or graph 'all'"),
-        (ppo.ensemble, "config.ppo.ensemble"),
-        (ppo.shared_reward, "config.ppo.shared_reward"),
-        (ppo.rewards.diversity != 0, "config.ppo.rewards.diversity"),
-    ]
-    for wanted, key in reasons:
-        if wanted:
             yield (
-                f"config.ppo.coupling {ppo.coupling!r} with gradient {ppo.gradient!r} is biased if a "
-                f"trajectory's reward or baseline depends on others, as with {key}: take gradient 'pathwise', or "
-                "'independent' noise."
+                f"config.thoughts.noise 'tokens' makes thoughts of tokens alone, and config.thoughts.{key} adds what they "
+                f"read: set {key} to {off}, or noise to 'fixed'."
             )
+    if "ppo" in run.phases and ppo.gradient in ("pathwise", "mixture"):
+        yield (
+            f"config.ppo.gradient {ppo.gradient!r} flows through the noise of thoughts, and none flows through the drawn "
+            "tokens of config.thoughts.noise 'tokens': take gradient 'score', or noise 'fixed'."
+        )

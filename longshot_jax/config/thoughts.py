@@ -44,9 +44,13 @@ class NavigatorConfig:
     """Heads of graph memory and cross-trajectory attention; they divide `reasoning_dim`."""
     max_trajectories: Annotated[int, NON_NEGATIVE] = 0
     """Let the model choose 2 (with `join` 1) to this number of trajectories per question; 0: no choice."""
-    noise: Literal["fixed", "learned"] = "fixed"
-    """Standard deviation of a thought's noise: the same for all (`fixed`), or times a factor, 1 at the start, that is
-    `learned` as a function of the hidden state. Without noise (`ppo.thought_std` 0, greedy) both are the same."""
+    noise: Literal["fixed", "learned", "tokens"] = "fixed"
+    """Noise of a sampled thought: Gaussian with the same standard deviation for all (`fixed`), or times a factor, 1 at
+    the start, that is `learned` as a function of the hidden state; or, for `vocabulary`, the mean embedding of
+    `sampled_tokens` `tokens` drawn from the next token's distribution at `ppo.token_temperature`, if `ppo.thought_std` is above 0.
+    Without noise (`ppo.thought_std` 0, greedy) all are the same."""
+    sampled_tokens: Annotated[int, COUNT] = 1
+    """K: tokens of a sampled thought with `noise` `tokens`."""
     roles: Annotated[int, NON_NEGATIVE] = 0
     """Learned embeddings, one a trajectory, each read at a position of its own before the trajectory's thoughts, so that
     the trajectories of a question differ without noise. 0: none."""

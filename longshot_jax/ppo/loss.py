@@ -281,16 +281,20 @@ def _with_counts(sums: PolicySums, scores: Scores, part: Experience, config: PPO
 
 
 def _kl(scores: Scores, reference: Scores, rollout: Rollout, config: PPOConfig) -> Float[Array, "B N"]:
-    """KL to the reference, summed over a trajectory's actions: estimated for stops and tokens, exact for thoughts."""
+    """KL to the reference, summed over a trajectory's actions: estimated, but exact for thoughts with Gaussian noise."""
     estimator = config.kl_estimator
     stops = kl_estimate(scores.thoughts.stop, reference.thoughts.stop, estimator)
     tokens = kl_estimate(scores.tokens.log_probs, reference.tokens.log_probs, estimator)
     total = jnp.sum(stops, -1, where=rollout.is_action) + jnp.sum(tokens, -1, where=rollout.token_mask)
     if config.scores_thoughts:
-        ours, theirs = (
-            (of.means, jnp.where(rollout.thought_std > 0, of.stds, 1.0)) for of in (scores.thoughts, reference.thoughts)
-        )
-        thoughts = gaussian_kl(*ours, *theirs, config.log_prob_scaling)
+        if rollout.thought_tokens is not None:
+            thoughts = kl_estimate(scores.thoughts.thought, reference.thoughts.thought, estimator)
+        else:
+            ours, theirs = (
+                (of.means, jnp.where(rollout.thought_std > 0, of.stds, 1.0))
+                for of in (scores.thoughts, reference.thoughts)
+            )
+            thoughts = gaussian_kl(*ours, *theirs, config.log_prob_scaling)
         total += jnp.sum(thoughts, -1, where=scored_thoughts(rollout, config))
     return total
 

@@ -24,7 +24,8 @@ def _at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _reduce_dimensions(per_dimension: Float[Array, "*batch X"], scaling: str) -> Float[Array, "*batch"]:
+def reduce_dimensions(per_dimension: Float[Array, "*batch X"], scaling: str) -> Float[Array, "*batch"]:
+    """Log-prob of a thought from those of its dimensions, or of its tokens, by `scaling` as above."""
     total = jnp.sum(per_dimension, axis=-1)
     size = per_dimension.shape[-1]
     if scaling == "summed":
@@ -42,7 +43,7 @@ def gaussian_log_prob(
     """Log-prob of a thought under Normal(mean, std² I), in nats, reduced by `scaling`; undefined for std 0."""
     std = _at_least_float32(jnp.asarray(std))[..., None]
     noise = (_at_least_float32(action) - _at_least_float32(mean)) / std
-    return _reduce_dimensions(-0.5 * jnp.square(noise) - jnp.log(std) - 0.5 * math.log(2 * math.pi), scaling)
+    return reduce_dimensions(-0.5 * jnp.square(noise) - jnp.log(std) - 0.5 * math.log(2 * math.pi), scaling)
 
 
 def gaussian_kl(
@@ -58,7 +59,7 @@ def gaussian_kl(
     # expm1 keeps the precision of nearly equal stds, and equal ones add exactly nothing.
     log_ratio = jnp.log(std / reference_std)
     of_stds = 0.5 * jnp.expm1(2 * log_ratio) - log_ratio
-    return _reduce_dimensions(0.5 * jnp.square(distance) + of_stds, scaling)
+    return reduce_dimensions(0.5 * jnp.square(distance) + of_stds, scaling)
 
 
 def bernoulli_log_prob(logit: Float[Array, "*batch"], decision: Bool[Array, "*batch"]) -> Float[Array, "*batch"]:

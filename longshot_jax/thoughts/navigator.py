@@ -190,7 +190,7 @@ class Navigator(nnx.Module):
         self, hidden: Float[Array, "*batch D"], thought_std: Float[Array, ""] | float
     ) -> Float[Array, "*batch"]:
         """Standard deviation of the thought's Gaussian, `thought_std` times the learned factor; 0 where that is 0."""
-        if self.config.noise == "fixed":
+        if self.config.noise != "learned":
             return jnp.broadcast_to(thought_std, hidden.shape[:-1])
         logit = hidden.astype(jnp.float32) @ self.noise_weight[...] + self.noise_bias[...][0]
         return thought_std * jnp.exp(MAX_LOG_FACTOR * jnp.tanh(logit))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from longshot_jax.config import RunConfig
 from longshot_jax.config.model import MeshConfig
@@ -21,6 +21,7 @@ from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.lora import check_rank, is_adapter
 from longshot_jax.model.sharding import shardings, traced_platform
 from longshot_jax.thoughts.navigator import Navigator
+from longshot_jax.thoughts.sampled_tokens import draw_tokens, mean_embedding
 
 # Parts of a reasoner's state that `nnx.merge(graphdef, *params)` joins, such as (trainable, frozen).
 Params = tuple[nnx.State[Any, Any], ...]
@@ -38,6 +39,24 @@ class Reasoner(nnx.Module):
         if self.navigator.config.feedback != "vocabulary":
             return hidden
         return self.backbone.expected_embedding(hidden)
+
+    def drawn_source(
+        self,
+        hidden: Float[Array, "*batch D"],
+        noise: Float[Array, "*batch K"],
+        temperature: Float[Array, ""],
+        noisy: Bool[Array, ""],
+    ) -> tuple[Float[Array, "*batch 1 D"], Int[Array, "*batch K"]]:
+        """As `thought_source`, of one position, from K tokens drawn with the given noise if `noisy`; and the tokens."""
+
+        def draw(hidden: Array) -> tuple[Array, Array]:
+            tokens = draw_tokens(self.backbone.logits(hidden) / temperature, noise)
+            return mean_embedding(self.backbone, tokens)[..., None, :], tokens
+
+        def expect(hidden: Array) -> tuple[Array, Array]:
+            return self.thought_source(hidden[..., None, :]), jnp.zeros(noise.shape, jnp.int32)
+
+        return jax.lax.cond(noisy, draw, expect, hidden)
 
     @property
     def action_size(self) -> int:

@@ -21,6 +21,7 @@ from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.roles import begin_trajectories, role_embeddings
 from longshot_jax.thoughts.rollout import Rollout, Scores, score_thoughts
+from longshot_jax.thoughts.sampled_tokens import mean_embedding
 from longshot_jax.thoughts.stopping import StopRule, score_count
 from longshot_jax.thoughts.think import Replay, encode, encode_and_extend, mean_of_trajectories, think, think_given
 
@@ -82,7 +83,7 @@ def rescore(
         else:
             active = True if rollout.active is None else rollout.active
             rule = StopRule(rollout.num_thoughts, rollout.num_thoughts, rollout.stop_temperature, active=active)
-            actions = jax.lax.stop_gradient(rollout.actions) if method == "actions" else None
+            actions = _actions(reasoner, rollout) if method == "actions" else None
             replay = Replay(actions, rollout.node_values, rollout.bank_slots, action_gradient)
             thoughts = think(
                 reasoner, prompt, memory, rule, rollout.noise, rollout.thought_std, ensemble=ensemble, replay=replay
@@ -101,6 +102,16 @@ def rescore(
     return Scores(score_thoughts(reasoner, rollout, hidden, means, scaling), tokens, count)
 
 
+def _actions(reasoner, rollout):
+    """Float [B, N, T, X]: the recorded actions; of thoughts drawn as tokens, from the current embeddings of the tokens."""
+    recorded = jax.lax.stop_gradient(rollout.actions)
+    if rollout.thought_tokens is None:
+        return recorded
+    steps = jnp.arange(rollout.thought_mask.shape[-1])
+    drawn = reasoner.navigator.action_mean(mean_embedding(reasoner.backbone, rollout.thought_tokens), None, None, steps)
+    return jnp.where(rollout.thought_std > 0, drawn, recorded)
+
+
 def _embeddings(reasoner, rollout, ensemble, constant_thoughts):
     """Float [B, N, T, D]: the recorded thoughts, decoded to embeddings under the current parameters."""
     # A residual thought adds the hidden state that made it, which a parallel pass does not have; the recorded embedding
@@ -108,7 +119,7 @@ def _embeddings(reasoner, rollout, ensemble, constant_thoughts):
     if reasoner.navigator.config.feedback == "navigator_residual":
         embeddings = rollout.embeddings
     else:
-        fed = rollout.actions
+        fed = _actions(reasoner, rollout)
         if ensemble:
             shared = jax.vmap(mean_of_trajectories, in_axes=2, out_axes=1)(fed, rollout.thought_mask)
             fed = jnp.broadcast_to(shared[:, None], fed.shape)
@@ -118,6 +129,8 @@ def _embeddings(reasoner, rollout, ensemble, constant_thoughts):
 
 def _means(reasoner, rollout, hidden, memory, constant):
     """Float [B, N, T, X]: means of all thoughts from the states before them, [B, N, T + 1, D]."""
+    if rollout.thought_tokens is not None:  # their log-probs are those of the tokens
+        return rollout.actions
     if constant:  # the `none` control does not score thoughts
         hidden = jax.lax.stop_gradient(hidden)
     # All steps are read at once; each reads the recorded actions of the steps before it.

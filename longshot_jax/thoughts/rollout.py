@@ -20,6 +20,7 @@ from longshot_jax.thoughts.noise import coupled
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.roles import begin_trajectories
+from longshot_jax.thoughts.sampled_tokens import TokenDraws, sampled_log_prob
 from longshot_jax.thoughts.stopping import (
     CountScores,
     Lengths,
@@ -77,7 +78,10 @@ class RolloutShape:
 
 @struct.dataclass
 class Temperatures:
-    """Exploration of a rollout, Float []: `thought_std` in units of the action; `stop` and `token` divide logits."""
+    """Exploration of a rollout, Float []: `thought_std` in units of the action; `stop` and `token` divide logits.
+
+    Thoughts that are drawn as tokens have noise where `thought_std` is above 0, whatever its value.
+    """
 
     thought_std: Array
     stop: Array
@@ -104,6 +108,8 @@ class Rollout:
       bank_slots: Int [B, N, T, K], slots of the memory bank that each thought read, -1 for none; None without a bank.
       num_trajectories: Int [B]; count_is_action: Bool [B], whether that number was an action; active: Bool [B, N], the
         trajectories that exist. None where every question has all N.
+      thought_tokens: Int [B, N, T, K], of which each thought is the mean embedding, drawn at `token_temperature`; None for
+        thoughts with Gaussian noise.
     """
 
     prompt: Array
@@ -126,6 +132,7 @@ class Rollout:
     num_trajectories: Array | None = None
     count_is_action: Array | None = None
     active: Array | None = None
+    thought_tokens: Array | None = None
 
 
 @struct.dataclass
@@ -136,8 +143,8 @@ class ThoughtScores:
       stop, stop_entropy: Float [B, N, T + 1], log-probs and entropies of stop decisions, in nats.
       stop_logits: Float [B, N, T + 1], divided by the stop temperature.
       thought: Float [B, N, T], log-probs of thoughts; zeros where thought_std is 0.
-      means: Float [B, N, T, X], means of the thoughts' Gaussians.
-      stds: Float [B, N, T], their standard deviations; zeros where thought_std is 0.
+      means: Float [B, N, T, X], means of the thoughts' Gaussians; of thoughts drawn as tokens the thoughts themselves.
+      stds: Float [B, N, T], their standard deviations; zeros where thought_std is 0. No part of thoughts drawn as tokens.
       values: Float [B, N, T + 1], expected return at h_0 ... h_T; zero after the stop.
     """
 
@@ -187,7 +194,11 @@ def score_thoughts(
     stop_logits = navigator.stop_logit(hidden) / rollout.stop_temperature
     noisy = rollout.thought_std > 0
     stds = navigator.noise_std(hidden[:, :, :-1], rollout.thought_std)
-    thought = gaussian_log_prob(jax.lax.stop_gradient(rollout.actions), means, jnp.where(noisy, stds, 1.0), scaling)
+    if rollout.thought_tokens is None:
+        thought = gaussian_log_prob(jax.lax.stop_gradient(rollout.actions), means, jnp.where(noisy, stds, 1.0), scaling)
+    else:
+        drawn = rollout.thought_tokens, rollout.token_temperature
+        thought = sampled_log_prob(reasoner.backbone, hidden[:, :, :-1], *drawn, scaling)
     reached = reached_positions(rollout)
     return ThoughtScores(
         stop=jnp.where(rollout.is_action, bernoulli_log_prob(stop_logits, rollout.stops), 0.0),
@@ -223,17 +234,23 @@ def sample_rollout(
       greedy: no sampling: thoughts are their means; stops, tokens and counts are the most probable ones.
     """
     encoded = encode(reasoner, prompt, prompt_mask)
+    kind = reasoner.navigator.config
+    as_tokens = kind.noise == "tokens" and not greedy
 
     def draws(key):
         noise_key, stop_key, token_key = jax.random.split(key, 3)
-        noise = jax.random.normal(noise_key, (shape.max_thoughts, reasoner.action_size))
+        size = kind.sampled_tokens if as_tokens else reasoner.action_size
+        noise = jax.random.normal(noise_key, (shape.max_thoughts, size))
         return noise, jax.random.uniform(stop_key, (shape.max_thoughts + 1,)), token_key
 
     trajectory_keys = jax.vmap(
         lambda key: jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(shape.num_trajectories))
     )(keys)
     noise, uniforms, token_keys = jax.vmap(jax.vmap(draws))(trajectory_keys)
-    noise = coupled(noise, shape.coupling)
+    noise, token_draws = coupled(noise, shape.coupling), None
+    if as_tokens:
+        token_draws = TokenDraws(noise, temperatures.token)
+        noise = jnp.zeros((*noise.shape[:-1], reasoner.action_size))
     count = count_is_action = active = None
     if shape.adaptive:
         # No trajectory has this index.
@@ -252,10 +269,12 @@ def sample_rollout(
         None if greedy else uniforms,
         True if active is None else active,
     )
-    thoughts = think(reasoner, encoded, memory, rule, noise, temperatures.thought_std, ensemble=shape.ensemble)
+    thoughts = think(
+        reasoner, encoded, memory, rule, noise, temperatures.thought_std, ensemble=shape.ensemble, draws=token_draws
+    )
     static = shape.opening, shape.end_tokens, shape.answer_length
     decoding = reasoner, encoded, thoughts, *static, temperatures.token, None if greedy else token_keys
-    if reasoner.navigator.config.join:
+    if kind.join:
         answers = decode_jointly(*decoding, text_end=shape.text_end, active=active)
     else:
         answers = decode_answers(*decoding, active)
@@ -280,6 +299,7 @@ def sample_rollout(
         num_trajectories=count,
         count_is_action=count_is_action,
         active=active,
+        thought_tokens=thoughts.tokens,
     )
     # The scores come from the cached passes that sampled, so that rescoring can be tested against them.
     recorded = score_thoughts(reasoner, rollout, thoughts.hidden, thoughts.means, shape.scaling)

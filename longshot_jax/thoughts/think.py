@@ -19,6 +19,7 @@ from longshot_jax.model.sharding import constrain_cache
 from longshot_jax.thoughts.reads.history import History, empty_history
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Reasoner
+from longshot_jax.thoughts.sampled_tokens import TokenDraws
 from longshot_jax.thoughts.stopping import StopRule
 
 
@@ -115,6 +116,7 @@ class Thoughts:
         the action; None where thoughts read no history.
       bank_slots: Int [B, N, T, K], slots of the memory bank that each thought read, -1 for none; None where thoughts
         read no bank.
+      tokens: Int [B, N, T, K], of which each thought is the mean embedding; None where thoughts are not drawn as tokens.
     """
 
     actions: Array
@@ -129,6 +131,7 @@ class Thoughts:
     num_thoughts: Array
     node_values: Array | None = None
     bank_slots: Array | None = None
+    tokens: Array | None = None
 
     @property
     def last_hidden(self) -> Array:
@@ -230,6 +233,7 @@ def think(
     replay: Replay | None = None,
     teaching: Teaching | None = None,
     summary: Float[Array, "B N D"] | None = None,
+    draws: TokenDraws | None = None,
 ) -> Thoughts:
     """Runs N trajectories of up to T thoughts per question (COCONUT, arXiv:2412.06769, where thought_std is 0).
 
@@ -242,6 +246,7 @@ def think(
       replay: a recorded rollout to repeat.
       teaching: changes that a curriculum makes to the thoughts fed back.
       summary: of question and answer; actions are sampled from the posterior given it, `means` are the prior's.
+      draws: where thought_std is above 0, thoughts are the means of drawn tokens, and their `means` are themselves.
     """
     navigator, backbone = reasoner.navigator, reasoner.backbone
     batch, trajectories, slots, size = noise.shape
@@ -250,7 +255,8 @@ def think(
     if not slots:  # nothing to scan over, and a cache without slots cannot be traced
         nothing = jnp.zeros((*shape, 0, prompt.hidden.shape[-1]), prompt.hidden.dtype)
         thoughts = think_given(reasoner, prompt, nothing, jnp.zeros(shape, jnp.int32))
-        return replace(thoughts, actions=noise, means=noise)  # as empty, of the size of an action
+        tokens = None if draws is None else jnp.zeros(draws.noise.shape, jnp.int32)
+        return replace(thoughts, actions=noise, means=noise, tokens=tokens)  # as empty, of the size of an action
     rule = replace(
         stop_rule,
         min_thoughts=jnp.broadcast_to(stop_rule.min_thoughts, shape),
@@ -260,12 +266,11 @@ def think(
     def ends(stops, running):
         return jnp.broadcast_to(majority(stops, running)[:, None], shape) if ensemble else stops
 
-    def act(hidden, history, index, noise, given, slots):
+    def act(hidden, source, history, index, noise, given, slots):
         """The thought's mean, its action, and the slots of the bank that it read."""
         with jax.named_scope("navigator"):
-            source, step = reasoner.thought_source(hidden[:, :, None]), index[None]
-            read = navigator.bank_slots(source, memory, step) if slots is None else slots[:, :, None]
-            mean = navigator.action_mean(source, memory, history, step, read)[:, :, 0]
+            read = navigator.bank_slots(source, memory, index[None]) if slots is None else slots[:, :, None]
+            mean = navigator.action_mean(source, memory, history, index[None], read)[:, :, 0]
             read = None if read is None else read[:, :, 0]
             if given is not None and not replay.action_gradient:
                 return mean, given, read
@@ -291,10 +296,13 @@ def think(
 
     def step(carry, inputs):
         hidden, running, cache, history = carry
-        index, step_noise, uniforms, given, step_value, slots, taught = inputs
+        index, step_noise, token_noise, uniforms, given, step_value, slots, taught = inputs
         logit, stops, is_action = rule.decide(navigator, hidden, index, running, uniforms)
         goes_on = running & ~ends(stops, running)
-        mean, action, read = act(hidden, history, index, step_noise, given, slots)
+        source, tokens = reasoner.thought_source(hidden[:, :, None]), None
+        if draws is not None:
+            source, tokens = reasoner.drawn_source(hidden, token_noise, draws.temperature, thought_std > 0)
+        mean, action, read = act(hidden, source, history, index, step_noise, given, slots)
         thought = embedding(action, goes_on, hidden, taught)
         with jax.named_scope("thought"):
             after, cache = feed_back(reasoner, thought, index, goes_on, prompt, cache)
@@ -303,7 +311,7 @@ def think(
                 step_value = jax.lax.stop_gradient(navigator.value(hidden))
             history = history.with_step(index, action, step_value, goes_on)
         after = jnp.where(goes_on[..., None], after, hidden)
-        return (after, goes_on, cache, history), (hidden, logit, stops, is_action, mean, action, thought, read)
+        return (after, goes_on, cache, history), (hidden, logit, stops, is_action, mean, action, thought, read, tokens)
 
     def steps_first(tree):
         return jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), tree)
@@ -320,6 +328,7 @@ def think(
     inputs = (
         jnp.arange(slots),
         steps_first(noise),
+        None if draws is None else steps_first(draws.noise),
         None if uniforms is None else steps_first(uniforms)[:-1],
         steps_first(replay.actions),
         steps_first(replay.node_values),
@@ -334,7 +343,7 @@ def think(
     hiddens, logits, stops, is_action = (
         jnp.moveaxis(jnp.concatenate([many, one[None]]), 0, 2) for many, one in zip(records[:4], last, strict=True)
     )
-    means, actions, embeddings, bank_slots = jax.tree.map(lambda record: jnp.moveaxis(record, 0, 2), records[4:])
+    means, actions, embeddings, read, tokens = jax.tree.map(lambda record: jnp.moveaxis(record, 0, 2), records[4:])
     return Thoughts(
         actions=actions,
         means=means,
@@ -347,7 +356,8 @@ def think(
         context=context,
         num_thoughts=jnp.sum(context.mask, axis=-1),
         node_values=history.values if isinstance(history, History) else None,
-        bank_slots=bank_slots,
+        bank_slots=read,
+        tokens=tokens,
     )
 
 

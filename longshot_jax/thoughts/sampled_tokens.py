@@ -1,0 +1,80 @@
+"""Soft tokens with exploration: a sampled thought is the mean embedding of K tokens drawn from the next token's distribution.
+
+`thoughts.noise = "tokens"` (Multiplex Thinking: Tang et al. 2026, arXiv:2601.08808). The K tokens are the action. Each is drawn
+independently, so the log-prob of a thought is the sum of those of its tokens, and exact; the thought is a function of the
+tokens and of the embedding table. With K = 1 a sampled thought is a sampled token, as in text; the mean over all draws
+is the noise-free thought, the expected embedding.
+
+Shapes: B questions, N trajectories, T thoughts, K tokens of a thought, V vocabulary, D hidden size.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from longshot_jax.model.chunked_logits import chunks_of, token_statistics
+from longshot_jax.model.llama import Llama
+from longshot_jax.thoughts.densities import reduce_dimensions
+
+# The largest fraction of the total probability at which a token is drawn: below 1 in float32, also after the product
+# with a total that rounding has moved from 1.
+_LARGEST_FRACTION = 1 - 2**-22
+
+
+@struct.dataclass
+class TokenDraws:
+    """What the tokens of thoughts are drawn with.
+
+    Attributes:
+      noise: Float [B, N, T, K], standard normal, one number a token.
+      temperature: Float [], divides the logits.
+    """
+
+    noise: Array
+    temperature: Array
+
+
+def draw_tokens(logits: Float[Array, "*batch V"], noise: Float[Array, "*batch K"]) -> Int[Array, "*batch K"]:
+    """Tokens from softmax(logits), by the inverse of the cumulative distribution at the quantiles of standard normal noise.
+
+    So the noise of trajectories may be coupled, and the same noise draws the same tokens again.
+    """
+    cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
+    quantiles = jnp.minimum(jax.scipy.special.ndtr(noise), _LARGEST_FRACTION) * cumulative[..., -1:]
+
+    def search(cumulative: Array, quantiles: Array) -> Array:
+        return jnp.searchsorted(cumulative, quantiles, side="right")
+
+    rows, size = cumulative.reshape(-1, cumulative.shape[-1]), noise.shape[-1]
+    return jax.vmap(search)(rows, quantiles.reshape(-1, size)).reshape(noise.shape).astype(jnp.int32)
+
+
+def mean_embedding(backbone: Llama, tokens: Int[Array, "*batch K"]) -> Float[Array, "*batch D"]:
+    """Mean of the tokens' input embeddings, in at least float32."""
+    embeddings = backbone.embed(tokens)
+    return jnp.mean(embeddings, axis=-2, dtype=jnp.promote_types(embeddings.dtype, jnp.float32))
+
+
+def sampled_log_prob(
+    backbone: Llama,
+    hidden: Float[Array, "*batch D"],
+    tokens: Int[Array, "*batch K"],
+    temperature: Float[Array, ""],
+    scaling: str,
+) -> Float[Array, "*batch"]:
+    """Log-prob of a thought's tokens, in nats, from the hidden states that made it; reduced over K by `scaling`.
+
+    Large logits are computed in vocabulary chunks, once for all K tokens.
+    """
+    chunks = chunks_of(tokens[..., 0].size, backbone.config.vocab_size)
+    if chunks == 1:
+        log_probs = jax.nn.log_softmax(backbone.logits(hidden) / temperature)
+        return reduce_dimensions(jnp.take_along_axis(log_probs, tokens, axis=-1), scaling)
+    rows, table, first = hidden.reshape(-1, hidden.shape[-1]), backbone.output_table, tokens[..., 0]
+    found = token_statistics(rows, table, first.reshape(-1), temperature, chunks).log_probs.reshape(first.shape)
+    # The tokens of a thought share the normaliser: their log-probs differ as their logits do.
+    heads = table[tokens].astype(hidden.dtype)
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    logits = jnp.einsum("...d,...kd->...k", hidden, heads, preferred_element_type=wide) / temperature
+    return reduce_dimensions(found[..., None] + logits - logits[..., :1], scaling)
