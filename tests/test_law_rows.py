@@ -64,6 +64,7 @@ def same(found, expected):
         pytest.param(("navigator_residual", False, 3, False), marks=pytest.mark.slow),
         pytest.param(("vocabulary", False, 0, False), marks=pytest.mark.slow),
         pytest.param(("hidden", True, 0, False, "learned"), marks=pytest.mark.slow),
+        pytest.param(("vocabulary", True, 0, False, "tokens"), marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -269,8 +269,10 @@ class PPOLoop:
         # Of a joined answer every row holds the same tokens.
         answers = int(lengths[:, 0].sum() if self.context.run.thoughts.joined else lengths[active].sum())
         thoughts, config = int(num_thoughts[active].sum()), self.config
-        soft = thoughts if self.context.run.thoughts.feedback == "vocabulary" else 0
-        forward = self.flops.forward(prompt_tokens + thoughts + answers, answers + 2 * soft)
+        kind = self.context.run.thoughts
+        # A mean over the vocabulary costs as much as the logits that weigh it; drawn tokens need the logits alone.
+        tables = 0 if kind.feedback != "vocabulary" else 1 if kind.noise == "tokens" else 2
+        forward = self.flops.forward(prompt_tokens + thoughts + answers, answers + tables * thoughts)
         rates = {"speed/tokens_per_second": answers / seconds, "speed/thoughts_per_second": thoughts / seconds}
         if self.flops.peak:
             rates["speed/flops_utilisation"] = forward * (1 + self.flops.passes * config.epochs) / self.flops.peak
