@@ -23,13 +23,8 @@ def get_config():
     config.model.source = "meta-llama/Llama-3.2-1B-Instruct"  # or any local directory
     config.model.remat = True
 
-    config.text.micro_batch_size = 32
     config.text.optimizer.learning_rate = 2e-5
-    config.curriculum.micro_batch_size = 32
-    config.curriculum.optimizer.learning_rate = 2e-5  # divergence between stages is what others report
-    config.curriculum.optimizer.navigator_learning_rate = 1e-4
     config.ppo.questions = 32
-    config.ppo.micro_batches = 4
-    config.ppo.optimizer.learning_rate = 5e-6
+    config.ppo.optimizer.learning_rate = 2e-6
     config.evaluation.batch_size = 125
     return config

@@ -26,7 +26,7 @@ def get_config():
         "model"  # a layer at a time, weights would be gathered at every thought and in every micro-batch
     )
     config.model.weight_dtype = "float32"
-    for phase, rate in ((config.text, 1e-5), (config.curriculum, 1e-5), (config.ppo, 2e-6)):
+    for phase, rate in ((config.text, 1e-5), (config.ppo, 1e-6)):
         phase.trainable = "all"
         phase.optimizer.learning_rate = rate
     for phase in (config.text, config.curriculum):

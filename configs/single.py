@@ -28,21 +28,18 @@ def get_config():
     config.data.test = "openai/gsm8k:main:test"
     config.data.answer_length = 320  # written steps in prose
 
-    for phase in (config.text, config.curriculum, config.ppo):
-        phase.trainable = "lora"
-        phase.optimizer.learning_rate = 1e-4  # of adapters, ten times that of all weights
+    config.text.trainable = config.ppo.trainable = "lora"
+    config.text.optimizer.learning_rate = 1e-4  # of adapters, ten times that of all weights
     config.text.batch_size = 32
     config.text.micro_batch_size = 4
     curriculum = config.curriculum
     curriculum.batch_size = 32
-    curriculum.micro_batch_size = 2
-    curriculum.epochs_per_stage = 3
-    curriculum.question_hidden_updates = 1200
-    curriculum.guidance.explanation = 0.0  # a decoder pass of every thought for steps of a sentence does not fit
-    curriculum.guidance.distillation = 1.0  # the state before the answer learns from written steps instead
+    curriculum.thought_slots = 192  # tokens; the steps of a few problems are longer, and the last of them stay written
+    config.ppo.max_thoughts = 192
+    config.ppo.answer_length = 64
     config.ppo.num_trajectories = 4
     config.ppo.micro_batches = 16
-    config.ppo.optimizer.learning_rate = 5e-5
+    config.ppo.optimizer.learning_rate = 2e-5
     config.evaluation.questions = 128
     config.evaluation.batch_size = 32
     return config

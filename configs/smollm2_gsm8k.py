@@ -1,13 +1,17 @@
-"""SmolLM2-135M-Instruct on GSM8K in its equation form, on one GPU: COCONUT's schedule after text, then PPO.
+"""SmolLM2-135M-Instruct on GSM8K in its equation form, on one GPU: text, soft tokens, then PPO.
 
-What it is for: the recipe of `smollm2_stories.py`, phase by phase, at the published scale of COCONUT (arXiv:2412.06769): 385,620
-problems, three steps replaced one by one, then all.
+What it is for: the recipe of `smollm2_soft_stories.py`, phase by phase, on 385,620 problems of one to nine steps. COCONUT's published
+schedule, in hidden states and for GPT-2, is in `coconut_gsm8k.py`.
+
+- `text`: three passes over the problems. What a model cannot write it cannot think.
+- `curriculum`: every token of the steps becomes a thought, and the stop head learns where they end.
+- `ppo`: rewards alone. A sampled thought is a drawn token (`thoughts.noise = "tokens"`), whose log-prob is exact.
 
 What it reaches: not run yet.
 
-Cost: not measured. 2.7 million sequences of up to 416 positions in the supervised phases; a plan says what fits, and the
-roofline's time. The smaller file of 6,973 problems needs more passes:
-`--config.data.train=gsm8k_aug/train_no_aug.txt --config.text.epochs=20 --config.curriculum.epochs_per_stage=10`.
+Cost: not measured. 1.2 million sequences of up to 416 positions in the supervised phases; a plan says what fits, and the
+roofline's time. The smaller file of 6,973 problems needs more passes: `--config.data.train=gsm8k_aug/train_no_aug.txt
+--config.text.epochs=20`.
 
     python scripts/plan.py --config configs/smollm2_gsm8k.py --accelerator h100-80g
     python scripts/train.py --config configs/smollm2_gsm8k.py --config.data.train=gsm8k_aug/train.txt \
@@ -18,7 +22,8 @@ from longshot_jax.config import extend
 
 
 def get_config():
-    config = extend("smollm2_stories.py")
+    config = extend("smollm2_soft_stories.py")
+    config.phases = ("text", "curriculum", "ppo")
     config.model.compute_dtype = "bfloat16"
 
     config.data.train = "gsm8k_aug/train.txt"
@@ -26,6 +31,7 @@ def get_config():
     config.data.test = "gsm8k_aug/test.txt"
     config.data.prompt_length = 256
     config.data.length_bucket = 64
+    config.data.batch_shapes = 4
     config.data.answer_length = 160
 
     text = config.text
@@ -36,20 +42,23 @@ def get_config():
     text.optimizer.warmup_steps = 100
 
     curriculum = config.curriculum
-    curriculum.stages = (1, 2, 3, 4)  # 4 replaces all steps
-    curriculum.epochs_per_stage = 1
-    curriculum.max_steps_per_stage = 0
-    curriculum.question_hidden_updates = 6000  # two stages
-    curriculum.batch_size = 128
-    curriculum.micro_batch_size = 16  # 64 would take 149 GB
-    curriculum.optimizer.warmup_steps = 100
+    curriculum.thought_slots = 96  # the tokens of the steps of all but one problem in five hundred
+    curriculum.stages = (9,)
+    curriculum.max_latent_stage = 9
+    curriculum.batch_size = 64
+    curriculum.max_steps_per_stage = 200
 
+    config.thoughts.noise = "tokens"
     ppo = config.ppo
     ppo.iterations = 400
     ppo.questions = 64
     ppo.num_trajectories = 8
     ppo.minibatches = 2
-    ppo.micro_batches = 2
+    ppo.micro_batches = 4
+    ppo.gradient = "score"
+    ppo.max_thoughts = 96
+    ppo.min_thoughts = 1
+    ppo.optimizer.learning_rate = 1e-5
     ppo.optimizer.warmup_steps = 20
 
     config.evaluation.every = 2000

@@ -1,6 +1,7 @@
 """The content of thoughts: the lens compared with the written steps, and thoughts patched into another question.
 
 python scripts/lens.py --checkpoint runs/demo/ppo [--questions 500]
+python scripts/lens.py --checkpoint runs/soft_stories --task stories --largest_number 99 --operations 1 2 3
 """
 
 from longshot_jax.errors import UserError, run_command
@@ -9,24 +10,44 @@ from longshot_jax.errors import UserError, run_command
 def main() -> None:
     from longshot_jax.cli import OptionParser, path_option, whole_number
 
-    parser = OptionParser(description="Do thoughts carry the intermediate results of chains?")
+    parser = OptionParser(description="Do thoughts carry the intermediate results of chains or stories?")
     parser.add_argument(
         "--checkpoint",
         type=path_option("--checkpoint"),
         required=True,
-        help="run folder trained on the generated chains",
+        help="run folder trained on generated chains or stories",
     )
-    parser.add_argument("--questions", type=whole_number(1), default=500, help="held-out chains of each length")
-    parser.add_argument("--operations", type=whole_number(1), nargs="+", default=[1, 2, 3, 4], help="lengths of chains")
-    parser.add_argument("--seed", type=whole_number(), default=20_000, help="seed of the chains")
+    parser.add_argument(
+        "--task",
+        choices=("chains", "stories"),
+        default="chains",
+        help="chains, for a model with one thought a step, or stories with equations, for one with a thought a token",
+    )
+    parser.add_argument("--questions", type=whole_number(1), default=500, help="held-out problems of each length")
+    parser.add_argument("--operations", type=whole_number(1), nargs="+", default=[1, 2, 3, 4], help="lengths of problems")
+    parser.add_argument("--largest_number", type=whole_number(1), default=999, help="largest number in stories")
+    parser.add_argument("--seed", type=whole_number(), default=20_000, help="seed of the problems")
     flags = parser.parse_args()
     if flags.questions < 2:
         raise UserError(f"--questions is {flags.questions}: a donor is another question, so give 2 or more.")
-    from longshot_jax.checkpoints.pretrained import load_pretrained
-    from longshot_jax.data.chains import ChainProblems  # these take seconds, so after reading the flags
+    from longshot_jax.checkpoints.pretrained import load_pretrained  # these take seconds, so after reading the flags
+    from longshot_jax.data.chains import ChainProblems
+    from longshot_jax.data.stories import StoryProblems
     from longshot_jax.evaluation.patching import measure_donors
+    from longshot_jax.evaluation.step_patching import measure_steps
 
     model = load_pretrained(flags.checkpoint)
+    if flags.task == "stories":
+        print("operations  step  nearest tokens are the step  answer follows donor  keeps its own  pairs")
+        for length in flags.operations:
+            problems = StoryProblems(flags.seed, flags.questions, (length,), "test", largest=flags.largest_number)
+            for step in measure_steps(model, [problems[i] for i in range(len(problems))], flags.largest_number):
+                print(
+                    f"{length:10}  {step.step:4}  {step.named:27.1%}  {step.follows_donor:20.1%}  {step.keeps_own:13.1%}  "
+                    f"{step.pairs:5}",
+                    flush=True,
+                )
+        return
     print("operations  thought  nearest token is its result  answer follows donor  keeps its own  pairs")
     for length in flags.operations:
         chains = ChainProblems(flags.seed, flags.questions, (length,), "test")
