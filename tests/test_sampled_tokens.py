@@ -16,7 +16,7 @@ from test_law_gradient import tiny_reasoner as tiny
 from longshot_jax.config import default_config, parse_config
 from longshot_jax.config.ppo import PPOConfig
 from longshot_jax.errors import UserError
-from longshot_jax.ppo.loss import Experience, estimate_advantages, policy_loss, policy_sums
+from longshot_jax.ppo.loss import Experience, _kl, estimate_advantages, kl_at_positions, policy_loss, policy_sums
 from longshot_jax.thoughts import sampled_tokens
 from longshot_jax.thoughts.noise import coupled
 from longshot_jax.thoughts.rescore import rescore
@@ -37,6 +37,17 @@ def test_tokens_are_drawn_from_the_distribution():
     possible = expected > 1e-6
     assert not found[~possible].any()
     assert np.sum((found - expected)[possible] ** 2 / expected[possible]) < 22.5
+
+
+def test_tokens_without_probability_are_not_drawn_by_rounding():
+    """A sum of 50,000 float32 probabilities is off by more than most of them. Draws of 10^-10 would be one in a thousand runs."""
+    logits = jax.random.normal(jax.random.key(2), (50_000,)) * 3
+    logits = logits.at[7].set(jax.nn.logsumexp(logits) + 5)  # the rest has less than a hundredth
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    drawn = jax.jit(draw_tokens)(logits[None], jax.random.normal(jax.random.key(3), (1, 1_000_000)))
+    assert float(np.min(log_probs[np.asarray(drawn)])) > np.log(1e-10)
+    share = np.mean(np.asarray(drawn) == 7)
+    assert abs(share - np.exp(log_probs[7])) < 5 * np.sqrt(0.007 / 1e6)
 
 
 @pytest.mark.parametrize("size", [1, 7, 50_000])
@@ -277,6 +288,17 @@ def test_gradient_is_that_of_the_expected_reward(normalised):
     assert distance_with("none") > 1e-2  # so that the law can fail
 
 
+def test_the_kl_of_thoughts_is_estimated_from_their_tokens():
+    reasoner = small_reasoner("vocabulary", noise="tokens", sampled_tokens=2)
+    rollout, recorded, replay = sampled(reasoner)
+    reference = replay(shaken(reasoner, 3, 0.05), rollout)["parallel"]
+    config = PPOConfig(gradient="score", kl_coefficient=0.1)
+    total = _kl(recorded, reference, rollout, config)
+    np.testing.assert_allclose(total, jnp.sum(kl_at_positions(recorded, reference, rollout, config), -1), rtol=1e-5)
+    without = _kl(recorded, reference, rollout, PPOConfig(gradient="none", kl_coefficient=0.1))
+    assert np.all(np.asarray(total - without)[np.asarray(rollout.num_thoughts) > 0] > 0)
+
+
 REFUSED = [
     ({"thoughts.feedback": "hidden"}, "config.thoughts.feedback 'hidden'"),
     ({"thoughts.memory_top": 2, "ppo.memory_slots": 4}, "config.thoughts.memory_top"),
@@ -285,6 +307,10 @@ REFUSED = [
     ({"ppo.gradient": "pathwise"}, "config.ppo.gradient 'pathwise'"),
     ({"ppo.gradient": "mixture"}, "config.ppo.gradient 'mixture'"),
     ({"ppo.thought_std": (0.0, 0.0)}, "config.ppo.thought_std above 0"),
+    ({"ppo.thought_std": (0.2, 0.1)}, "config.ppo.thought_std"),
+    ({"ppo.coupling": "orthogonal", "thoughts.sampled_tokens": 7}, "config.ppo.coupling 'orthogonal'"),
+    ({"thoughts.noise": "fixed", "thoughts.sampled_tokens": 7}, "config.thoughts.sampled_tokens 7"),
+    ({"thoughts.sampled_tokens": 2**30}, "config.thoughts.sampled_tokens is"),
 ]
 
 

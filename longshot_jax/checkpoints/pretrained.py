@@ -148,6 +148,7 @@ def _trained(
             "run_seed": run.seed,
             "mode": run.curriculum.mode,
             "feedback": run.thoughts.feedback,
+            **({"sampled_tokens": run.thoughts.sampled_tokens} if run.thoughts.noise == "tokens" else {}),
             "trained_on": list(sidecar.trained_on),
         },
         memory=sidecar.memory,

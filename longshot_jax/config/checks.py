@@ -63,6 +63,9 @@ def _sizes(run: RunConfig) -> Iterator[str]:
     sizes = {
         "config.curriculum.c_thought x config.curriculum.max_latent_stage": latent,
         "config.ppo.questions x config.ppo.num_trajectories": ppo.questions * ppo.num_trajectories,
+        "config.ppo.questions x config.ppo.num_trajectories x config.ppo.max_thoughts x config.thoughts.sampled_tokens": (
+            ppo.questions * ppo.num_trajectories * ppo.max_thoughts * run.thoughts.sampled_tokens
+        ),
         "config.ppo.iterations x config.ppo.epochs x config.ppo.minibatches": updates,
         "config.data.prompt_length, thoughts (config.curriculum.c_thought x max_latent_stage, thought_slots or "
         "config.ppo.max_thoughts) and config.data.answer_length or config.ppo.answer_length together": length,
@@ -288,6 +291,11 @@ def _token_noise(run: RunConfig) -> Iterator[str]:
     """Thoughts that are drawn as tokens."""
     thoughts, ppo = run.thoughts, run.ppo
     if thoughts.noise != "tokens":
+        if thoughts.sampled_tokens > 1:
+            yield (
+                f"config.thoughts.sampled_tokens {thoughts.sampled_tokens} is for config.thoughts.noise 'tokens', not "
+                f"{thoughts.noise!r}: set noise to 'tokens', or sampled_tokens to 1."
+            )
         return
     if thoughts.feedback != "vocabulary":
         yield (
@@ -308,4 +316,9 @@ def _token_noise(run: RunConfig) -> Iterator[str]:
         yield (
             f"config.ppo.gradient {ppo.gradient!r} flows through the noise of thoughts, and none flows through the drawn "
             "tokens of config.thoughts.noise 'tokens': take gradient 'score', or noise 'fixed'."
+        )
+    if ppo.thought_std[0] != ppo.thought_std[1]:
+        yield (
+            f"config.ppo.thought_std {ppo.thought_std} only switches the tokens of config.thoughts.noise 'tokens' on: give "
+            "the same number twice, and anneal config.ppo.token_temperature."
         )

@@ -68,7 +68,8 @@ class PPOConfig:
     mixture: Annotated[float, FRACTION] = 0.5
     """Weight of `score` in the mixture; `pathwise` has the rest."""
     log_prob_scaling: Literal["summed", "averaged", "scaled"] = "summed"
-    """Reduction of a thought's log-prob over its X dimensions: the sum, the sum / X, or the sum / sqrt(X)."""
+    """Reduction of a thought's log-prob over its X dimensions, or sampled tokens: the sum, the sum / X, or the sum / sqrt(X).
+    The KL of thoughts is reduced likewise, by sampled tokens exactly only with `summed`."""
     epochs: Annotated[int, COUNT] = 2
     """Passes over a rollout."""
     minibatches: Annotated[int, COUNT] = 2

@@ -104,7 +104,13 @@ def trajectory_faults(run: RunConfig) -> Iterator[str]:
 
 
 def coupling_faults(run: RunConfig) -> Iterator[str]:
-    ppo = run.ppo
+    ppo, tokens = run.ppo, run.thoughts.sampled_tokens
+    if ppo.coupling == "orthogonal" and run.thoughts.noise == "tokens" and tokens < ppo.num_trajectories:
+        yield (
+            f"config.ppo.coupling 'orthogonal' couples as many trajectories as a thought has numbers of noise, with "
+            f"config.thoughts.noise 'tokens' config.thoughts.sampled_tokens {tokens}: take 'antithetic', or as many tokens as "
+            f"config.ppo.num_trajectories {ppo.num_trajectories}."
+        )
     if ppo.coupling == "independent" or not ppo.scores_thoughts:
         return
     reasons = [

@@ -4,7 +4,7 @@
 - `attend`: a greedy answer that attends to the thoughts of all N (`thoughts.joint.join_trajectories`).
   Control `attend_identical`: the same with N identical copies of the greedy trajectory.
 - `mean`: a greedy answer from the thoughts of an ensemble, which are means of N at each step.
-  Control `mean_one_path`: from one trajectory sampled with the noise of such a mean, σ/√N.
+  Control `mean_one_path`: from one trajectory sampled with the noise of such a mean, σ/√N; not for thoughts drawn as tokens.
 - `vote_adaptive`: a vote among the number of samples that the model's count head chooses for the question.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from longshot_jax.data.grading import same_answer
 from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
@@ -70,6 +71,8 @@ def fusion_accuracies(
     accuracies["attend_identical"] = batches.accuracy_from("attend_identical", *copies)
     shared = batches.run(temperatures, number, ensemble=True, what="samples for mean")
     accuracies["mean"] = batches.accuracy_from("mean", shared.thoughts[:, :1], shared.num_thoughts[:, :1])
+    if nnx.merge(batches.decoder.graphdef, *batches.params).navigator.config.noise == "tokens":
+        return accuracies  # their noise has no size
     quieter = replace(temperatures, thought_std=temperatures.thought_std / np.float32(number**0.5))
     # This program is compiled already; only its first trajectory is used.
     path = batches.run(quieter, number, what="samples for mean_one_path")

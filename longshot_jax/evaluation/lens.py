@@ -4,7 +4,7 @@ A thought is an input embedding; its logits are computed as for a last hidden st
 2020, applied to continuous thoughts). For raw hidden states (feedback `hidden`, COCONUT's) they predict the token that
 the model would have written in place of the thought. For decoded or normalised thoughts only their order is meaningful.
 A thought of feedback `vocabulary` is a mean of token embeddings; its nearest tokens are those with the largest weights,
-before noise and a norm, where thoughts have them.
+before noise and a norm, where thoughts have them; a sampled thought of `thoughts.noise` `tokens` may be made of others.
 
 Shapes: B questions, N trajectories, T thoughts, K tokens per thought.
 """

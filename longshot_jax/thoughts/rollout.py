@@ -143,8 +143,9 @@ class ThoughtScores:
       stop, stop_entropy: Float [B, N, T + 1], log-probs and entropies of stop decisions, in nats.
       stop_logits: Float [B, N, T + 1], divided by the stop temperature.
       thought: Float [B, N, T], log-probs of thoughts; zeros where thought_std is 0.
-      means: Float [B, N, T, X], means of the thoughts' Gaussians; of thoughts drawn as tokens the thoughts themselves.
-      stds: Float [B, N, T], their standard deviations; zeros where thought_std is 0. No part of thoughts drawn as tokens.
+      means: Float [B, N, T, X], means of the thoughts' Gaussians.
+      stds: Float [B, N, T], their standard deviations; zeros where thought_std is 0. Both are not used for thoughts drawn
+        as tokens.
       values: Float [B, N, T + 1], expected return at h_0 ... h_T; zero after the stop.
     """
 

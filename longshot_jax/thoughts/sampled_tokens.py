@@ -2,8 +2,8 @@
 
 `thoughts.noise = "tokens"` (Multiplex Thinking: Tang et al. 2026, arXiv:2601.08808). The K tokens are the action. Each is drawn
 independently, so the log-prob of a thought is the sum of those of its tokens, and exact; the thought is a function of the
-tokens and of the embedding table. With K = 1 a sampled thought is a sampled token, as in text; the mean over all draws
-is the noise-free thought, the expected embedding.
+tokens and of the embedding table. With K = 1 a sampled thought is a sampled token, as in text. At temperature 1 the mean
+over all draws is the noise-free thought (before a norm, where thoughts have one).
 
 Shapes: B questions, N trajectories, T thoughts, K tokens of a thought, V vocabulary, D hidden size.
 """
@@ -15,11 +15,12 @@ from jaxtyping import Array, Float, Int
 
 from longshot_jax.model.chunked_logits import chunks_of, token_statistics
 from longshot_jax.model.llama import Llama
+from longshot_jax.model.sharding import constrain_rows
 from longshot_jax.thoughts.densities import reduce_dimensions
 
-# The largest fraction of the total probability at which a token is drawn: below 1 in float32, also after the product
-# with a total that rounding has moved from 1.
-_LARGEST_FRACTION = 1 - 2**-22
+# Probabilities are added up as whole numbers of this many to 1. In float32 the rounding of a sum over a large vocabulary
+# would land on tokens without any probability, whose ratios no clip expects.
+_UNITS = 2**30
 
 
 @struct.dataclass
@@ -38,16 +39,19 @@ class TokenDraws:
 def draw_tokens(logits: Float[Array, "*batch V"], noise: Float[Array, "*batch K"]) -> Int[Array, "*batch K"]:
     """Tokens from softmax(logits), by the inverse of the cumulative distribution at the quantiles of standard normal noise.
 
-    So the noise of trajectories may be coupled, and the same noise draws the same tokens again.
+    So the noise of trajectories may be coupled, and the same noise draws the same tokens again. Tokens with a probability
+    below 2^-31 are never drawn.
     """
-    cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
-    quantiles = jnp.minimum(jax.scipy.special.ndtr(noise), _LARGEST_FRACTION) * cumulative[..., -1:]
+    probabilities = constrain_rows(jax.nn.softmax(logits))  # a sum along the vocabulary needs whole rows
+    cumulative = jnp.cumsum(jnp.round(probabilities * _UNITS).astype(jnp.int32), axis=-1)
+    total = cumulative[..., -1:]
+    places = jnp.minimum((jax.scipy.special.ndtr(noise) * total).astype(jnp.int32), total - 1)
 
-    def search(cumulative: Array, quantiles: Array) -> Array:
-        return jnp.searchsorted(cumulative, quantiles, side="right")
+    def search(cumulative: Array, places: Array) -> Array:
+        return jnp.searchsorted(cumulative, places, side="right")
 
     rows, size = cumulative.reshape(-1, cumulative.shape[-1]), noise.shape[-1]
-    return jax.vmap(search)(rows, quantiles.reshape(-1, size)).reshape(noise.shape).astype(jnp.int32)
+    return jax.vmap(search)(rows, places.reshape(-1, size)).reshape(noise.shape).astype(jnp.int32)
 
 
 def mean_embedding(backbone: Llama, tokens: Int[Array, "*batch K"]) -> Float[Array, "*batch D"]:
@@ -72,9 +76,18 @@ def sampled_log_prob(
         log_probs = jax.nn.log_softmax(backbone.logits(hidden) / temperature)
         return reduce_dimensions(jnp.take_along_axis(log_probs, tokens, axis=-1), scaling)
     rows, table, first = hidden.reshape(-1, hidden.shape[-1]), backbone.output_table, tokens[..., 0]
-    found = token_statistics(rows, table, first.reshape(-1), temperature, chunks).log_probs.reshape(first.shape)
-    # The tokens of a thought share the normaliser: their log-probs differ as their logits do.
-    heads = table[tokens].astype(hidden.dtype)
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    logits = jnp.einsum("...d,...kd->...k", hidden, heads, preferred_element_type=wide) / temperature
-    return reduce_dimensions(found[..., None] + logits - logits[..., :1], scaling)
+    of_first = token_statistics(rows, table, first.reshape(-1), temperature, chunks).log_probs.reshape(first.shape)
+    if tokens.shape[-1] == 1:
+        return reduce_dimensions(of_first[..., None], scaling)
+
+    # The tokens of a thought share the normaliser: their log-probs differ as their logits do. One token of all thoughts
+    # at a time, as K rows of the head for each would be more than the hidden states.
+    def difference(others: Array) -> Array:
+        rows = (table[others].astype(hidden.dtype), table[first].astype(hidden.dtype))
+        wide = jnp.promote_types(hidden.dtype, jnp.float32)
+        ours, theirs = (jnp.einsum("...d,...d->...", hidden, row, preferred_element_type=wide) for row in rows)
+        return (ours - theirs) / temperature
+
+    away = jax.lax.map(difference, jnp.moveaxis(tokens[..., 1:], -1, 0))
+    of_others = of_first[..., None] + jnp.moveaxis(away, 0, -1)
+    return reduce_dimensions(jnp.concatenate([of_first[..., None], of_others], axis=-1), scaling)

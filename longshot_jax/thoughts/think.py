@@ -246,7 +246,7 @@ def think(
       replay: a recorded rollout to repeat.
       teaching: changes that a curriculum makes to the thoughts fed back.
       summary: of question and answer; actions are sampled from the posterior given it, `means` are the prior's.
-      draws: where thought_std is above 0, thoughts are the means of drawn tokens, and their `means` are themselves.
+      draws: where thought_std is above 0, thoughts are the means of drawn tokens, and `noise` must be zeros.
     """
     navigator, backbone = reasoner.navigator, reasoner.backbone
     batch, trajectories, slots, size = noise.shape
@@ -299,9 +299,10 @@ def think(
         index, step_noise, token_noise, uniforms, given, step_value, slots, taught = inputs
         logit, stops, is_action = rule.decide(navigator, hidden, index, running, uniforms)
         goes_on = running & ~ends(stops, running)
-        source, tokens = reasoner.thought_source(hidden[:, :, None]), None
-        if draws is not None:
-            source, tokens = reasoner.drawn_source(hidden, token_noise, draws.temperature, thought_std > 0)
+        with jax.named_scope("navigator"):
+            source, tokens = reasoner.thought_source(hidden[:, :, None]), None
+            if draws is not None:
+                source, tokens = reasoner.drawn_source(hidden, token_noise, draws.temperature, thought_std > 0)
         mean, action, read = act(hidden, source, history, index, step_noise, given, slots)
         thought = embedding(action, goes_on, hidden, taught)
         with jax.named_scope("thought"):
