@@ -1,14 +1,14 @@
-"""Llama-3.2-1B-Instruct on GSM8K in its equation form, on one GPU: text, COCONUT's stages with guidance, PPO.
+"""Llama-3.2-1B-Instruct on GSM8K in its equation form, on one GPU: text, soft tokens, then PPO.
 
 What it is for: the size at which results with continuous thoughts are published and hard to repeat: reports of COCONUT on
 Llama-3.2-1B differ between 3.3 % and 44.1 % (33.2 % beside 58.4 % with text and 28.8 % without any in SIM-CoT's tables). The
-phases are those of `smollm2_stories.py`, for the reasons given there.
+phases are those of `smollm2_gsm8k.py`, for the reasons given there.
 
 What it reaches: not run yet.
 
-Cost: computed, not measured. 2.7 million sequences in the supervised phases. A plan needs 49 of the 72 GB that an H100 80 GB
+Cost: computed, not measured. 1.2 million sequences in the supervised phases. A plan needs 34 of the 72 GB that an H100 80 GB
 allows (a tenth stays free), 20 GB of them parameters, gradients and moments in float32. By the roofline an update of the text
-takes 0.5 s, one of the curriculum 1.8 s, an iteration of PPO 0.3 s: at least eight hours in all.
+takes 0.5 s, one of the curriculum 0.2 s, an iteration of PPO 0.7 s: at least an hour and a half in all.
 
     python scripts/plan.py --config configs/llama32_1b_gsm8k.py --accelerator h100-80g
     python scripts/train.py --config configs/llama32_1b_gsm8k.py --config.data.train=gsm8k_aug/train.txt \

@@ -1,14 +1,14 @@
 """Llama-3-8B-Instruct on GSM8K with eight GPUs: all parameters, in text, curriculum and PPO.
 
 What it is for: latent reasoning with a large model at full size: parameters, gradients and moments are sharded over eight devices.
-The phases are those of `smollm2_stories.py`, for the reasons given there; LongShot's published values, PPO of five
+The phases are those of `smollm2_gsm8k.py`, for the reasons given there; LongShot's published values, PPO of five
 trajectories by `score`, are in `published_multi.py`.
 
 What it reaches: not run yet.
 
 Cost: computed, not measured. Parameters, gradients and two moments in float32 are 128 GB, 16 GB on each device; with the rest, by XLA's
-compiler for GPUs, 44 GB at most. On 8 x H100 an update of the text is estimated at 0.43 s, one of the curriculum at 0.98 s and an
-iteration of PPO at 1.5 s (docs/performance.md). Cards of 40 GB do not suffice:
+compiler for GPUs, 38 GB at most. On 8 x H100 an update of the text is estimated at 0.43 s, one of the curriculum at 1.1 s and an
+iteration of PPO at 3.4 s (docs/performance.md). Cards of 40 GB do not suffice:
 
     python scripts/plan.py --config configs/multi.py --devices 8 --accelerator h100-80g
     python scripts/train.py --config configs/multi.py

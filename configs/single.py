@@ -1,14 +1,14 @@
 """Llama-3-8B-Instruct on GSM8K with one A100 40 GB: adapters on a frozen backbone, in text, curriculum and PPO.
 
-What it is for: latent reasoning with a large model on one GPU. The backbone is frozen and stored in bfloat16; every phase trains
-adapters of its matrices, the last two the navigator too. The phases are those of `smollm2_stories.py`, for the reasons given
+What it is for: latent reasoning with a large model on one GPU. The backbone is frozen and stored in bfloat16; the text and PPO train
+adapters of its matrices, the last two phases the navigator. The phases are those of `smollm2_gsm8k.py`, for the reasons given
 there; LongShot's published values, PPO alone by `score`, are in `published_single.py`.
 
 What it reaches: not run yet. On the tasks that this project has measured (docs/results.md), PPO without a curriculum teaches a
-text model to answer without its thoughts, and `pathwise` is far ahead of `score`.
+text model to answer without its thoughts.
 
-Cost: computed, not measured. A plan needs 22 of the 36 GB that one A100 40 GB allows (a tenth stays free). By the roofline an
-update of the text takes 3 s, one of the curriculum 7 s, an iteration of PPO 8 s:
+Cost: computed, not measured. A plan needs 24 of the 36 GB that one A100 40 GB allows (a tenth stays free). By the roofline an
+update of the text takes 3 s, one of the curriculum 3 s, an iteration of PPO 13 s:
 
     python scripts/plan.py --config configs/single.py --devices 1 --accelerator a100-40g
     python scripts/train.py --config configs/single.py

@@ -103,7 +103,7 @@ def test_recipe_trains_a_hugging_face_directory(name, backbone, problems, tmp_pa
     assert len(counts) == 3 and all(run.ppo.min_thoughts <= count <= run.ppo.max_thoughts for count in counts)
 
 
-@pytest.mark.parametrize("name", ["smollm2_stories", "single"])
+@pytest.mark.parametrize("name", ["smollm2_stories", "smollm2_gsm8k", "single"])
 def test_recipe_of_three_phases_runs_them_all(name, backbone, problems, tmp_path):
     run = recipe(name, backbone, problems, iterations=1)
     run = replace(run, ppo=replace(run.ppo, questions=8, num_trajectories=2, micro_batches=2))
@@ -113,7 +113,10 @@ def test_recipe_of_three_phases_runs_them_all(name, backbone, problems, tmp_path
         "curriculum": len(run.curriculum.stages),
         "ppo": run.ppo.epochs * run.ppo.minibatches,
     }
-    assert run.thoughts.normalised and LongShot.from_pretrained(tmp_path / "run").model.max_thoughts == run.max_thoughts
+    assert run.thoughts.normalised == (run.thoughts.feedback == "hidden")
+    model = LongShot.from_pretrained(tmp_path / "run").model
+    assert model.max_thoughts == run.max_thoughts
+    assert model.source.get("sampled_tokens") == (1 if run.thoughts.noise == "tokens" else None)
 
 
 def test_the_recipe_of_soft_tokens_leaves_the_backbone_to_its_text_phase(backbone, problems, tmp_path):
