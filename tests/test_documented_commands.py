@@ -22,6 +22,10 @@ SMALL = (
 STORIES = (
     "data.train=stories data.test=stories data.tokenizer=bpe data.prompt_length=400 data.answer_length=120".split()
 )
+SOFT = (
+    "thoughts.feedback=vocabulary curriculum.c_thought=0 curriculum.thought_slots=40 curriculum.guidance.stop=1.0 "
+    "ppo.max_thoughts=40"
+).split()
 THREE = "data.threads=3 thoughts.roles=3 ppo.num_trajectories=3 data.prompt_length=60 data.answer_length=7".split()
 CROSSING = (
     "data.operations=4 data.crossings=3 data.prompt_length=50 data.answer_length=6 curriculum.max_latent_stage=5 "
@@ -32,6 +36,7 @@ THREADS = str(ROOT / "configs" / "threads.py")
 RUNS = {
     "chains": (TINY, []),
     "stories": (TINY, STORIES),
+    "soft_stories": (TINY, [*STORIES, *SOFT]),
     "threads": (THREADS, []),
     "threads_of_three": (THREADS, THREE),
     "crossing": (THREADS, CROSSING),
@@ -49,14 +54,24 @@ PLACES |= dict.fromkeys(
         "runs/digits_text",
         "runs/digits_soft",
         "runs/digits_hidden",
-        "runs/soft_stories",
+        "runs/digits_ppo",
         "runs/soft_text",
         "runs/svamp",
     ],
     "stories",
 )
 PLACES |= dict.fromkeys(
-    ["runs/single", "runs/demo/ppo", "runs/demo/coconut", "runs/stage3", "runs/multi_small", "runs/thoughts"], "chains"
+    [
+        "runs/single",
+        "runs/tiny_soft",
+        "runs/chains_drawn",
+        "runs/demo/ppo",
+        "runs/demo/coconut",
+        "runs/stage3",
+        "runs/multi_small",
+        "runs/thoughts",
+    ],
+    "chains",
 )
 READERS = ("eval", "view", "lens", "generate", "convert")
 COMMANDS = list(
