@@ -24,7 +24,9 @@ def main() -> None:
         help="chains, for a model with one thought a step, or stories with equations, for one with a thought a token",
     )
     parser.add_argument("--questions", type=whole_number(1), default=500, help="held-out problems of each length")
-    parser.add_argument("--operations", type=whole_number(1), nargs="+", default=[1, 2, 3, 4], help="lengths of problems")
+    parser.add_argument(
+        "--operations", type=whole_number(1), nargs="+", default=[1, 2, 3, 4], help="lengths of problems"
+    )
     parser.add_argument("--largest_number", type=whole_number(1), default=999, help="largest number in stories")
     parser.add_argument("--seed", type=whole_number(), default=20_000, help="seed of the problems")
     flags = parser.parse_args()
