@@ -26,7 +26,7 @@ def get_config():
     config.data.train = "openai/gsm8k:main:train"  # or any local file; prose steps become equations in gsm8k_aug's
     config.data.validation = ""
     config.data.test = "openai/gsm8k:main:test"
-    config.data.answer_length = 320  # written steps in prose
+    config.data.answer_length = 384  # written steps in prose, with their <<...>>
 
     config.text.trainable = config.ppo.trainable = "lora"
     config.text.optimizer.learning_rate = 1e-4  # of adapters, ten times that of all weights
@@ -34,9 +34,9 @@ def get_config():
     config.text.micro_batch_size = 4
     curriculum = config.curriculum
     curriculum.batch_size = 32
-    curriculum.thought_slots = 192  # tokens; the steps of a few problems are longer, and the last of them stay written
+    curriculum.thought_slots = 192  # tokens. A few problems in a hundred have more; their last steps stay written, and in PPO are missing
     config.ppo.max_thoughts = 192
-    config.ppo.answer_length = 64
+    config.ppo.answer_length = 16
     config.ppo.num_trajectories = 4
     config.ppo.micro_batches = 16
     config.ppo.optimizer.learning_rate = 2e-5
