@@ -7,8 +7,8 @@ trajectories by `score`, are in `published_multi.py`.
 What it reaches: not run yet.
 
 Cost: computed, not measured. Parameters, gradients and two moments in float32 are 128 GB, 16 GB on each device; with the rest, by XLA's
-compiler for GPUs, 38 GB at most. On 8 x H100 an update of the text is estimated at 0.43 s, one of the curriculum at 1.1 s and an
-iteration of PPO at 3.4 s (docs/performance.md). Cards of 40 GB do not suffice:
+compiler for GPUs, 38 GB at most. On 8 x H100 an update of the text is estimated at 0.47 s, one of the curriculum at 1.1 s and an
+iteration of PPO at 2.9 s (docs/performance.md). Cards of 40 GB do not suffice:
 
     python scripts/plan.py --config configs/multi.py --devices 8 --accelerator h100-80g
     python scripts/train.py --config configs/multi.py

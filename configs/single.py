@@ -8,7 +8,7 @@ What it reaches: not run yet. On the tasks that this project has measured (docs/
 text model to answer without its thoughts.
 
 Cost: computed, not measured. A plan needs 24 of the 36 GB that one A100 40 GB allows (a tenth stays free). By the roofline an
-update of the text takes 3 s, one of the curriculum 3 s, an iteration of PPO 13 s:
+update of the text takes 3 s, one of the curriculum 3 s, an iteration of PPO 11 s:
 
     python scripts/plan.py --config configs/single.py --devices 1 --accelerator a100-40g
     python scripts/train.py --config configs/single.py
