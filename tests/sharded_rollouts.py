@@ -32,13 +32,18 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\((.*)
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-def settings(mesh: MeshConfig) -> RunConfig:
+def settings(mesh: MeshConfig, drawn: bool) -> RunConfig:
+    """With thoughts that read a memory bank, or that are drawn as tokens."""
     config = default_config()
     config.phases = ("ppo",)
     config.data.answer_length = A
-    config.thoughts.feedback, config.thoughts.reasoning_dim, config.thoughts.memory_top = "navigator", 16, 2
+    if drawn:
+        config.thoughts.feedback, config.thoughts.noise, config.thoughts.sampled_tokens = "vocabulary", "tokens", 3
+    else:
+        config.thoughts.feedback, config.thoughts.reasoning_dim, config.thoughts.memory_top = "navigator", 16, 2
+        config.ppo.memory_slots = 16
     config.ppo.questions, config.ppo.num_trajectories, config.ppo.max_thoughts = QUESTIONS, N, T
-    config.ppo.minibatches, config.ppo.memory_slots, config.ppo.kl_coefficient = 1, 16, 0.0
+    config.ppo.minibatches, config.ppo.kl_coefficient = 1, 0.0
     return replace(parse_config(config), mesh=mesh)
 
 
@@ -82,20 +87,21 @@ def _called(key: str, rest: str) -> str:
     return re.search(rf"{key}=%?([\w.\-]+)", rest)[1]
 
 
-def measure(name: str) -> dict:
-    run = settings(MESHES[name])
+def measure(name: str, drawn: bool) -> dict:
+    run = settings(MESHES[name], drawn)
     mesh = make_mesh(run.mesh)
     abstract = AbstractReasoner.of(run, BACKBONE, mesh)
     programs = PPOPrograms(run, abstract, mesh, opening=(3,), end_tokens=(2,))
     one = AbstractReasoner.of(run, BACKBONE, make_mesh(MeshConfig()))
     params = jax.tree.map(jax.device_put, jax.device_get(one.random_params(run)), abstract.placement)
     state = programs.start(params)
-    slots = np.random.default_rng(3).normal(size=(16, 16)).astype(np.float32)
-    memory = replace(
-        jax.device_get(state.memory), positions=slots, values=np.linspace(0.5, 1.5, 16).astype(np.float32),
-        filled=np.int32(16),
-    )  # fmt: skip
-    state = replace(state, memory=jax.tree.map(jax.device_put, memory, programs.placement.memory))
+    if not drawn:
+        slots = np.random.default_rng(3).normal(size=(16, 16)).astype(np.float32)
+        memory = replace(
+            jax.device_get(state.memory), positions=slots, values=np.linspace(0.5, 1.5, 16).astype(np.float32),
+            filled=np.int32(16),
+        )  # fmt: skip
+        state = replace(state, memory=jax.tree.map(jax.device_put, memory, programs.placement.memory))
     rng = np.random.default_rng(0)
     prompt = rng.integers(4, BACKBONE.vocab_size, (QUESTIONS, S)).astype(np.int32)
     mask = np.arange(S) >= rng.integers(0, S - 1, QUESTIONS)[:, None]
@@ -113,7 +119,7 @@ def measure(name: str) -> dict:
         ],
         "weights": sum(leaf.nbytes for leaf in jax.tree.leaves(params["backbone"])),
         "tokens": rollout.tokens.ravel().tolist(),
-        "slots": rollout.bank_slots.ravel().tolist(),
+        "slots": (rollout.thought_tokens if drawn else rollout.bank_slots).ravel().tolist(),
         "log_probs": np.concatenate([recorded.tokens.log_probs.ravel(), recorded.thoughts.thought.ravel()]).tolist(),
     }
 
@@ -121,4 +127,4 @@ def measure(name: str) -> dict:
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_default_matmul_precision", "highest")
-    print(json.dumps({name: measure(name) for name in sys.argv[1:] or MESHES}))
+    print(json.dumps({name: measure(name, drawn="drawn" in sys.argv) for name in MESHES}))

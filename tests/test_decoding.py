@@ -214,11 +214,15 @@ def test_a_bfloat16_rollout_is_rescored_with_the_entries_it_read():
 
 
 @pytest.mark.slow
-def test_a_rollout_moves_its_weights_between_devices_once():
-    """On eight devices the rollout is that of one device; with whole copies its loops communicate next to nothing."""
+@pytest.mark.parametrize("kind", ["bank", "drawn"])
+def test_a_rollout_moves_its_weights_between_devices_once(kind):
+    """On eight devices the rollout is that of one device; with whole copies its loops communicate next to nothing.
+
+    Also the slots of a memory bank that thoughts read, or the tokens of which they are drawn.
+    """
     root = Path(__file__).parents[1]
     program = subprocess.run(
-        [sys.executable, str(root / "tests" / "sharded_rollouts.py")],
+        [sys.executable, str(root / "tests" / "sharded_rollouts.py"), kind],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)},
         capture_output=True, text=True, timeout=900,
     )  # fmt: skip
