@@ -34,7 +34,8 @@ def get_config():
     config.text.micro_batch_size = 4
     curriculum = config.curriculum
     curriculum.batch_size = 32
-    curriculum.thought_slots = 192  # tokens. A few problems in a hundred have more; their last steps stay written, and in PPO are missing
+    # A few problems in a hundred have more tokens; their last steps stay written, and in PPO are missing.
+    curriculum.thought_slots = 192
     config.ppo.max_thoughts = 192
     config.ppo.answer_length = 16
     config.ppo.num_trajectories = 4
