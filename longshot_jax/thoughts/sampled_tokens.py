@@ -1,8 +1,8 @@
 """Soft tokens with exploration: a sampled thought is the mean embedding of K tokens drawn from the next token's distribution.
 
 `thoughts.noise = "tokens"` (Multiplex Thinking: Tang et al. 2026, arXiv:2601.08808). The K tokens are the action. Each is drawn
-independently, so the log-prob of a thought is the sum of those of its tokens, and exact; the thought is a function of the
-tokens and of the embedding table. With K = 1 a sampled thought is a sampled token, as in text. At temperature 1 the mean
+independently, so the log-prob of a thought is exactly the sum of the log-probs of its tokens. The thought depends on
+nothing but the tokens and the embedding table. With K = 1 a sampled thought is a sampled token, as in text. At temperature 1 the mean
 over all draws is the noise-free thought (before a norm, where thoughts have one).
 
 Shapes: B questions, N trajectories, T thoughts, K tokens of a thought, V vocabulary, D hidden size.
