@@ -16,12 +16,20 @@ from test_law_gradient import tiny_reasoner as tiny
 from longshot_jax.config import default_config, parse_config
 from longshot_jax.config.ppo import PPOConfig
 from longshot_jax.errors import UserError
-from longshot_jax.ppo.loss import Experience, _kl, estimate_advantages, kl_at_positions, policy_loss, policy_sums
+from longshot_jax.ppo.loss import (
+    Experience,
+    _kl,
+    estimate_advantages,
+    kl_at_positions,
+    policy_loss,
+    policy_sums,
+    sums_of,
+)
 from longshot_jax.thoughts import sampled_tokens
 from longshot_jax.thoughts.noise import coupled
 from longshot_jax.thoughts.rescore import rescore
 from longshot_jax.thoughts.rollout import Rollout, RolloutShape, Temperatures, sample_rollout
-from longshot_jax.thoughts.sampled_tokens import draw_tokens, mean_embedding, sampled_log_prob
+from longshot_jax.thoughts.sampled_tokens import draw_tokens, mean_embedding, score_sampled
 from longshot_jax.thoughts.stopping import Lengths, StopRule
 from longshot_jax.thoughts.think import Replay, encode, think
 
@@ -67,7 +75,7 @@ def test_opposite_noise_draws_from_opposite_ends():
 
 @pytest.mark.parametrize("scaling", ["summed", "averaged", "scaled"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_log_prob_of_a_thought_is_that_of_its_tokens(scaling, tied, monkeypatch):
+def test_log_prob_and_entropy_of_a_thought_are_those_of_its_tokens(scaling, tied, monkeypatch):
     backbone = small_reasoner("vocabulary", seed=3, tie_word_embeddings=tied).backbone
     generator = np.random.default_rng(0)
     hidden = jnp.asarray(generator.normal(size=(2, 3, 8)), jnp.float32)
@@ -76,17 +84,18 @@ def test_log_prob_of_a_thought_is_that_of_its_tokens(scaling, tied, monkeypatch)
     log_probs = jax.nn.log_softmax(np.asarray(hidden) @ head.T / 0.7)
     by_hand = np.take_along_axis(np.asarray(log_probs), np.asarray(tokens), -1).sum(-1)
     by_hand = by_hand / {"summed": 1, "averaged": 4, "scaled": 2}[scaling]
+    by_hand = np.stack([by_hand, -(np.exp(log_probs) * log_probs).sum(-1)])
 
     graphdef, params = nnx.split(backbone)
 
-    def log_prob(hidden, params):
-        return sampled_log_prob(nnx.merge(graphdef, params), hidden, tokens, jnp.float32(0.7), scaling)
+    def scores(hidden, params):
+        return jnp.stack(score_sampled(nnx.merge(graphdef, params), hidden, tokens, jnp.float32(0.7), scaling))
 
-    gradient = jax.grad(lambda *given: jnp.sum(jnp.sin(log_prob(*given))), argnums=(0, 1))
-    whole, slope = log_prob(hidden, params), gradient(hidden, params)
+    gradient = jax.grad(lambda *given: jnp.sum(jnp.sin(scores(*given))), argnums=(0, 1))
+    whole, slope = scores(hidden, params), gradient(hidden, params)
     np.testing.assert_allclose(whole, by_hand, rtol=1e-5)
     monkeypatch.setattr(sampled_tokens, "chunks_of", lambda *_: 3)
-    np.testing.assert_allclose(log_prob(hidden, params), whole, rtol=1e-5)
+    np.testing.assert_allclose(scores(hidden, params), whole, rtol=1e-5)
     for chunked, plain in zip(*map(jax.tree.leaves, (gradient(hidden, params), slope)), strict=True):
         np.testing.assert_allclose(chunked, plain, rtol=1e-4, atol=1e-6)
     assert float(jnp.max(jnp.abs(slope[0]))) > 0.1
@@ -297,6 +306,25 @@ def test_the_kl_of_thoughts_is_estimated_from_their_tokens():
     np.testing.assert_allclose(total, jnp.sum(kl_at_positions(recorded, reference, rollout, config), -1), rtol=1e-5)
     without = _kl(recorded, reference, rollout, PPOConfig(gradient="none", kl_coefficient=0.1))
     assert np.all(np.asarray(total - without)[np.asarray(rollout.num_thoughts) > 0] > 0)
+
+
+def test_entropy_of_thoughts_in_the_loss():
+    reasoner = small_reasoner("vocabulary", noise="tokens", sampled_tokens=2)
+    rollout, recorded, _ = sampled(reasoner)
+    entropy, taken = np.asarray(recorded.thoughts.thought_entropy), np.asarray(rollout.thought_mask)
+    assert np.all(entropy[taken] > 0) and np.all(entropy[taken] < np.log(VOCABULARY)) and not entropy[~taken].any()
+    zeros = jnp.zeros((2, TRAJECTORIES, STEPS + 1 + ANSWER))
+
+    def of(gradient, coefficient):
+        config = PPOConfig(gradient=gradient, token_entropy_coefficient=coefficient)
+        sums = sums_of(recorded, Experience(rollout, recorded, None, zeros, zeros), config)
+        return sums.thought_entropy, float(policy_loss(sums, *(jnp.float32(x) for x in (1, 1, 0)), config))
+
+    found, loss = of("score", 0.0)
+    assert float(found) == pytest.approx(entropy.sum(), rel=1e-5)
+    expected = entropy.sum() + float(recorded.tokens.entropies.sum(where=rollout.token_mask))
+    assert loss - of("score", 0.1)[1] == pytest.approx(0.1 * expected, rel=1e-4)
+    assert of("none", 0.1)[0] is None  # thoughts are not actions
 
 
 REFUSED = [

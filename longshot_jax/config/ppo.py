@@ -98,7 +98,7 @@ class PPOConfig:
     entropy_coefficient: Annotated[float, NON_NEGATIVE] = 0.01
     """Weight of the entropy of stop decisions."""
     token_entropy_coefficient: Annotated[float, NON_NEGATIVE] = 0.0
-    """Weight of the entropy of answer tokens."""
+    """Weight of the entropy of answer tokens, and of the distributions that `thoughts.noise = "tokens"` draws thoughts from."""
     kl_coefficient: Annotated[float, NON_NEGATIVE] = 0.02
     """Weight of the KL to the reference policy, a copy of the parameters at the start of PPO; 0: no copy."""
     kl_in: Literal["loss", "reward"] = "loss"

@@ -62,6 +62,7 @@ class PolicySums:
       weighted_kl, entropy_bonus: KL, and entropies times coefficients, with trajectory weights, as in the loss.
       sampler_difference: sizes of the differences between log-probs now and when they were recorded, in nats.
       trajectory_counts, count_entropy: of the numbers of trajectories; None where these are not actions.
+      thought_entropy: entropy of the distributions that thoughts were drawn from, in nats; None for Gaussian noise.
     """
 
     stops: PolicyLossSums
@@ -76,6 +77,7 @@ class PolicySums:
     sampler_difference: Float[Array, ""]
     trajectory_counts: PolicyLossSums | None = None
     count_entropy: Float[Array, ""] | None = None
+    thought_entropy: Float[Array, ""] | None = None
 
     def __add__(self, other: "PolicySums") -> "PolicySums":
         total: dict[str, Any] = {}
@@ -226,6 +228,12 @@ def sums_of(scores: Scores, part: Experience, config: PPOConfig) -> PolicySums:
     stop_entropy = jnp.sum(scores.thoughts.stop_entropy, axis=-1)
     token_entropy = jnp.sum(scores.tokens.entropies, axis=-1)
     bonus = config.entropy_coefficient * stop_entropy + config.token_entropy_coefficient * token_entropy
+    thought_entropy = None
+    if scores.thoughts.thought_entropy is not None and config.scores_thoughts:
+        of_thoughts = jnp.sum(scores.thoughts.thought_entropy, axis=-1)
+        thought_entropy = jnp.sum(of_thoughts)
+        if config.token_entropy_coefficient:  # 0 times the entropy would still have its gradient computed
+            bonus += config.token_entropy_coefficient * of_thoughts
     sums = PolicySums(
         stops=clipped(scores.thoughts.stop, recorded.thoughts.stop, at_thoughts, rollout.is_action),
         thoughts=clipped(
@@ -243,6 +251,7 @@ def sums_of(scores: Scores, part: Experience, config: PPOConfig) -> PolicySums:
         weighted_kl=weighted(kl),
         entropy_bonus=weighted(bonus),
         sampler_difference=jax.lax.stop_gradient(log_prob_difference(scores, recorded, rollout, config)),
+        thought_entropy=thought_entropy,
     )
     return sums if scores.count is None else _with_counts(sums, scores, part, config)
 

@@ -207,6 +207,8 @@ def _metrics(sums: PolicySums) -> dict[str, Array]:
     if sums.trajectory_counts is not None and sums.count_entropy is not None:
         kinds.append("trajectory_counts")
         metrics["count_entropy"] = share(sums.count_entropy, sums.trajectory_counts.count)
+    if sums.thought_entropy is not None:
+        metrics["thought_entropy"] = share(sums.thought_entropy, sums.thoughts.count)
     for kind in kinds:
         part = getattr(sums, kind)
         metrics[f"{kind}/loss"] = share(part.loss_sum, part.count)

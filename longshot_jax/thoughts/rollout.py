@@ -20,7 +20,7 @@ from longshot_jax.thoughts.noise import coupled
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.roles import begin_trajectories
-from longshot_jax.thoughts.sampled_tokens import TokenDraws, sampled_log_prob
+from longshot_jax.thoughts.sampled_tokens import TokenDraws, score_sampled
 from longshot_jax.thoughts.stopping import (
     CountScores,
     Lengths,
@@ -147,6 +147,8 @@ class ThoughtScores:
       stds: Float [B, N, T], their standard deviations; zeros where thought_std is 0. Both are not used for thoughts drawn
         as tokens.
       values: Float [B, N, T + 1], expected return at h_0 ... h_T; zero after the stop.
+      thought_entropy: Float [B, N, T], of the distribution that each token of a thought is drawn from, in nats; zeros where
+        thought_std is 0. None for Gaussian noise.
     """
 
     stop: Array
@@ -156,6 +158,7 @@ class ThoughtScores:
     means: Array
     stds: Array
     values: Array
+    thought_entropy: Array | None = None
 
 
 @struct.dataclass
@@ -194,21 +197,25 @@ def score_thoughts(
     navigator = reasoner.navigator
     stop_logits = navigator.stop_logit(hidden) / rollout.stop_temperature
     noisy = rollout.thought_std > 0
+    drawn = rollout.thought_mask & noisy
+    entropy = None
     stds = navigator.noise_std(hidden[:, :, :-1], rollout.thought_std)
     if rollout.thought_tokens is None:
         thought = gaussian_log_prob(jax.lax.stop_gradient(rollout.actions), means, jnp.where(noisy, stds, 1.0), scaling)
     else:
-        drawn = rollout.thought_tokens, rollout.token_temperature
-        thought = sampled_log_prob(reasoner.backbone, hidden[:, :, :-1], *drawn, scaling)
+        tokens = rollout.thought_tokens, rollout.token_temperature
+        thought, entropy = score_sampled(reasoner.backbone, hidden[:, :, :-1], *tokens, scaling)
+        entropy = jnp.where(drawn, entropy, 0.0)
     reached = reached_positions(rollout)
     return ThoughtScores(
         stop=jnp.where(rollout.is_action, bernoulli_log_prob(stop_logits, rollout.stops), 0.0),
         stop_logits=stop_logits,
         stop_entropy=jnp.where(rollout.is_action, bernoulli_entropy(stop_logits), 0.0),
-        thought=jnp.where(rollout.thought_mask & noisy, thought, 0.0),
+        thought=jnp.where(drawn, thought, 0.0),
         means=means,
         stds=stds,
         values=jnp.where(reached, navigator.value(hidden), 0.0),
+        thought_entropy=entropy,
     )
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from longshot_jax.model.chunked_logits import chunks_of, token_statistics
 from longshot_jax.model.llama import Llama
 from longshot_jax.model.sharding import constrain_rows
-from longshot_jax.thoughts.densities import reduce_dimensions
+from longshot_jax.thoughts.densities import categorical_entropy, reduce_dimensions
 
 # Probabilities are added up as whole numbers of this many to 1. In float32 the rounding of a sum over a large vocabulary
 # would land on tokens without any probability, whose ratios no clip expects.
@@ -60,25 +60,28 @@ def mean_embedding(backbone: Llama, tokens: Int[Array, "*batch K"]) -> Float[Arr
     return jnp.mean(embeddings, axis=-2, dtype=jnp.promote_types(embeddings.dtype, jnp.float32))
 
 
-def sampled_log_prob(
+def score_sampled(
     backbone: Llama,
     hidden: Float[Array, "*batch D"],
     tokens: Int[Array, "*batch K"],
     temperature: Float[Array, ""],
     scaling: str,
-) -> Float[Array, "*batch"]:
-    """Log-prob of a thought's tokens, in nats, from the hidden states that made it; reduced over K by `scaling`.
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Log-prob of a thought's tokens, reduced over K by `scaling`, and the entropy of the distribution that each is drawn from.
 
-    Large logits are computed in vocabulary chunks, once for all K tokens.
+    Both in nats, from the hidden states that made the thought. Large logits are computed in vocabulary chunks, once for
+    all K tokens.
     """
     chunks = chunks_of(tokens[..., 0].size, backbone.config.vocab_size)
     if chunks == 1:
-        log_probs = jax.nn.log_softmax(backbone.logits(hidden) / temperature)
-        return reduce_dimensions(jnp.take_along_axis(log_probs, tokens, axis=-1), scaling)
+        logits = backbone.logits(hidden) / temperature
+        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens, axis=-1)
+        return reduce_dimensions(log_probs, scaling), categorical_entropy(logits)
     rows, table, first = hidden.reshape(-1, hidden.shape[-1]), backbone.output_table, tokens[..., 0]
-    of_first = token_statistics(rows, table, first.reshape(-1), temperature, chunks).log_probs.reshape(first.shape)
+    statistics = token_statistics(rows, table, first.reshape(-1), temperature, chunks)
+    of_first, entropy = statistics.log_probs.reshape(first.shape), statistics.entropies.reshape(first.shape)
     if tokens.shape[-1] == 1:
-        return reduce_dimensions(of_first[..., None], scaling)
+        return reduce_dimensions(of_first[..., None], scaling), entropy
 
     # The tokens of a thought share the normaliser: their log-probs differ as their logits do. One token of all thoughts
     # at a time, as K rows of the head for each would be more than the hidden states.
@@ -90,4 +93,4 @@ def sampled_log_prob(
 
     away = jax.lax.map(difference, jnp.moveaxis(tokens[..., 1:], -1, 0))
     of_others = of_first[..., None] + jnp.moveaxis(away, 0, -1)
-    return reduce_dimensions(jnp.concatenate([of_first[..., None], of_others], axis=-1), scaling)
+    return reduce_dimensions(jnp.concatenate([of_first[..., None], of_others], axis=-1), scaling), entropy
