@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 import typing
 from pathlib import Path
 
@@ -258,6 +259,28 @@ def test_a_config_file_that_sets_what_is_not_a_setting(tmp_path, text, sentence)
     (tmp_path / "mine.py").write_text(f"{HEAD}    {text}\n    return config\n")
     assert refusal(config=tmp_path / "mine.py") == sentence
     assert refusal("--config.seed=3", config=tmp_path / "mine.py") == sentence
+
+
+def test_a_config_file_may_define_dataclasses_and_return_a_frozen_config(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from __future__ import annotations\n\nfrom dataclasses import dataclass\n\nimport ml_collections\n\n"
+        + HEAD.replace("    config = default_config()\n", "")
+        + "    return ml_collections.FrozenConfigDict(default_config())\n\n\n@dataclass\nclass Mine:\n    x: float = 0.1\n"
+    )
+    before = set(sys.modules)
+    assert parsed("--config.seed=3", config=file)[0].seed == 3
+    assert not [name for name in set(sys.modules) - before if "mine" in name]
+
+
+def test_what_is_no_python_file_is_no_config_file(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert "config.json is not a Python file: give a config file" in refusal(config=tmp_path / "config.json")
+
+
+def test_bytes_that_are_no_utf8_are_refused():
+    assert refusal("--config.data.instruction=r\udce9ponse").startswith("config.data.instruction is 'r\\udce9ponse'")
+    assert parsed("--config.data.instruction=réponse")[0].data.instruction == "réponse"
 
 
 def test_a_config_file_without_a_group_has_no_setting_of_it(tmp_path):

@@ -86,8 +86,13 @@ def test_problems_of_a_file_are_checked_by_their_edges(tmp_path):
     assert turned != made[0].answer and problems[0].grade(turned) == 1.0
     rows[1]["answer"] = "1111111"
     (tmp_path / "graphs.json").write_text(json.dumps(rows))
-    with pytest.raises(UserError, match=r"'1111111' to .* is no proper colouring"):
+    with pytest.raises(UserError, match=r"graphs\.json, problem 2: the answer '1111111' to .* is no proper colouring"):
         sources.test_problems(run)
+    rows[2]["question"], rows[1] = "hello?", rows[0]
+    (tmp_path / "graphs.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"graphs\.json, problem 3: 'hello\?' lists no edges"):
+        sources.test_problems(run)
+    (tmp_path / "graphs.json").write_text(json.dumps(rows[:1]))
     train, validation = sources.read_problems(run)
     assert len(train) == 30 and train[29] == train[29]
     assert {edge for index in range(30) for edge in train[index].question.split()} and validation[0].grade("") == 0.0

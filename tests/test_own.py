@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from commands import ROOT, start
 from tiny_run import tiny
 
 from longshot_jax.checkpoints.convert import from_hf, to_hf
+from longshot_jax.checkpoints.run_folder import settings_of_test
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.config.ppo import RewardWeights
 from longshot_jax.data.loader import prefetched, problem_batches
@@ -314,12 +316,32 @@ def test_fields_are_read_from_every_kind_of_file(tmp_path):
             load_problems(str(file), ("q", "aa"))
     prose = write(tmp_path / "prose.jsonl", json.dumps({"q": "one", "a": "x\n#### 3"}) + "\n")
     assert load_problems(prose, ("q", "a")) == [Problem("one", ("x",), "3")]
+    rows = [
+        {"q": "one", "a": "x\n  #### 5", "s": None},
+        {"q": "two", "a": 7, "s": "first\u2028part\n\nsecond"},
+        {"q": "three", "a": 7, "s": [7, 9.0]},
+    ]
+    mixed = write(tmp_path / "mixed.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert [(each.steps, each.answer) for each in load_problems(mixed, ("q", "a", "s"))] == [
+        (("x",), "5"), (("first\u2028part", "second"), "7"), (("7", "9"), "7"),
+    ]  # fmt: skip
+    infinite = write(tmp_path / "infinite.jsonl", '{"q": "one", "a": Infinity}\n')
+    with pytest.raises(UserError, match='line 1: "a" must be a text'):
+        load_problems(infinite, ("q", "a"))
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"q": "one", "a": Decimal("2.50")}, {"q": "two", "a": Decimal("3.00")}]),
+        files["parquet"],
+    )
+    assert [each.answer for each in load_problems(str(files["parquet"]), ("q", "a"))] == ["2.50", "3"]
     for content in (b"PAR1", b""):
         files["parquet"].write_bytes(content)
         with pytest.raises(UserError, match=r"data\.parquet cannot be read as Parquet"):
             load_problems(str(files["parquet"]), ("q", "a"))
-    with pytest.raises(UserError, match="name the fields of question and answer"):
-        tiny(data__fields=("q",))
+    for fields in (("q",), ("q", "q"), ("q", "a", "s", "t")):
+        with pytest.raises(UserError, match="name the fields of question and answer"):
+            tiny(data__fields=fields)
+        with pytest.raises(UserError, match="name the fields of question and answer"):
+            settings_of_test(tmp_path, str(files["csv"]), None, fields=fields)
 
 
 GYM = "reasoning_gym:"

@@ -167,6 +167,7 @@ def test_controls_of_a_joined_answer_act_on_the_trajectories_that_they_name():
 
 
 CONFLICTS = [
+    ({"data.threads": ()}, "config.data.threads is empty"),
     ({"thoughts.roles": 0}, "set config.thoughts.roles"),
     ({"data.threads": (3,)}, "config.data.threads 3 is more than config.thoughts.roles 2"),
     ({"markers": "coconut"}, "take 'answer'"),

@@ -1,11 +1,14 @@
 """Problems from every file form, from the hub's absence, and from every kind of broken file."""
 
 import json
+import socket
+import threading
 import time
 
 import pytest
 
 from longshot_jax.data import problems as problems_module
+from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.problems import Problem, load_problems
 from longshot_jax.errors import UserError
 
@@ -127,6 +130,27 @@ def test_hub_name_without_network_fails_quickly(monkeypatch):
     with pytest.raises(UserError, match=r"openai/gsm8k:main:train is out of reach .*local"):
         load_problems("openai/gsm8k:main:train")
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:port", "https://my mirror", "garbage"])
+def test_a_hub_that_does_not_speak_http_is_out_of_reach(monkeypatch, endpoint):
+    if endpoint == "garbage":  # as from a proxy
+        server = socket.create_server(("127.0.0.1", 0))
+
+        def answer():
+            connection, _ = server.accept()
+            connection.recv(1000)
+            connection.sendall(b"no HTTP\r\n\r\n")
+            connection.close()
+            server.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    assert hub_reachable() is False
 
 
 def test_a_downloaded_data_set_needs_no_network(monkeypatch, tmp_path):

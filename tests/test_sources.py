@@ -155,7 +155,7 @@ def test_what_cannot_be_spelled_is_found_before_training(tmp_path):
     layout = layout_of(run)
     assert checked(run, layout, [fine]) == [fine]
     for broken in (replace(fine, question="x=1 x?"), replace(fine, answer="-2"), replace(fine, steps=("two",))):
-        words = re.escape(file) + ", problem 2: tokenizer of the chains knows only .* cannot spell"
+        words = re.escape(file) + ", problem 2: tokenizer of single characters knows only .* cannot spell"
         with pytest.raises(UserError, match=words):
             checked(run, layout, [fine, broken])
     unseen = replace(fine, steps=("two",))  # PPO writes no steps
@@ -177,11 +177,11 @@ def test_validation_problems_are_checked_under_their_own_name(tmp_path):
     fine, broken = Problem("a=1 b=a+1 b?", ("2",), "2"), Problem("x=1 x?", (), "1")
     run = tiny(data__train=train, data__validation=validation)
     problems = Problems([fine], [fine, broken])
-    with pytest.raises(UserError, match=re.escape(f"{validation}, problem 2: tokenizer of the chains")):
+    with pytest.raises(UserError, match=re.escape(f"{validation}, problem 2: tokenizer of single characters")):
         check_problems(run, layout_of(run), problems)
     # Taken out of the training file, problems no longer have the numbers of the file.
     run = tiny(data__train=train)
-    with pytest.raises(UserError, match=re.escape(f"{train}: tokenizer of the chains")):
+    with pytest.raises(UserError, match=re.escape(f"{train}: tokenizer of single characters")):
         check_problems(run, layout_of(run), problems)
 
 

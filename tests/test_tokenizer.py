@@ -190,6 +190,9 @@ def test_chat_template_begins_once(tmp_path):
         llama_files(tmp_path / "b", LLAMA_SPECIALS, TEMPLATE.removeprefix("{{ bos_token }}"), **LLAMA)
     )
     assert bare.encode_question("How many?") == ids[1:]  # as the template says
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(TEMPLATE, encoding="utf-8-sig")  # as some editors write it
+    assert Tokenizer.load(str(tmp_path / "b"), 1, str(mine)).encode_question("How many?") == ids
 
 
 def test_check_fits():

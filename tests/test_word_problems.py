@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -99,6 +100,10 @@ def test_tests_keep_their_answers_with_and_without_steps(tmp_path):
             "item 1: lEquations and lSolutions must be lists of one",
         ),
         ("a.json", json.dumps([MULTIARITH | {"sQuestion": None}]), 'item 1: "question" is empty'),
+        ("a.json", json.dumps([SVAMP, SVAMP | {"Body": None}]), 'item 2: "Body" must be a text that is not empty'),
+        ("a.json", json.dumps([SVAMP | {"Question": " "}]), 'item 1: "Question" must be a text that is not empty'),
+        ("a.csv", HEAD + ROWS[0].replace("+ number0 number1", "+ " * 3000), "line 2: .* is not an equation"),
+        ("a.csv", HEAD.replace("Body", "Answer") + ROWS[0], "line 1: the column 'Answer' stands there twice"),
     ],
 )
 def test_broken_rows_are_named(tmp_path, name, text, named):
@@ -170,6 +175,13 @@ def test_new_numbers_are_whole_alike_and_true():
         ("He has 2 pins and 2 nuts.", ("2+2=4",), "4"),  # which 2?
         ("He has 2 pins, and she twice as many.", ("2*2=4",), "4"),
         ("He has 4 pins, 2 more, and 6 nuts.", ("4+2=6", "6*6=36"), "36"),  # a result or the nuts?
+        (
+            "He has 5 pins and eats 3. She has twice as many as are left.",
+            ("5-3=2", "2*2=4"),
+            "4",
+        ),  # a word or a result?
+        ("2 red and 3 blue, 5 bags of 5.", ("2+3=5", "5*5=25"), "25"),
+        ("He buys 4 4-packs.", ("4*4=16",), "16"),  # digits that are part of a word
         ("He has 5 pins.", ("5/2=2.5",), "2.5"),
         ("He has 5 pins, and 7 go.", ("5-7=-2",), "-2"),
         ("He has 5 pins and 6.", ("He has 5+6 = 11 pins.",), "11"),
@@ -215,8 +227,38 @@ def test_what_does_not_fit_stays_the_original():
         tiny(data__train="file.csv", data__answer_length=14), layout, Problems(fits, [fits[0]])
     ).train
     assert any(checked.redrawn(place, fits[0]) != fits[0] for place in range(9))
-    checked.filtered(lambda problem: problem.answer == "11")
-    assert {checked.redrawn(place, fits[0]).answer for place in range(30)} == {"11"}
+    once = checked.filtered(lambda problem: problem.answer == "11")
+    assert {once.redrawn(place, fits[0]).answer for place in range(30)} == {"11"}
+    assert len({checked.redrawn(place, fits[0]).answer for place in range(30)}) > 2
+    both = checked.filtered(lambda problem: problem.answer != "12").filtered(lambda problem: problem.answer != "13")
+    answers = {both.redrawn(place, fits[0]).answer for place in range(200)}
+    assert len(answers) > 3 and not answers & {"12", "13"}
+
+
+def test_a_problem_is_not_redrawn_into_a_held_out_one(tmp_path):
+    def texts(pairs):
+        return "".join(
+            json.dumps({"question": f"{a} pins and {b}?", "answer": f"{a}+{b}={a + b}\n#### {a + b}"}) + "\n"
+            for a, b in pairs
+        )
+
+    pairs = [(a, b) for a in range(2, 10) for b in range(2, 10) if a != b]
+    train, test = write(tmp_path / "a.jsonl", texts(pairs[:40])), write(tmp_path / "t.jsonl", texts(pairs[40:50]))
+    problems = read_problems(tiny(data__train=train, data__test=test, data__redraw=1.0))
+    held_out = {problem.question for problem in [*problems.validation, *load_problems(test)]}
+    drawn = {problems.train.redrawn(place, problem).question for place in range(40) for problem in problems.train}
+    assert len(drawn) > 30 and not drawn & held_out
+    anything = RedrawnProblems(list(problems.train), "a file", 0, 1.0)
+    assert {anything.redrawn(place, problem).question for place in range(40) for problem in anything} & held_out
+
+
+def test_a_redrawn_problem_keeps_its_own_rule():
+    @dataclass(frozen=True)
+    class Mine(Problem):
+        tolerance: int = 0
+
+    other = template_of(Mine("5 and 6?", ("5+6=11",), "11", tolerance=3)).redrawn(np.random.default_rng(3))
+    assert isinstance(other, Mine) and other.tolerance == 3 and other.question != "5 and 6?"
 
 
 def test_redraw_needs_equations_and_a_file(tmp_path):

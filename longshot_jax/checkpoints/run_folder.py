@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from longshot_jax.config import RunConfig, parse_config
+from longshot_jax.config.checks import check_combinations
 from longshot_jax.config.declarations import flatten
 from longshot_jax.data.own import names_code
 from longshot_jax.errors import UserError
@@ -128,7 +129,10 @@ def settings_of_test(folder: Path, data: str | None, grader: str | None, **other
                 + (", or --grader= for the rule of data/grading.py." if option == "grader" else ", or other problems.")
             )
     options = {"test": data, "grader": grader} | others
-    return replace(run, data=replace(run.data, **{name: value for name, value in options.items() if value is not None}))
+    given = {name: value for name, value in options.items() if value is not None}
+    run = replace(run, data=replace(run.data, **given))
+    check_combinations(run)
+    return run
 
 
 def config_differences(

@@ -79,8 +79,13 @@ def _data(run: RunConfig) -> Iterator[str]:
     data = run.data
     if not data.operations:
         yield "config.data.operations is empty: it must name at least one number of operations."
-    if data.fields and len(data.fields) not in (2, 3):
-        yield f"config.data.fields is {shown(data.fields)}: name the fields of question and answer, or question, answer and steps."
+    if not data.threads:
+        yield "config.data.threads is empty: it must name at least one number of threads."
+    if data.fields and not 2 <= len(set(data.fields)) == len(data.fields) <= 3:
+        yield (
+            f"config.data.fields is {shown(data.fields)}: name the fields of question and answer, or question, answer and "
+            "steps, each once."
+        )
     if data.length_bucket and data.prompt_length % data.length_bucket:
         yield (
             f"config.data.prompt_length {data.prompt_length} is not a multiple of config.data.length_bucket "

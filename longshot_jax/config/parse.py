@@ -89,10 +89,12 @@ def load_config(file: Path) -> ml_collections.ConfigDict:
     """Returns `get_config()` of a config file; a missing or failing file, or another type, is a UserError."""
     if not os.path.isfile(file):  # also false for a name that is too long
         raise UserError(f"there is no config file {file}: give one from configs/, or your own.")
+    name = f"config_{file.stem}_{os.path.abspath(file)}"  # another for each file: one may extend another of its stem
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{file} is not a Python file: give a config file, a .py with get_config().")
     try:
-        spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look for their module there
         spec.loader.exec_module(module)
         config = module.get_config()
     except UserError:
@@ -102,6 +104,10 @@ def load_config(file: Path) -> ml_collections.ConfigDict:
         place = f", line {line}" if line else ""
         text = f"{type(error).__name__} ({first_line(error)}){_new_name(error)}"
         raise UserError(f"the config file {file}{place} raises {text}: fix it.") from None
+    finally:
+        sys.modules.pop(name, None)
+    if isinstance(config, ml_collections.FrozenConfigDict):  # so that flags can change it
+        config = ml_collections.ConfigDict(config)
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"get_config() of {file} returns a {type(config).__name__}: start from default_config().")
     return config
@@ -262,4 +268,9 @@ def _coerced(kind: Any, value: Any, key: str) -> Any:
             raise UserError(f"{key} is {shown(value)}: it must be a finite number.") from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f"{key} is {shown(value)}: it must be of type {kind.__name__}.")
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{key} is {shown(value)}: it must be UTF-8 text.") from None
     return value

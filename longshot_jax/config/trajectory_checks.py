@@ -19,9 +19,10 @@ def role_faults(run: RunConfig) -> Iterator[str]:
         return
     if not roles:
         yield "config.thoughts.join joins trajectories by their roles: set config.thoughts.roles to their number."
-    if run.data.train == "threads" and max(run.data.threads) > roles:
+    most = max(run.data.threads, default=0)
+    if run.data.train == "threads" and most > roles:
         yield (
-            f"config.data.threads {max(run.data.threads)} is more than config.thoughts.roles {roles}, and each thread "
+            f"config.data.threads {most} is more than config.thoughts.roles {roles}, and each thread "
             "needs a trajectory: raise roles, or lower threads."
         )
     if run.markers != "answer":

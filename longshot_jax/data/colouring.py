@@ -55,11 +55,18 @@ def edges_of(question: str) -> Edges:
     return [(NAMES.index(one), NAMES.index(other)) for one, other in pairs]
 
 
-def as_colouring(problem: Problem) -> ColouringProblem:
-    """A problem of a file, graded by its edges; a UserError if the question lists none or the answer is not right."""
+def as_colouring(problem: Problem, place: str) -> ColouringProblem:
+    """A problem of a file, graded by its edges; a UserError that names `place` if the question lists none
+    or the answer is not right."""
     made = ColouringProblem(problem.question, problem.steps, problem.answer)
-    if not made.grade(made.answer):
-        raise UserError(f"the answer {shown(made.answer, 40)} to {shown(made.question, 60)} is no proper colouring")
+    try:
+        right = made.grade(made.answer)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+    if not right:
+        raise UserError(
+            f"{place}: the answer {shown(made.answer, 40)} to {shown(made.question, 60)} is no proper colouring"
+        )
     return made
 
 

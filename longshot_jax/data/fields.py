@@ -2,7 +2,9 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +26,28 @@ def texts_of(row: Any, fields: Sequence[str], place: str) -> Texts:
             raise UserError(f"{place}: there is no field {name!r} of config.data.fields: {advice}")
     question, answer, *steps = (_plain(row[name]) for name in fields)
     lines = steps[0] if steps and steps[0] is not None else []
-    return question, lines.strip().splitlines() if isinstance(lines, str) else lines, answer
+    if isinstance(lines, str):  # only newlines end a line, as in every file
+        lines = [line for line in lines.split("\n") if line.strip()]
+    return question, list(map(_plain, lines)) if isinstance(lines, list) else lines, answer
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if value != value:  # a missing number in Parquet
+    """A number as its text, None for one that is none (a missing number in Parquet); anything else as it is."""
+    if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
+        return value
+    if not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return str(int(value) if value == int(value) else value)
 
 
 def csv_rows(path: Path, text: str, columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
     """(place, row) of a csv with a head; a UserError if one of `columns` is not there, or for a row of another length."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        names = reader.fieldnames or ()
+        if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+            raise UserError(f"{path}, line 1: the column {twice[0]!r} stands there twice: rename or remove one")
+        missing = [name for name in columns if name not in names]
         if missing:
             raise UserError(
                 f"{path}, line 1: no column {missing[0]}: a csv must have {', '.join(columns[:-1])} and "

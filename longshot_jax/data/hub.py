@@ -5,6 +5,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from typing import Any
 
 
@@ -19,7 +20,7 @@ def hub_reachable() -> bool:
     except urllib.error.HTTPError as refusal:
         refusal.close()
         return True
-    except (OSError, ValueError):  # no route, unknown host, invalid URL
+    except (OSError, ValueError, HTTPException):  # no route, unknown host, invalid URL, no HTTP server there
         return False
 
 

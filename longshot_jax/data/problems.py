@@ -210,7 +210,7 @@ def _from_json_line(from_row: Read[Any], place: str, line: str) -> Problem:
 def _from_named_row(fields: Sequence[str], place: str, row: Any) -> Problem:
     question, steps, answer = texts_of(row, fields, place)
     prose = _text(place, fields[1], answer)
-    if prose.split("\n")[-1].startswith("####"):
+    if prose.split("\n")[-1].lstrip().startswith("####"):
         told = _from_prose_row(place, {"question": question, "answer": prose})
         return replace(told, steps=_steps(place, "steps", steps)) if steps else told
     return Problem(_text(place, fields[0], question), _steps(place, fields[-1], steps), prose)

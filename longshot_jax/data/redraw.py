@@ -1,8 +1,8 @@
 """Problems with their numbers drawn anew: a few thousand templates give unlimited problems.
 
 A problem can be redrawn if its steps are equations of whole numbers that are never negative and end in the answer, and
-each number of them is the result of an earlier one or stands exactly once in the question, in digits (so a constant,
-such as the 60 of an hour, rules it out: its meaning would be lost). New numbers have as many digits as the old ones,
+each number of them is either the result of one earlier step or stands exactly once in the question, in digits (so a
+constant, such as the 60 of an hour, rules it out: its meaning would be lost). New numbers have as many digits as the old ones,
 results at most as many, and all are whole and positive where the old ones were. Where no draw meets this, or the problem
 does not fit, the problem stays as it is.
 """
@@ -10,7 +10,8 @@ does not fit, the problem stays as it is.
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import SupportsIndex
 
@@ -71,7 +72,8 @@ class Template:
                     old = self.problem.question[start:stop]
                     question += self.problem.question[end:start] + (f"{number:,}" if "," in old else str(number))
                     end = stop
-                return Problem(question + self.problem.question[end:], tuple(steps), str(numbers[-1]))
+                question += self.problem.question[end:]
+                return replace(self.problem, question=question, steps=tuple(steps), answer=str(numbers[-1]))
         return None
 
 
@@ -86,6 +88,8 @@ def template_of(problem: Problem) -> Template | None:
     """The template of a problem; None if its numbers cannot be drawn anew."""
     found = list(_NUMBER.finditer(problem.question))
     told = Counter(int(text) for match in found if (text := match[0].replace(",", "")).isdecimal())
+    # Digits that are part of something else, such as 4-pack, tell a number without being one that can be drawn.
+    told.update(map(int, _DIGITS.findall(_NUMBER.sub(" ", problem.question))))
     told.update(_WORDS[word] for word in re.findall(r"[a-z]+", problem.question.lower()) if word in _WORDS)
     asked: dict[int, tuple[int, int]] = {}
     for match in found:
@@ -106,7 +110,9 @@ def template_of(problem: Problem) -> Template | None:
         except (ValueError, ZeroDivisionError):
             return None
         numbers = [int(number) for number in _DIGITS.findall(left)]
-        if any((number in asked) + results.count(number) != 1 for number in numbers):
+        if any(
+            told[number] + results.count(number) != 1 or (told[number] and number not in asked) for number in numbers
+        ):
             return None  # a constant, or one that may come from two places
         used.update(dict.fromkeys(number for number in numbers if number in asked))
         places = [-1 - results.index(number) if number in results else number for number in numbers]
@@ -135,19 +141,20 @@ class RedrawnProblems(Sequence[Problem]):
                 "question: set it to 0, or give problems with equations."
             )
         self.problems, self.seed, self.probability = problems, seed, probability
-        self._wanted: Callable[[Problem], bool] = lambda _: True
+        self._wanted: tuple[Callable[[Problem], bool], ...] = ()
 
     def filtered(self, wanted: Callable[[Problem], bool]) -> "RedrawnProblems":
         """The same, of which redrawn problems that are not wanted stay the original ones."""
-        self._wanted = wanted
-        return self
+        chosen = copy(self)
+        chosen._wanted = (*self._wanted, wanted)
+        return chosen
 
     def redrawn(self, place: int, problem: Problem) -> Problem:
         """What is read at a place of the stream where the original is `problem`: a function of seed and place."""
         rng = np.random.default_rng((self.seed, place, 77))
         template = template_of(problem) if rng.random() < self.probability else None
         other = template.redrawn(rng) if template else None
-        return other if other is not None and self._wanted(other) else problem
+        return other if other is not None and all(wanted(other) for wanted in self._wanted) else problem
 
     def __len__(self) -> int:
         return len(self.problems)

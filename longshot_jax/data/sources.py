@@ -1,6 +1,7 @@
 """The problems, tokenizer and layout of a run's settings, and the check that problems fit."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -68,7 +69,7 @@ def read_problems(run: RunConfig, warn: Callable[[str], object] = lambda _: None
 
     Problems of `data.test` and `data.validation` whose question is also in a training file are counted, and `warn` gets
     a line with their share; `data.remove_overlap` leaves them out of training. Generated training problems are not
-    compared with files.
+    compared with files. A problem that `data.redraw` would make one of validation or test stays as it is.
     """
     data = run.data
     if data.redraw:
@@ -78,7 +79,11 @@ def read_problems(run: RunConfig, warn: Callable[[str], object] = lambda _: None
                 f"config.data.redraw is {data.redraw}, but config.data.train {data.train!r} is generated, with new numbers "
                 "in each problem: set it to 0."
             )
-        return original._replace(train=RedrawnProblems(original.train, data.train, run.seed, data.redraw))
+        redrawn = RedrawnProblems(original.train, data.train, run.seed, data.redraw)
+        held_out = {question_key(problem) for problem in original.validation}
+        with suppress(UserError):  # of test problems that cannot be read, which was said above
+            held_out.update(map(question_key, _compared(test_problems(run))))
+        return original._replace(train=redrawn.filtered(lambda problem: question_key(problem) not in held_out))
     if (note := contamination((data.train,), data.validation)) and data.validation:
         warn(f"warning: config.data.validation: {note}.")
     train = _read(data, "train", "train", run.seed, data.generated_train)
@@ -120,8 +125,7 @@ def _overlap(
     data: DataConfig, setting: str, problems: Sequence[Problem], train: Sequence[bytes], warn: Callable[[str], object]
 ) -> set[bytes]:
     """Questions of held-out problems that are among the training questions; warns of them."""
-    count = len(problems) if isinstance(problems, list) else min(len(problems), _FIRST_COMPARED)
-    held_out, trained = [question_key(problems[index]) for index in range(count)], set(train)
+    held_out, trained = list(map(question_key, _compared(problems))), set(train)
     shared = trained.intersection(held_out)
     if shared:
         count = sum(key in shared for key in held_out)
@@ -135,6 +139,11 @@ def _overlap(
             f"{count / len(held_out):.1%}, are also in the training problems ({data.train}): {advice}."
         )
     return shared
+
+
+def _compared(problems: Sequence[Problem]) -> Iterable[Problem]:
+    """The held-out problems that are compared with training files."""
+    return problems if isinstance(problems, list) else islice(problems, _FIRST_COMPARED)
 
 
 def test_problems(run: RunConfig) -> Sequence[Problem]:
@@ -176,7 +185,9 @@ def _read(data: DataConfig, setting: str, split: Split, seed: int, count: int) -
     if names_code(source):
         return own_problems(load_code(source, f"config.data.{setting}"), count, split)
     problems = load_problems(source, data.fields)
-    return [as_colouring(problem) for problem in problems] if data.train == "colouring" else problems
+    if data.train != "colouring":
+        return problems
+    return [as_colouring(problem, f"{source}, problem {number}") for number, problem in enumerate(problems, start=1)]
 
 
 def build_tokenizer(

@@ -173,7 +173,7 @@ class Tokenizer:
             ]
         )
         model.decoder = tokenizers.decoders.Fuse()
-        return cls(_wrap(model), "of the chains", multiple)
+        return cls(_wrap(model), "of single characters", multiple)
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocabulary_size: int, multiple: int = 1) -> "Tokenizer":
@@ -234,7 +234,9 @@ class Tokenizer:
         except Exception as error:
             if "Missing [UNK]" not in str(error):
                 raise
-        raise UserError(f"tokenizer {self.name} knows only {''.join(chain_words())}, which cannot spell {text[:60]!r}")
+        raise UserError(
+            f"tokenizer {self.name} knows only {''.join(sorted(self._alphabet or ()))}, which cannot spell {text[:60]!r}"
+        )
 
     def check_spelling(self, text: str) -> None:
         """Raises UserError for a character outside the vocabulary; cheap if there is none."""
@@ -306,7 +308,7 @@ def _chat_template(tokenizer: Any, name: str, choice: str) -> ChatTemplate | Non
     if choice not in ("model", "minimal", "none"):
         file = local_path(choice, key)
         try:
-            tokenizer.chat_template = file.read_text(encoding="utf-8")
+            tokenizer.chat_template = file.read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{key}: {choice} cannot be read ({first_line(error)}): give model, minimal, none or the path of a template"

@@ -53,7 +53,10 @@ def from_json_row(place: str, row: dict[str, Any]) -> Texts:
             raise UserError(f"{place}: lEquations and lSolutions must be lists of one: fix or remove the item")
         equation, answer = equations[0], answers[0]
     else:
-        body, asked = (str(row[key]).strip() for key in ("Body", "Question"))
+        for key in ("Body", "Question"):
+            if not isinstance(row[key], str) or not row[key].strip():
+                raise UserError(f'{place}: "{key}" must be a text that is not empty: fix or remove the item')
+        body, asked = row["Body"].strip(), row["Question"].strip()
         question = f"{body}{'' if body.endswith(('.', '?', '!', ',')) else ','} {asked}"
         equation, answer = row["Equation"], row.get("Answer")
     answer = _number(place, "the answer", answer)
@@ -72,7 +75,7 @@ def _question(place: str, text: str, numbers: list[str]) -> str:
 def _equation(place: str, text: Any, read: Any) -> Tree:
     try:
         return read()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: {str(text)[:60]!r} is not an equation ({error}): fix or remove it") from None
 
 
