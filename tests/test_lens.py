@@ -1,10 +1,12 @@
 """The lens and the donor experiment, on random weights: what they report is what is there."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from builders import ragged_prompts, small_bank, small_reasoner
+from builders import END, ragged_prompts, small_bank, small_reasoner
 from flax import nnx
 from run_folders import CURRICULUM, save_run
 
@@ -14,7 +16,9 @@ from longshot_jax.errors import UserError
 from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.evaluation.lens import lens_rows, read_thoughts, stop_figure
 from longshot_jax.evaluation.patching import measure_donors, operations_of, swapped_answers
+from longshot_jax.evaluation.step_patching import measure_steps
 from longshot_jax.longshot import LongShot
+from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.stopping import StopRule
 from longshot_jax.thoughts.think import encode, think, think_given
 
@@ -147,6 +151,24 @@ def test_a_donors_thought_is_put_in_and_thinking_goes_on_from_it(model):
         expected = decoder.decode_given(pretrained.params, prompts, given[thought], np.full((6, 1), 2))
         np.testing.assert_array_equal(tokens[thought], expected.tokens)
     np.testing.assert_array_equal(nearest[:, 0], np.argmax(reasoner.backbone.logits(own[:, 0, 0]), axis=-1))
+
+
+def test_the_donor_experiment_begins_trajectories_with_their_role():
+    reasoner = small_reasoner(roles=2, vocab_size=260)
+    graphdef, *params = nnx.split(reasoner)
+    prompt, mask = ragged_prompts([4, 6], 6)
+    nearest, _ = swapped_answers(graphdef, (7,), (END,), 3, 2, params, None, prompt, mask)
+    encoded = begin_trajectories(reasoner, encode(reasoner, prompt, mask), 1)
+    np.testing.assert_array_equal(
+        nearest[:, 0], np.argmax(reasoner.backbone.logits(encoded.roles.hidden[:, 0]), axis=-1)
+    )
+
+
+def test_the_donor_experiment_refuses_joined_answers(model):
+    chains = ChainProblems(5, 2, (2,), "test")
+    for measure in (measure_donors, lambda *given: measure_steps(*given, 9)):
+        with pytest.raises(UserError, match=r"joins several \(config\.thoughts\.join\)"):
+            measure(replace(model.model, joined=2), [chains[0], chains[1]])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from longshot_jax.thoughts.noise import coupled, diversity
+from longshot_jax.thoughts.noise import coupled, diversity, relative_std_of_mean
 
 
 def drawn(shape=(4000, 5, 2, 3)):
@@ -21,6 +21,13 @@ def test_each_trajectory_keeps_standard_normal_noise(kind):
         own = noise[:, trajectory].reshape(4000, -1)  # steps and dimensions of one trajectory stay independent
         np.testing.assert_allclose(np.cov(own.T), np.eye(6), atol=0.09)
         np.testing.assert_allclose((own**4).mean(0), 3, atol=0.6)
+
+
+@pytest.mark.parametrize("kind", ["independent", "antithetic", "orthogonal"])
+@pytest.mark.parametrize("trajectories", [1, 4, 5])
+def test_the_mean_over_trajectories_has_this_standard_deviation(kind, trajectories):
+    mean = np.asarray(coupled(drawn((4000, trajectories, 2, 8)), kind)).mean(1)
+    np.testing.assert_allclose(mean.std(), relative_std_of_mean(trajectories, kind), rtol=0.02)
 
 
 def test_antithetic_pairs_are_mirror_images_and_an_odd_one_is_alone():

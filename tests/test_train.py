@@ -4,17 +4,24 @@ import gc
 import io
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from metric_entries import entries_and_tags, tags_of
 from tiny_run import tiny, watch_batches
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
+from longshot_jax.checkpoints.pretrained import load_pretrained
 from longshot_jax.curriculum import update as curriculum_programs
 from longshot_jax.curriculum.loop import Position
 from longshot_jax.errors import UserError
+from longshot_jax.model.sharding import make_mesh
+from longshot_jax.ppo.loop import PPOLoop
 from longshot_jax.train import train
 from longshot_jax.training.schedules import anneal
 
@@ -252,3 +259,30 @@ def test_a_stage_ends_early_at_its_loss(tmp_path):
         tmp_path, io.StringIO(),
     )  # fmt: skip
     assert result.phases["curriculum"]["updates"] == 21 + 21 + 25
+
+
+def test_the_unit_of_noise_is_measured_even_where_no_question_thinks_at_first(tmp_path):
+    few = {"ppo__target_thoughts": (0,), "ppo__target_iterations": 1, "ppo__iterations": 1}
+    run = tiny(phases=("ppo",), thoughts__feedback="vocabulary", evaluation__every_iterations=0, **few)
+    train(run, tmp_path / "run", io.StringIO())
+    model = load_pretrained(tmp_path / "run", which="latest")
+    table = nnx.merge(model.graphdef, *model.params).backbone.embedding[...]
+    unit = float(model.temperatures.thought_std) / run.ppo.thought_std[0]
+    assert 0 < unit < 2 * float(jnp.sqrt(jnp.mean(table**2)))  # a mean of embeddings, of rms 0.02 and not 1
+
+
+def test_an_ensemble_draws_one_number_of_thoughts_for_all_its_trajectories():
+    config = replace(tiny().ppo, target_thoughts=(0, 1, 2), target_iterations=2, questions=40)
+    for ensemble in (False, True):
+        loop = SimpleNamespace(
+            config=replace(config, ensemble=ensemble),
+            context=SimpleNamespace(
+                run=tiny(),
+                mesh=make_mesh(tiny().mesh),
+                layout=SimpleNamespace(prompts=lambda _: (np.zeros((40, 3), np.int32), np.ones((40, 3), bool))),
+            ),
+            programs=SimpleNamespace(shape=SimpleNamespace(adaptive=False)),
+        )
+        lengths = PPOLoop.make_questions(loop, 0, [])  # a function of settings and prompts
+        drawn = np.asarray(lengths.lengths.max_thoughts)
+        assert set(drawn.ravel().tolist()) == {0, 1, 2} and (drawn == drawn[:, :1]).all() == ensemble

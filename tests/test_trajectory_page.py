@@ -5,13 +5,14 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
-from builders import QUICK
+from builders import END, QUICK, VOCABULARY, ragged_prompts, small_reasoner
 from commands import start
 from flax import nnx
 from run_folders import CURRICULUM, PPO, save_run
@@ -29,10 +30,12 @@ from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.evaluation.interventions import Interventions
 from longshot_jax.evaluation.trajectory_page import _add_similarity, _plane, trajectory_page
 from longshot_jax.longshot import LongShot
+from longshot_jax.thoughts.answer import decode_answers
 from longshot_jax.thoughts.navigator import NavigatorConfig
 from longshot_jax.thoughts.roles import begin_trajectories
-from longshot_jax.thoughts.stopping import ThoughtRule
-from longshot_jax.thoughts.think import encode, think_given
+from longshot_jax.thoughts.rollout import Temperatures
+from longshot_jax.thoughts.stopping import StopRule, ThoughtRule
+from longshot_jax.thoughts.think import encode, think, think_given
 
 ATTACK = "</script><img src=x onerror='window.injected=1'><script>window.injected=2</script>\u2028{{DATA}}"
 JOINED = replace(CURRICULUM, thoughts=NavigatorConfig(roles=2, join=True))
@@ -146,6 +149,45 @@ def test_an_intervention_changes_one_thought_and_thinking_goes_on_from_it(folder
             given[:, column, 1] = thinks(*prompts, given)[:, column]
         expected = decoder.decode_given(model.params, prompts, given, decoded.num_thoughts)
         np.testing.assert_array_equal(tokens[:, column, step], np.asarray(expected.tokens)[:, 0])
+
+
+@pytest.mark.parametrize("reads", ["own", "all"])
+def test_after_an_intervention_thoughts_read_the_actions_that_were_taken(reads):
+    """Against a run with the sampled noise up to the thought that is replaced by itself."""
+    reasoner = small_reasoner(reads=reads, vocab_size=VOCABULARY)
+    graphdef, params = nnx.split(reasoner)
+    layout = SimpleNamespace(
+        mode="coconut", opening=(7,), text_end=None, tokenizer=SimpleNamespace(ends=(END,), latent=3, end_latent=4)
+    )
+    decoder = Decoder(graphdef, layout, 3, 4)
+    prompts, rows = tuple(map(np.asarray, ragged_prompts([4, 6], 6))), np.arange(2)
+    temperatures = Temperatures(*np.array([2.0, 1.0, 1.0], np.float32))
+    bounds = np.full((2, 3), 3), np.full((2, 3), 3)
+    decoded = decoder.decode(
+        (params,), prompts, bounds, temperatures, indices=rows, key=jax.random.key(0), num_trajectories=3
+    )
+    own = Interventions(decoder).answers((params,), prompts, decoded, np.asarray(decoded.thoughts))
+
+    def by_hand(noise):
+        encoded = encode(reasoner, *map(jnp.asarray, prompts))
+        rule = StopRule(jnp.full((2, 3), 3), jnp.full((2, 3), 3))
+        thoughts = think(reasoner, encoded, None, rule, noise, jnp.ones(()))
+        return decode_answers(reasoner, encoded, thoughts, (7,), (END,), 4, jnp.ones(()), None).tokens
+
+    run, differs = jax.jit(by_hand, compiler_options=QUICK), False
+    for step in range(3):
+        before = (jnp.arange(3) <= step)[:, None]
+        if not reasoner.navigator.config.reads_others:
+            expected = run(jnp.where(before, decoded.noise, 0.0))
+            np.testing.assert_array_equal(own[:, :, step], expected)
+            differs |= bool((np.asarray(expected) != np.asarray(run(jnp.zeros_like(decoded.noise)))).any())
+            continue
+        for n in range(3):
+            alone = (jnp.arange(3) == n)[:, None, None]
+            expected = run(jnp.where(~alone | before, decoded.noise, 0.0))
+            np.testing.assert_array_equal(own[:, n, step], expected[:, n])
+            differs |= bool((np.asarray(expected) != np.asarray(run(jnp.zeros_like(decoded.noise)))).any())
+    assert differs
 
 
 def test_a_joined_answer_shows_its_roles_and_one_question_has_no_other_to_swap_with(folder):

@@ -268,6 +268,11 @@ def _kl(run: RunConfig) -> Iterator[str]:
         yield (
             "config.ppo.kl_estimator 'k1' has no gradient in the loss, on average: take 'k2', 'k3' or kl_in 'reward'."
         )
+    if ppo.kl_in == "reward" and ppo.gradient == "mixture":
+        yield (
+            "config.ppo.kl_in 'reward' makes the reward depend on the thoughts themselves, which gradient 'mixture' cannot "
+            "weigh exactly: take 'loss', or gradient 'score' or 'pathwise'."
+        )
     if ppo.kl_in == "reward" and not ppo.kl_coefficient:
         yield "config.ppo.kl_in 'reward' charges nothing while config.ppo.kl_coefficient is 0: set it above 0."
 

@@ -15,7 +15,7 @@ class OptimizerConfig:
     navigator_learning_rate: Annotated[float, NON_NEGATIVE] = 1e-4
     """Peak learning rate of the navigator."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Learning rate after the warm-up; `cosine` and `linear` reach `final_learning_rate` at the last update."""
+    """Learning rate after the warm-up; `cosine` and `linear` would reach `final_learning_rate` one update after the last."""
     warmup_steps: Annotated[int, NON_NEGATIVE] = 0
     """Updates of linear warm-up, at the start of each stage; the first has 1 / warmup_steps of the peak."""
     final_learning_rate: Annotated[float, NON_NEGATIVE] = 0.1

@@ -107,7 +107,7 @@ def load_config(file: Path) -> ml_collections.ConfigDict:
     finally:
         sys.modules.pop(name, None)
     if isinstance(config, ml_collections.FrozenConfigDict):  # so that flags can change it
-        config = ml_collections.ConfigDict(config)
+        config = config.as_configdict()
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"get_config() of {file} returns a {type(config).__name__}: start from default_config().")
     return config

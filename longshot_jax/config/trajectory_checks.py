@@ -15,6 +15,11 @@ def role_faults(run: RunConfig) -> Iterator[str]:
             f"config.thoughts.roles {roles} has {'no room for' if roles < number else 'more roles than'} "
             f"config.ppo.num_trajectories {number}: set both to the same number."
         )
+    if roles and curriculum.question_hidden and "curriculum" in run.phases:
+        yield (
+            "config.curriculum.question_hidden hides the question from the answer, and each role (config.thoughts.roles) "
+            "stands at a place that has read it: set one of them to 0."
+        )
     if not thoughts.join:
         return
     if not roles:
@@ -38,6 +43,17 @@ def role_faults(run: RunConfig) -> Iterator[str]:
         )
     if thoughts.max_trajectories and not ppo.shared_reward:
         yield "config.thoughts.max_trajectories with config.thoughts.join needs config.ppo.shared_reward: set it."
+    for wanted, key, way_out in (
+        (ppo.kl_in == "reward", "kl_in 'reward'", "take 'loss'"),
+        (ppo.loss_mean == "sequence", "loss_mean 'sequence'", "take 'token'"),
+        (
+            ppo.rewards.success_per_thought and not ppo.shared_reward,
+            "rewards.success_per_thought",
+            "set config.ppo.shared_reward",
+        ),
+    ):
+        if wanted:
+            yield f"config.ppo.{key} is of single trajectories, and config.thoughts.join gives all one answer: {way_out}."
     guidance = curriculum.guidance
     for wanted, key in (
         (guidance.distillation, "guidance.distillation"),
@@ -112,9 +128,15 @@ def coupling_faults(run: RunConfig) -> Iterator[str]:
             f"config.thoughts.noise 'tokens' config.thoughts.sampled_tokens {tokens}: take 'antithetic', or as many tokens as "
             f"config.ppo.num_trajectories {ppo.num_trajectories}."
         )
+    if ppo.coupling == "antithetic" and ppo.ensemble and ppo.num_trajectories % 2 == 0:
+        yield (
+            "config.ppo.coupling 'antithetic' cancels in the mean thought that config.ppo.ensemble feeds back, so nothing is "
+            "explored: take 'independent' or 'orthogonal'."
+        )
     if ppo.coupling == "independent" or not ppo.scores_thoughts:
         return
     reasons = [
+        (run.thoughts.join, "config.thoughts.join"),
         (ppo.baseline != "critic", f"config.ppo.baseline {ppo.baseline!r}"),
         (run.thoughts.reads_others, "config.thoughts.cross_attention or graph 'all'"),
         (ppo.ensemble, "config.ppo.ensemble"),

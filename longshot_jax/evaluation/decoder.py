@@ -43,6 +43,8 @@ class Trajectories:
       stop_probabilities: Float [B, N, T + 1], at h_0 ... h_T.
       thoughts: Float [B, N, T, D], embeddings that were fed back.
       active: Bool [B, N], trajectories that exist, if the model chose their number; None if all N exist.
+      noise: Float [B, N, T, X], of the actions, times the thoughts' standard deviation before a learned factor; None where
+        thoughts do not read earlier actions.
     """
 
     tokens: Array
@@ -52,6 +54,7 @@ class Trajectories:
     stop_probabilities: Array
     thoughts: Array
     active: Array | None = None
+    noise: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ class Decoder:
                 stop_probabilities=jax.nn.sigmoid(scores.thoughts.stop_logits),
                 thoughts=rollout.embeddings,
                 active=rollout.active,
+                noise=rollout.noise * rollout.thought_std if reasoner.navigator.config.reads_history else None,
             )
 
         return decoding_jit(decode, self.mesh, self.decoding, static_argnums=(5, 6, 7))

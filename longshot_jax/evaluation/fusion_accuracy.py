@@ -18,6 +18,7 @@ from flax import nnx
 from longshot_jax.data.grading import same_answer
 from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
 from longshot_jax.thoughts.fusion import CHOOSING
+from longshot_jax.thoughts.noise import relative_std_of_mean
 from longshot_jax.thoughts.rollout import Temperatures
 
 
@@ -68,12 +69,15 @@ def fusion_accuracies(
         return accuracies
     copies = (np.repeat(part, number, axis=1) for part in (greedy.thoughts, greedy.num_thoughts))
     accuracies["attend"] = batches.accuracy_from("attend", samples.thoughts, samples.num_thoughts)
-    accuracies["attend_identical"] = batches.accuracy_from("attend_identical", *copies)
+    navigator = nnx.merge(batches.decoder.graphdef, *batches.params).navigator.config
+    same = np.zeros(number, np.int32) if navigator.roles else None  # the greedy trajectory has the first role
+    accuracies["attend_identical"] = batches.accuracy_from("attend_identical", *copies, roles=same)
     shared = batches.run(temperatures, number, ensemble=True, what="samples for mean")
     accuracies["mean"] = batches.accuracy_from("mean", shared.thoughts[:, :1], shared.num_thoughts[:, :1])
-    if nnx.merge(batches.decoder.graphdef, *batches.params).navigator.config.noise == "tokens":
+    if navigator.noise == "tokens":
         return accuracies  # their noise has no size
-    quieter = replace(temperatures, thought_std=temperatures.thought_std / np.float32(number**0.5))
+    factor = np.float32(relative_std_of_mean(number, batches.decoder.coupling))
+    quieter = replace(temperatures, thought_std=temperatures.thought_std * factor)
     # This program is compiled already; only its first trajectory is used.
     path = batches.run(quieter, number, what="samples for mean_one_path")
     accuracies["mean_one_path"] = batches.accuracy_from("mean_one_path", path.thoughts[:, :1], path.num_thoughts[:, :1])

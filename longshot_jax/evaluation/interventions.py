@@ -52,7 +52,7 @@ class Interventions:
         alone = bool(self.decoder.joined) or config.reads_others
         columns = np.repeat(np.eye(many, dtype=bool) if alone else np.ones((1, many), bool), steps, axis=0)
         at = np.tile(np.arange(steps), len(columns) // steps)
-        own = decoded.thoughts, decoded.num_thoughts, decoded.active
+        own = decoded.thoughts, decoded.num_thoughts, decoded.active, decoded.noise
         tokens = jax.device_get(self._answers(params, memory, *prompts, *own, replacement, columns, at))
         if not alone:
             return np.moveaxis(tokens, 0, 2)
@@ -63,12 +63,13 @@ class Interventions:
     def _answers(self) -> Any:
         decoder, layout = self.decoder, self.decoder.layout
 
-        def answers(params, memory, prompt, mask, own, num_thoughts, active, replacement, columns, at):
+        def answers(params, memory, prompt, mask, own, num_thoughts, active, noise, replacement, columns, at):
             reasoner = nnx.merge(decoder.graphdef, *params)
             shape, steps = num_thoughts.shape, jnp.arange(own.shape[2])
             prompts = begin_trajectories(reasoner, encode(reasoner, prompt, mask), shape[1], active)
             rule = StopRule(num_thoughts, num_thoughts)
-            still = jnp.zeros((*shape, len(steps), reasoner.action_size))
+            if noise is None:
+                noise = jnp.zeros((*shape, len(steps), reasoner.action_size))
             written = decoder.opening, layout.tokenizer.ends, decoder.answer_length, jnp.ones(()), None
 
             def one(intervention):
@@ -76,7 +77,9 @@ class Interventions:
                 changed = column[:, None] & (steps == step)
                 given = jnp.broadcast_to(~column[:, None] | (steps <= step), own.shape[:3])
                 taught = Teaching(jnp.where(changed[..., None], replacement, own), given)
-                thoughts = think(reasoner, prompts, memory, rule, still, jnp.zeros(()), teaching=taught)
+                # Actions that are read were sampled with this noise; those after the replaced thought have none.
+                sampled = jnp.where(given[..., None], noise, 0.0)
+                thoughts = think(reasoner, prompts, memory, rule, sampled, jnp.ones(()), teaching=taught)
                 if decoder.joined:
                     decoded = decode_jointly(
                         reasoner, prompts, thoughts, *written, text_end=layout.text_end, active=active

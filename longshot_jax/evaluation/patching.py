@@ -29,6 +29,7 @@ from longshot_jax.errors import UserError
 from longshot_jax.evaluation.batches import answer_texts
 from longshot_jax.evaluation.lens import thought_logits
 from longshot_jax.thoughts.answer import decode_answers
+from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.stopping import StopRule
 from longshot_jax.thoughts.think import encode, think
 
@@ -75,6 +76,10 @@ def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: i
     not chains of one length, or there are fewer than two.
     """
     layout, k = model.layout, len(problems[0].steps) if problems else 0
+    if model.joined:
+        raise UserError(
+            "the donor experiment follows one trajectory, and this model joins several (config.thoughts.join)."
+        )
     if layout is None:
         raise UserError("this model has no tokenizer, so it cannot read chains: put one into its folder.")
     if len(problems) < 2 or any(len(problem.steps) != k for problem in problems):
@@ -131,7 +136,7 @@ def swapped_answers(
 ) -> tuple[Int[Array, "Q T"], Int[Array, "T Q 1 A"]]:
     """Nearest token of every thought, and the answers after each thought in turn is replaced by the previous row's."""
     reasoner = nnx.merge(graphdef, *params)
-    encoded = encode(reasoner, prompt, mask)
+    encoded = begin_trajectories(reasoner, encode(reasoner, prompt, mask), 1)
     num_thoughts = jnp.full((prompt.shape[0], 1), steps)
     rule = StopRule(num_thoughts, num_thoughts)
     still = jnp.zeros((prompt.shape[0], 1, steps, reasoner.action_size))

@@ -29,6 +29,7 @@ from longshot_jax.errors import UserError
 from longshot_jax.evaluation.batches import answer_texts
 from longshot_jax.evaluation.lens import thought_logits
 from longshot_jax.thoughts.answer import decode_answers
+from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.stopping import StopRule
 from longshot_jax.thoughts.think import Teaching, encode, think
 
@@ -101,6 +102,10 @@ def measure_steps(
     are no equations, the problems are not of one length, or there are fewer than two.
     """
     layout, k = model.layout, len(problems[0].steps) if problems else 0
+    if model.joined:
+        raise UserError(
+            "the donor experiment follows one trajectory, and this model joins several (config.thoughts.join)."
+        )
     if layout is None:
         raise UserError("this model has no tokenizer, so it cannot read problems: put one into its folder.")
     if len(problems) < 2 or any(len(problem.steps) != k for problem in problems):
@@ -194,7 +199,8 @@ def _own_thoughts(
     reasoner = nnx.merge(graphdef, *params)
     still = jnp.zeros((len(prompt), 1, slots, reasoner.action_size))
     rule = StopRule(counts[:, None], counts[:, None])
-    own = think(reasoner, encode(reasoner, prompt, mask), memory, rule, still, jnp.zeros(()))
+    encoded = begin_trajectories(reasoner, encode(reasoner, prompt, mask), 1)
+    own = think(reasoner, encoded, memory, rule, still, jnp.zeros(()))
     logits = thought_logits(reasoner, own.embeddings, own.hidden[:, :, :-1])
     return jnp.argmax(logits[:, 0], axis=-1), own.embeddings[:, 0].astype(jnp.float32)
 
@@ -216,7 +222,7 @@ def _answers(
 ) -> Int[Array, "Q 1 A"]:
     """Greedy answers with the given thoughts where `taught`; after the first `fewest` the stop head decides."""
     reasoner = nnx.merge(graphdef, *params)
-    encoded = encode(reasoner, prompt, mask)
+    encoded = begin_trajectories(reasoner, encode(reasoner, prompt, mask), 1)
     still = jnp.zeros((len(prompt), 1, slots, reasoner.action_size))
     rule = StopRule(fewest[:, None], jnp.full((len(prompt), 1), slots))
     teaching = Teaching(given[:, None], taught[:, None])

@@ -71,7 +71,9 @@ class PPOLoop:
             # Forced numbers, which override the stop head and the count head.
             rng = np.random.default_rng((run.seed, 2, iteration))
             if config.target_thoughts:
-                fewest = most = rng.choice(np.asarray(config.target_thoughts, np.int32), size=shape)
+                drawn = (config.questions, 1) if config.ensemble else shape  # an ensemble stops as one
+                fewest = rng.choice(np.asarray(config.target_thoughts, np.int32), size=drawn)
+                fewest = most = np.broadcast_to(fewest, shape)
             if config.target_trajectories:
                 count = rng.choice(np.asarray(config.target_trajectories, np.int32), size=config.questions)
         # NumPy arrays, placed by the next line.
@@ -156,10 +158,17 @@ class PPOLoop:
         """Sets `thought_rms`, the rms of the first questions' noise-free thoughts."""
         if not self.config.max_thoughts:
             return state
-        still = self.temperatures(0, thought_std=0.0)
-        *_, outcome = self.programs.rollout(state, first.prompt, first.mask, first.lengths, still, np.int32(0))
-        place = self.programs.placement.thought_rms
-        return replace(state, thought_rms=jax.device_put(outcome["thought_rms"], place))
+
+        def measured(lengths: Lengths) -> jax.Array:
+            still = self.temperatures(0, thought_std=0.0)
+            *_, outcome = self.programs.rollout(state, first.prompt, first.mask, lengths, still, np.int32(0))
+            return outcome["thought_rms"]
+
+        rms = measured(first.lengths)
+        if not fetch(rms):  # no question has a thought: all are forced to have them
+            most = first.lengths.max_thoughts * 0 + self.config.max_thoughts  # placed like the others
+            rms = measured(replace(first.lengths, min_thoughts=most, max_thoughts=most))
+        return replace(state, thought_rms=jax.device_put(rms, self.programs.placement.thought_rms))
 
     def _iteration(
         self,

@@ -309,7 +309,7 @@ class PPOPrograms:
             "ended": rollout.ended,
             "num_thoughts": rollout.num_thoughts,
             "natural_stop": decided,
-            "thought_rms": jnp.where(taken > 0, rms, 1.0),
+            "thought_rms": rms,  # 0 where no thought was taken
         }
         if reasoner.navigator.config.noise == "learned":
             stds = jnp.sum(recorded.thoughts.stds, where=rollout.thought_mask)

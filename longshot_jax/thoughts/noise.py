@@ -29,6 +29,13 @@ def coupled(noise: Float[Array, "B N T X"], kind: Coupling) -> Float[Array, "B N
     return jnp.concatenate([_orthogonal(group) for group in groups], axis=1)
 
 
+def relative_std_of_mean(trajectories: int, kind: Coupling) -> float:
+    """Standard deviation of the mean of the trajectories' noise at one step, where each has standard deviation 1."""
+    if kind == "antithetic":  # pairs cancel
+        return (trajectories % 2) / trajectories
+    return trajectories**-0.5
+
+
 def _orthogonal(noise: Float[Array, "B N T X"]) -> Float[Array, "B N T X"]:
     columns = jnp.moveaxis(noise, 1, -1)  # [B, T, X, N]
     directions, triangle = jnp.linalg.qr(columns)

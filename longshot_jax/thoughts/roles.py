@@ -30,7 +30,7 @@ def begin_trajectories(
 
     Args:
       active: trajectories that exist; None is all. No joined answer sees the role of another one.
-      roles: role of each trajectory; None gives trajectory n role n.
+      roles: role of each trajectory; None gives trajectory n role n, and where there are fewer roles, in turn.
     """
     if not reasoner.navigator.config.roles:
         return prompt
@@ -44,6 +44,6 @@ def begin_trajectories(
 
 def role_embeddings(reasoner: Reasoner, shape: tuple[int, int], roles: Int[Array, "#B N"] | None = None) -> Array:
     """Float [B, N, 1, D]: what every trajectory reads at its first position. `shape` is (B, N)."""
-    chosen = jnp.broadcast_to(jnp.arange(shape[1]) if roles is None else roles, shape)
     table = reasoner.navigator.role_table[...]
+    chosen = jnp.broadcast_to(jnp.arange(shape[1]) % len(table) if roles is None else roles, shape)
     return table[chosen].astype(reasoner.backbone.compute_dtype)[:, :, None]
