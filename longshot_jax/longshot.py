@@ -12,8 +12,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from longshot_jax.checkpoints.checkpoint import Which
-from longshot_jax.checkpoints.pretrained import Pretrained, load_pretrained
-from longshot_jax.checkpoints.sidecar import FILE
+from longshot_jax.checkpoints.pretrained import LOST_SIDECAR, Pretrained, load_pretrained
 from longshot_jax.config.curriculum import has_thoughts
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.own import Grade, by_problem
@@ -314,10 +313,7 @@ class LongShot:
         """The requested number of thoughts, or that of training, and whether steps may be written after them."""
         trained = self.model.rule
         if thoughts and self.model.lost_sidecar:
-            raise UserError(
-                f"this model was exported from a run, but {FILE} is not beside its weights, so it has no thoughts: copy it "
-                "from the export, or leave the number of thoughts out."
-            )
+            raise UserError(f"{LOST_SIDECAR}, or leave the number of thoughts out.")
         if isinstance(thoughts, int):
             if thoughts < 0:
                 raise UserError(f"the number of thoughts is {thoughts}: it cannot be negative.")

@@ -8,8 +8,9 @@ number and decision is a function of the settings and the checkpoint.
 """
 
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from longshot_jax.checkpoints.initialize import (
     trained_before,
 )
 from longshot_jax.checkpoints.run_folder import check_same_config, prepare_workdir, write_config
-from longshot_jax.checkpoints.saved_reasoner import CODE, TRAINED_ON
+from longshot_jax.checkpoints.saved_reasoner import CODE, DATA, TRAINED_ON
 from longshot_jax.config import RunConfig, parse_config
+from longshot_jax.config.declarations import flatten
 from longshot_jax.curriculum.batch import unfitting_steps
 from longshot_jax.curriculum.loop import CurriculumLoop
 from longshot_jax.data.own import OwnCodeError, own_grader
@@ -36,6 +38,7 @@ from longshot_jax.data.sources import (
     build_layout,
     build_tokenizer,
     check_problems,
+    file_fingerprints,
     own_code,
     read_problems,
     store_tokenizer,
@@ -43,6 +46,7 @@ from longshot_jax.data.sources import (
 from longshot_jax.distributed import on_primary
 from longshot_jax.errors import UserError
 from longshot_jax.files import local_path
+from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import make_mesh
 from longshot_jax.ppo.loop import PPOLoop
 from longshot_jax.ppo.rewards import check_rewards
@@ -87,14 +91,18 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
     """
     workdir = local_path(workdir, "--workdir")
     mesh = make_mesh(run.mesh)
-    folder = model_folder(run)
+    folder = None if _newest_metadata(workdir) else model_folder(run)  # a checkpoint has what it needs of it
     problems = read_problems(run, lambda text: _note(text, stream))
+    data = file_fingerprints(problems)
     with ExitStack() as stack:
         lock = on_primary(lambda: prepare_workdir(workdir))
         if lock is not None:
             stack.enter_context(lock)
         metadata = _newest_metadata(workdir)
-        source = None if metadata is None else _check_config(run, workdir, metadata)
+        source = backbone = None
+        if metadata is not None:
+            run, source = _continued(run, data, workdir, metadata, lambda text: _note(text, stream))
+            backbone = LlamaConfig.from_json(metadata["backbone"])
         tokenizer = build_tokenizer(run, workdir, problems.train, folder, resumed=metadata is not None)
         layout = build_layout(run, tokenizer)
         problems = check_problems(run, layout, problems)
@@ -105,11 +113,11 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         grade = own_grader(run.data.grader, problems.train)
         if "ppo" in run.phases:
             check_rewards(run, problems.train, lambda text: _note(text, stream))
-        abstract = abstract_reasoner(run, tokenizer, mesh, folder)
+        abstract = abstract_reasoner(run, tokenizer, mesh, folder, backbone)
         log = stack.enter_context(weights_and_biases(run, workdir))
         # Written after all checks, so a refused run leaves nothing behind.
         on_primary(lambda: write_config(workdir, asdict(run)))
-        if metadata is None:
+        if metadata is None or not (workdir / "tokenizer").is_dir():
             on_primary(lambda: store_tokenizer(tokenizer, workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir, run.checkpoint.keep_last, run.checkpoint.keep_best))
         resumed_from = metadata["step"] if metadata else None
@@ -120,13 +128,16 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
             *(run, abstract, layout, problems, mesh, checkpoints, writer, stream, source),
             grade=grade,
             code=own_code(run),
+            data=data,
             trained_on=tuple(dict.fromkeys([*before, run.data.train])),
         )
         stack.enter_context(context.preemption)
         first = 0
         if metadata is not None:
             context.seconds_before, context.finished = metadata["seconds"], metadata["finished"]
-            context.best = tuple(metadata["best"]) if metadata["best"] else None
+            best = tuple(metadata["best"]) if metadata["best"] else None
+            lost = best is not None and run.checkpoint.keep_best and best[1] not in checkpoints.steps
+            context.best = checkpoints.best if lost else best
             first = run.phases.index(metadata["phase"])
         # Create all loops first, since they check the settings of their phases.
         loops = [PPOLoop(context) if phase == "ppo" else CurriculumLoop(context, phase) for phase in run.phases[first:]]
@@ -146,8 +157,8 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
             _note(f"{phase}: accuracy {reached['accuracy']:.1%} after {reached['updates']:,} updates", stream)
         checkpoints.wait()
         checkpoints.remove_surplus()
-        best_accuracy = context.best[0] if context.best else None
-        result = RunResult(workdir, checkpoints.best_step, best_accuracy, context.finished, context.seconds)
+        best_accuracy, best_step = checkpoints.best or (None, None)
+        result = RunResult(workdir, best_step, best_accuracy, context.finished, context.seconds)
         _report(context, result)
     return result
 
@@ -177,10 +188,16 @@ def _newest_metadata(workdir: Path) -> dict[str, Any] | None:
     return metadata
 
 
-def _check_config(run: RunConfig, workdir: Path, metadata: dict[str, Any]) -> FrozenSource | None:
-    """The folder of the frozen weights that the checkpoint does not hold, at its present place.
+def _continued(
+    run: RunConfig, data: Mapping[str, str], workdir: Path, metadata: dict[str, Any], note: Callable[[str], object]
+) -> tuple[RunConfig, FrozenSource | None]:
+    """The settings with which a run goes on, and the folder of the frozen weights that its checkpoint does not hold.
 
-    Raises a UserError unless the checkpoint has the same settings; newer settings have their defaults there.
+    The folder that a run started from may be gone or lie elsewhere: the checkpoint holds what was read there, or the
+    frozen weights are looked for at their present place.
+
+    Raises a UserError unless the checkpoint has the same settings, code and data files (`data`); newer settings have their
+    defaults there.
     """
     if "config" not in metadata:
         raise UserError(
@@ -188,16 +205,29 @@ def _check_config(run: RunConfig, workdir: Path, metadata: dict[str, Any]) -> Fr
             "--workdir."
         )
     stored = parse_config(metadata["config"])
+    start = "initialize_from" if stored.initialize_from else "model.source"
     moved = (metadata[KEY]["setting"],) if KEY in metadata else ()
+    if not _is_folder(stored, start):
+        moved = (*moved, start)
+        if not _is_folder(run, start):  # from which the default of this setting would be read
+            run = replace(run, thoughts=replace(run.thoughts, normalised=stored.thoughts.normalised))
     check_same_config(workdir, asdict(stored), asdict(run), (*_MAY_CHANGE, *moved))
-    for setting, now in own_code(run).items():
-        if metadata.get(CODE, {}).get(setting, now) != now:
-            raise UserError(
-                f"the code of config.{setting} has changed since the checkpoint in {workdir}, and the run would end with other "
-                f"parameters: restore it, or start from these weights with --config.initialize_from={workdir} and another "
-                "--workdir."
-            )
-    return FrozenSource.find(metadata, stored, run, workdir)
+    if KEY not in metadata and flatten(stored)[start] != flatten(run)[start]:
+        note(f"config.{start} was {flatten(stored)[start]} and is not read again: the checkpoint has all weights.")
+    for key, found, what in ((CODE, own_code(run), "code of"), (DATA, data, "problems of")):
+        for setting, now in found.items():
+            if metadata.get(key, {}).get(setting, now) != now:
+                raise UserError(
+                    f"the {what} config.{setting} changed since the checkpoint in {workdir}, and the run would end with "
+                    f"other parameters: restore them, or start from these weights with --config.initialize_from={workdir} "
+                    "and another --workdir."
+                )
+    return run, FrozenSource.find(metadata, stored, run, workdir)
+
+
+def _is_folder(run: RunConfig, setting: str) -> bool:
+    named = flatten(run)[setting]
+    return bool(named) and local_path(named, f"config.{setting}").is_dir()
 
 
 def _final_accuracy(phase: str) -> str:

@@ -3,7 +3,7 @@
 python scripts/eval.py --checkpoint runs/x [--data PATH] --output results.json
 """
 
-import hashlib
+import sys
 
 from longshot_jax.errors import run_command
 
@@ -12,6 +12,7 @@ def main() -> None:
     from longshot_jax.checkpoints.run_folder import settings_of_test
     from longshot_jax.cli import OptionParser, path_option, use_huge_pages, whole_number
     from longshot_jax.data.own import own_grader
+    from longshot_jax.data.problems import fingerprint
     from longshot_jax.data.sources import contamination, test_problems
     from longshot_jax.evaluation.results import (
         check_same_questions,
@@ -67,12 +68,15 @@ def main() -> None:
     data, problems = run.data.test, test_problems(run)
     grade = own_grader(run.data.grader, problems, "--grader")
     from longshot_jax import LongShot  # takes seconds, so after the checks above
+    from longshot_jax.checkpoints.pretrained import LOST_SIDECAR
     from longshot_jax.training.progress import ProgressOfPasses
 
-    fingerprint = hashlib.sha256(repr(list(problems)).encode()).hexdigest()[:16]
+    data_fingerprint = fingerprint(problems)
     if other is not None:
-        check_same_questions(len(problems), fingerprint, other, flags.compare)
+        check_same_questions(len(problems), data_fingerprint, other, flags.compare)
     model = LongShot.from_pretrained(flags.checkpoint, which=flags.which)
+    if model.model.lost_sidecar:
+        print(f"warning: {LOST_SIDECAR}.", file=sys.stderr)
     results = model.evaluate(
         problems,
         num_trajectories=flags.num_trajectories,
@@ -82,7 +86,7 @@ def main() -> None:
         grade=grade,
         decoded=ProgressOfPasses(),
     )
-    results["config"] |= {"checkpoint": str(flags.checkpoint), "data": data, "data_fingerprint": fingerprint}
+    results["config"] |= {"checkpoint": str(flags.checkpoint), "data": data, "data_fingerprint": data_fingerprint}
     results["config"] |= {"grader": run.data.grader} if run.data.grader else {}
     if note := contamination(results["config"].get("trained_on", ()), data):
         results["config"]["contamination"] = note

@@ -3,6 +3,8 @@
 python scripts/generate.py --checkpoint runs/x --question "b=3 d=b+4 d?" [--num_trajectories 3]
 """
 
+import sys
+
 from longshot_jax.errors import UserError, run_command
 
 
@@ -34,9 +36,12 @@ def main() -> None:
     if not flags.question.strip():
         raise UserError("--question is empty: give a question.")
     from longshot_jax import LongShot  # takes seconds, so after reading the flags
+    from longshot_jax.checkpoints.pretrained import LOST_SIDECAR
     from longshot_jax.evaluation.lens import nearest_text, reads_text
 
     model = LongShot.from_pretrained(flags.checkpoint)
+    if model.model.lost_sidecar:
+        print(f"warning: {LOST_SIDECAR}.", file=sys.stderr)
     result = model.generate(
         flags.question,
         num_trajectories=flags.num_trajectories,

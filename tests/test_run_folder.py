@@ -26,7 +26,7 @@ def start(monkeypatch):
     """Starts a run up to that point; the vocabulary of its tokenizer."""
     sizes = []
 
-    def abstract_reasoner(run, tokenizer, mesh, folder):
+    def abstract_reasoner(run, tokenizer, mesh, folder, stored):
         sizes.append(tokenizer.vocabulary_size)
         return None
 

@@ -226,12 +226,16 @@ class Checkpoints:
         return max(self.steps, default=None)
 
     @property
+    def best(self) -> tuple[float, int] | None:
+        """The highest metric and its step, the newest on ties; None if no checkpoint has a metric."""
+        step = self._manager.best_step() if self.steps else None
+        metrics = None if step is None else self._manager.metrics(step)
+        return (metrics[_METRIC], step) if step is not None and metrics else None
+
+    @property
     def best_step(self) -> int | None:
-        """The step with the highest metric, the newest on ties; None if no checkpoint has a metric."""
-        if not self.steps:
-            return None
-        step = self._manager.best_step()
-        return step if step is not None and self._manager.metrics(step) else None
+        """The step of `best`."""
+        return None if self.best is None else self.best[1]
 
     def wait(self) -> None:
         """Waits for the save in progress; raises a UserError if it failed."""

@@ -18,7 +18,7 @@ from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.initialize import copied_rows, embedding_rows
 from longshot_jax.checkpoints.run_folder import prepare_workdir
 from longshot_jax.checkpoints.saved_reasoner import TRAINED_ON, SavedReasoner
-from longshot_jax.checkpoints.sidecar import read_sidecar
+from longshot_jax.checkpoints.sidecar import FILE, read_sidecar
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.data.tokenizer_files import TokenizerFiles, files_of
 from longshot_jax.errors import UserError
@@ -88,6 +88,11 @@ def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32") ->
     if source is not None and source.folder.resolve() == folder:
         raise UserError(
             f"{folder} holds the frozen weights that the checkpoints in {checkpoint} need; choose another folder"
+        )
+    if saved.is_backbone_alone and (folder / FILE).exists():
+        raise UserError(
+            f"{folder} holds an export with a navigator ({FILE}), and {checkpoint} a Llama without one, which would replace "
+            "it; choose another folder"
         )
     params = saved.params()
     backbone = plain_weights(params["backbone"], saved.run.lora, jnp.dtype(dtype))

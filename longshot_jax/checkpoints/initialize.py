@@ -29,13 +29,20 @@ from longshot_jax.thoughts.reasoner import AbstractReasoner, make_reasoner, matc
 _SMALLER = "lower the sizes in config.model and config.thoughts"
 
 
-def abstract_reasoner(run: RunConfig, tokenizer: Tokenizer, mesh: Mesh, folder: Path | None) -> AbstractReasoner:
-    """The structure of the run's reasoner, without allocating it; `folder` is that of `model_folder`.
+def abstract_reasoner(
+    run: RunConfig, tokenizer: Tokenizer, mesh: Mesh, folder: Path | None, stored: LlamaConfig | None = None
+) -> AbstractReasoner:
+    """The structure of the run's reasoner, without allocating it.
+
+    `folder` is that of `model_folder`; `stored` is the shape of the backbone in the checkpoint of a run that goes on.
 
     Raises a UserError if the model's config cannot be read or does not fit the tokenizer or the mesh, or if its
     parameters alone exceed the memory of the devices.
     """
-    if folder is not None:
+    if stored is not None:
+        backbone = stored
+        tokenizer.check_fits(backbone.vocab_size)
+    elif folder is not None:
         backbone, multiple = read_config(folder), run.mesh.tensor
         rows = embedding_rows(backbone.vocab_size, tokenizer)
         backbone = replace(backbone, vocab_size=-(-rows // multiple) * multiple)

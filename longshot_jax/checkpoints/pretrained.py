@@ -11,7 +11,7 @@ from flax import nnx
 from longshot_jax.checkpoints.checkpoint import Which
 from longshot_jax.checkpoints.initialize import copied_rows, embedding_rows
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
-from longshot_jax.checkpoints.sidecar import Sidecar, exported_run, read_sidecar
+from longshot_jax.checkpoints.sidecar import FILE, Sidecar, exported_run, read_sidecar
 from longshot_jax.config import RunConfig
 from longshot_jax.config.model import ModelConfig
 from longshot_jax.config.thoughts import Coupling
@@ -31,6 +31,9 @@ from longshot_jax.thoughts.stopping import ThoughtRule, rule_after, rule_of_stag
 
 _PLAIN_ANSWER_LENGTH = 64  # for a Llama that this package did not train
 _PROMPT_BUCKET = 32
+
+
+LOST_SIDECAR = f"this model was exported from a run, but {FILE} is not beside its weights, so it has no thoughts: copy it from the export"
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
         if tokenizer is None:
             raise UserError(f"{path / 'tokenizer'} holds no tokenizer: restore it from where the run was made.")
         return _trained(saved.sidecar(params), saved.run, saved.backbone, params, tokenizer)
+    if which is not None:
+        raise UserError(f"{path} is no run folder, so it has no checkpoints to choose from: leave --which out.")
     if not (path / "config.json").exists():
         raise UserError(
             f"{path} holds neither checkpoints nor a config.json: give a run folder or a Hugging Face Llama directory."

@@ -21,7 +21,7 @@ _CONFIG, _LOCK = "config.json", ".lock"
 _ADVICE = "give the folder that was the run's --workdir, with its own config.json"
 _STEP = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")
 # Each checkpoint has some of these, also one from which a part is lost; `host` is from before version 0.1.
-_OF_A_CHECKPOINT = ("_CHECKPOINT_METADATA", "state", "metadata", "host")
+_OF_A_CHECKPOINT = ("_CHECKPOINT_METADATA", "state", "metadata", "host", "metrics", "commit_success.txt")
 _MISSING = "(absent)"
 
 
@@ -73,7 +73,8 @@ def _foreign_name(folder: Path) -> str | None:
     steps = folder / "checkpoints"
     saved = [step for step in steps.iterdir() if _STEP.fullmatch(step.name)] if steps.is_dir() else []
     for step in saved:
-        if step.name.isdecimal() and not any((step / name).exists() for name in _OF_A_CHECKPOINT):
+        # A run that was killed while it removed a checkpoint may leave the empty folder.
+        if step.name.isdecimal() and not _is_of_a_run(step):
             return f"checkpoints/{step.name}"
     if os.path.lexists(config) and not (is_regular(config) and _is_config(config, broken=bool(saved))):
         return _CONFIG
@@ -82,6 +83,12 @@ def _foreign_name(folder: Path) -> str | None:
     if os.path.lexists(tokenizer) and not (saved or replaceable):
         return "tokenizer"
     return None
+
+
+def _is_of_a_run(step: Path) -> bool:
+    if any((step / name).exists() for name in _OF_A_CHECKPOINT):
+        return True
+    return step.is_dir() and not step.is_symlink() and not any(step.iterdir())
 
 
 def _is_config(file: Path, broken: bool) -> bool:

@@ -22,7 +22,7 @@ from longshot_jax.model.storage import merge_states
 from longshot_jax.thoughts.reasoner import is_trainable, make_reasoner
 
 # In a checkpoint's metadata.
-CODE, TRAINED_ON = "code", "trained_on"
+CODE, DATA, TRAINED_ON = "code", "data", "trained_on"
 
 
 @dataclass(frozen=True)

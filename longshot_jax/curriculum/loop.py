@@ -178,7 +178,7 @@ class CurriculumLoop:
             progress.advance(0, **at.figures)
             figures = self.measure_end((state.trainable, state.frozen), at.stage)
             context.writer.scalars(step, {f"stability/{name}": value for name, value in figures.items()})
-            reason = "its limit" if at.step == self.limit else f"with a running loss below {threshold}"
+            reason = "its limit" if at.step >= self.limit else f"with a running loss below {threshold}"
             shown = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items()]
             progress.note(", ".join([f"{title} ends after {at.step:,} updates, {reason}", *shown]))
         if not is_last:

@@ -118,6 +118,16 @@ def question_key(problem: Problem) -> bytes:
     return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()
 
 
+def fingerprint(problems: Iterable[Problem]) -> str:
+    """16 hexadecimal digits that change with any text of the problems and with their order."""
+    digest, before = hashlib.sha256(b"["), b""
+    for problem in problems:
+        digest.update(before + repr(problem).encode())
+        before = b", "
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
+
+
 def load_problems(source: str, fields: Sequence[str] = ()) -> list[Problem]:
     """All problems of `source` in order: a file, or `name:config:split` on the hub.
 

@@ -13,7 +13,7 @@ from longshot_jax.data.chains import ChainProblems, Split, chain_words
 from longshot_jax.data.colouring import ColouringProblems, as_colouring, colouring_words
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.own import load_code, names_code, own_problems
-from longshot_jax.data.problems import GeneratedProblems, Problem, load_problems, question_key
+from longshot_jax.data.problems import GeneratedProblems, Problem, fingerprint, load_problems, question_key
 from longshot_jax.data.prosqa import ProsQAProblems
 from longshot_jax.data.reasoning_gym import CONTAMINATION, PREFIX, TEMPLATED, gym_problems, version
 from longshot_jax.data.redraw import RedrawnProblems
@@ -166,6 +166,13 @@ def own_code(run: RunConfig) -> dict[str, str]:
         for setting, source in named.items()
         if source.startswith(PREFIX) or names_code(source)
     }
+
+
+def file_fingerprints(problems: Problems) -> dict[str, str]:
+    """Fingerprints of the problems that were read from files, from the hub or from own code, by setting."""
+    train = problems.train.problems if isinstance(problems.train, RedrawnProblems) else problems.train
+    parts = {"data.train": train, "data.validation": problems.validation}
+    return {setting: fingerprint(part) for setting, part in parts.items() if isinstance(part, list)}
 
 
 def _held_out(data: DataConfig, setting: str, split: Split, seed: int) -> Sequence[Problem]:

@@ -105,6 +105,7 @@ class PPOLoop:
         else:
             progress = metadata["progress"]
             done, seconds, offset = progress["iteration"], progress["seconds"], progress["offset"]
+            self.first_norm = progress.get("first_norm")
             state = context.restore(self.programs.template, metadata["step"])
         before = context.seconds - seconds
         questions = self.problems.map_with_index(self.make_questions)
@@ -115,6 +116,7 @@ class PPOLoop:
 
             def save(metric: float | None) -> None:
                 progress = {"iteration": done, "offset": offset, "seconds": context.seconds - before}
+                progress |= {"first_norm": self.first_norm}
                 context.save(offset + done, state, "ppo", progress, metric)
 
             if metadata is None:

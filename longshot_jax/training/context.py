@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.frozen_source import KEY, FrozenSource, join_frozen, split_frozen
-from longshot_jax.checkpoints.saved_reasoner import CODE, TRAINED_ON
+from longshot_jax.checkpoints.saved_reasoner import CODE, DATA, TRAINED_ON
 from longshot_jax.config import RunConfig
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.own import Grade, by_problem
@@ -41,7 +41,7 @@ class RunContext:
       frozen_source: folder of the backbone's weights as they were before all phases, or None; checkpoints do not hold them
         while no phase has trained them.
       grade: of an answer, 0 to 1.
-      code: fingerprints of the user's code.
+      code, data: fingerprints of the user's code, and of problems that were read.
       trained_on: training problems of this run, and of each earlier run that its parameters started from.
       seconds_before: time spent by earlier starts of the run, up to the checkpoint.
       best: highest metric of all checkpoints, and its step.
@@ -59,6 +59,7 @@ class RunContext:
     frozen_source: FrozenSource | None = None
     grade: Grade = by_problem
     code: dict[str, str] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
     trained_on: Sequence[str] = ()
     seconds_before: float = 0.0
     best: tuple[float, int] | None = None
@@ -89,6 +90,7 @@ class RunContext:
             "best": self.best,
             "finished": self.finished,
             CODE: self.code,
+            DATA: self.data,
             TRAINED_ON: list(self.trained_on),
         }
         phases = self.run.phases[: self.run.phases.index(phase) + 1]

@@ -43,7 +43,7 @@ def weights_and_biases(run: RunConfig, workdir: Path) -> Iterator[Log | None]:
             config=asdict(run),
             resume="auto",
         )
-    except wandb.errors.Error as error:
+    except (wandb.errors.Error, ValueError) as error:  # the latter of its settings
         raise UserError(
             f"config.logger 'wandb' cannot start ({first_line(error)}): log in with `wandb login`, set WANDB_MODE=offline, "
             "or set it to 'tensorboard'."
