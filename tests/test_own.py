@@ -182,7 +182,7 @@ def test_a_reward_that_fails_later_leaves_the_checkpoint_and_a_changed_one_does_
         train(run, tmp_path / "run")
     before = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     write(file, LATE.format(body="pass"))
-    with pytest.raises(UserError, match=r"the code of config\.ppo\.reward\[0\] has changed since the checkpoint"):
+    with pytest.raises(UserError, match=r"the code of config\.ppo\.reward\[0\] changed since the checkpoint"):
         train(run, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == before
 

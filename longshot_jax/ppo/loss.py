@@ -152,9 +152,8 @@ def estimate_advantages(
     advantages, returns = generalized_advantages(rewards, recorded.values, mask, config.gamma, config.gae_lambda)
     if config.baseline != "critic":
         total = jnp.sum(jnp.where(mask, rewards, 0.0), axis=-1)
-        everyone = jnp.ones(total.shape, bool)
         compare = leave_one_out_advantages if config.baseline == "leave_one_out" else group_advantages
-        advantages = jnp.where(mask, compare(total, everyone)[..., None], 0.0)
+        advantages = jnp.where(mask, compare(total)[..., None], 0.0)
         # With lambda 1 the return is the discounted reward from a position on, without bootstrapping.
         _, returns = generalized_advantages(rewards, recorded.values, mask, config.gamma, 1.0)
     if config.whiten:

@@ -66,30 +66,23 @@ def generalized_advantages(
     return advantages, advantages + values
 
 
-def leave_one_out_advantages(total_reward: Float[Array, "B N"], mask: Bool[Array, "B N"]) -> Float[Array, "B N"]:
+def leave_one_out_advantages(total_reward: Float[Array, "B N"]) -> Float[Array, "B N"]:
     """Each trajectory's reward minus the mean of its question's *other* trajectories (Kool et al. 2019). Unbiased.
 
-    `mask` is True for trajectories that exist. A trajectory without others has no baseline, and advantage zero.
+    Requires N > 1.
     """
-    reward = jnp.where(mask, total_reward, 0.0)
-    companions = jnp.sum(mask, axis=1, keepdims=True) - 1
-    baseline = (jnp.sum(reward, axis=1, keepdims=True) - reward) / jnp.maximum(companions, 1)
-    return jnp.where(mask & (companions > 0), reward - baseline, 0.0)
+    others = (jnp.sum(total_reward, axis=1, keepdims=True) - total_reward) / (total_reward.shape[1] - 1)
+    return total_reward - others
 
 
-def group_advantages(
-    total_reward: Float[Array, "B N"], mask: Bool[Array, "B N"], epsilon: float = 1e-4
-) -> Float[Array, "B N"]:
+def group_advantages(total_reward: Float[Array, "B N"], epsilon: float = 1e-4) -> Float[Array, "B N"]:
     """Each trajectory's reward minus its question's mean, over the question's standard deviation (Shao et al. 2024).
 
-    `mask` is True for trajectories that exist. `epsilon`, in units of reward, is added to the deviation: equal rewards
-    of all trajectories give zero advantages, instead of amplified rounding errors.
+    `epsilon`, in units of reward, is added to the deviation: equal rewards of all trajectories give zero advantages,
+    instead of amplified rounding errors.
     """
-    count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-    mean = jnp.sum(total_reward, axis=1, keepdims=True, where=mask) / count
-    centred = jnp.where(mask, total_reward - mean, 0.0)
-    deviation = jnp.sqrt(jnp.sum(jnp.square(centred), axis=1, keepdims=True) / count)
-    return centred / (deviation + epsilon)
+    centred = total_reward - jnp.mean(total_reward, axis=1, keepdims=True)
+    return centred / (jnp.std(total_reward, axis=1, keepdims=True) + epsilon)
 
 
 def whiten(
