@@ -22,7 +22,7 @@ T = TypeVar("T")
 def join_processes() -> None:
     """Joins the processes that a launcher has started; does nothing for a single process.
 
-    `jax.distributed` detects SLURM, MPI and Kubernetes. Any other launcher must set JAX_COORDINATOR_ADDRESS (host:port
+    `jax.distributed` detects SLURM and MPI. Any other launcher must set JAX_COORDINATOR_ADDRESS (host:port
     of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0).
 
     Raises:
@@ -30,7 +30,9 @@ def join_processes() -> None:
     """
     named = {name: os.environ[name] for name in (_NUMBER, _INDEX) if os.environ.get(name)}
     several = any(_task_count(name) > 1 for name in _COUNTS)
-    if not (named or several or "JOB_COMPLETION_INDEX" in os.environ):
+    if not (named or several):
+        if os.environ.get(_COORDINATOR):
+            raise UserError(f"{_COORDINATOR} is set, but {_NUMBER} and {_INDEX} are not: set all three, or none.")
         return
     if named and not (len(named) == 2 and all(map(_is_count, named.values()))):
         raise UserError(

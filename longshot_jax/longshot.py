@@ -151,6 +151,10 @@ class LongShot:
             raise UserError(f"answer_length is {answer_length}: it must be at least 1.")
         if fusion not in (*CHOOSING, "attend", "mean"):
             raise UserError(f"fusion is {shown(fusion)}: it may be {', '.join(CHOOSING)}, attend or mean.")
+        if self.model.joined and fusion != "vote":
+            raise UserError(
+                f"fusion {fusion!r} is of several answers, and this model joins its trajectories: leave it out."
+            )
         if not questions:
             return []
         rule, steps_written = self._rule(thoughts)
@@ -175,7 +179,8 @@ class LongShot:
         if fusion in ("attend", "mean") and number > 1:
             read = slice(None) if fusion == "attend" else slice(1)  # all trajectories have the mean thoughts
             given = decoded.thoughts[:, read], decoded.num_thoughts[:, read]
-            joint = jax.device_get(decoder.decode_given(self.model.params, prompts, *given))
+            counts = decoded.active.sum(axis=1, dtype=np.int32) if adaptive and fusion == "attend" else None
+            joint = jax.device_get(decoder.decode_given(self.model.params, prompts, *given, counts))
             anew = [row[0] for row in answer_texts(joint.tokens, decoder.layout, whole)]
         texts = answer_texts(decoded.tokens, decoder.layout, whole)
         if adaptive:

@@ -21,9 +21,10 @@ ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.jo
 
 
 def test_one_process_needs_nothing(monkeypatch):
-    for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JOB_COMPLETION_INDEX"):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")  # of Kubernetes, also for a pod alone
     join_processes()
     assert jax.process_count() == 1 and on_primary(lambda: 3) == 3
     with pytest.raises(UserError, match="mine"):
@@ -33,6 +34,7 @@ def test_one_process_needs_nothing(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:1"}, "JAX_NUM_PROCESSES and JAX_PROCESS_ID are not: set all three, or none"),
         ({"JAX_NUM_PROCESSES": "2"}, "must both be numbers: they are '2' and None"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "x"}, "must both be numbers"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS is not: set it to host:port"),

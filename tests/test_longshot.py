@@ -22,7 +22,9 @@ from longshot_jax.data.problems import Problem
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.batches import answer_texts
+from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.longshot import Generation, LongShot
+from longshot_jax.thoughts.navigator import NavigatorConfig
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden_llama3"
 QUESTION = "a=6 n=a+2 i=n*3 i?"
@@ -195,6 +197,27 @@ def test_generate(ppo):
 def test_generate_refuses(ppo, arguments, message):
     with pytest.raises(UserError, match=message):
         ppo[1].generate(**arguments)
+
+
+def test_a_joined_answer_is_not_fused(tmp_path):
+    joined = replace(CURRICULUM, thoughts=NavigatorConfig(roles=2, join=True))
+    save_run(tmp_path, joined, "curriculum")
+    model = LongShot.from_pretrained(tmp_path)
+    assert isinstance(model.generate(QUESTION), str)
+    for number, fusion in ((1, "attend"), (2, "mean"), (2, "best")):
+        with pytest.raises(UserError, match=f"fusion '{fusion}' is of several answers, and this model joins"):
+            model.generate(QUESTION, num_trajectories=number, fusion=fusion)
+
+
+def test_an_answer_from_chosen_trajectories_attends_to_no_others(tmp_path, monkeypatch):
+    chosen = replace(
+        PPO, thoughts=replace(PPO.thoughts, roles=3, max_trajectories=3), ppo=replace(PPO.ppo, num_trajectories=3)
+    )
+    save_run(tmp_path, chosen, "ppo")
+    model, seen, decode = LongShot.from_pretrained(tmp_path), [], Decoder.decode_given
+    monkeypatch.setattr(Decoder, "decode_given", lambda *given: seen.append(given[-1]) or decode(*given))
+    found = model.generate([QUESTION, "b=5 b?"], "own", True, fusion="attend")
+    assert [len(each.trajectories) for each in found] == seen[0].tolist()
 
 
 def test_a_curriculum_takes_as_many_thoughts_as_steps_in_evaluation_and_all_alone(folder):

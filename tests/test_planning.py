@@ -22,6 +22,7 @@ from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.planning import compilers
 from longshot_jax.planning.arithmetic import Arithmetic, Product, count
 from longshot_jax.planning.compilers import planned_mesh
+from longshot_jax.planning.phases import make_phase, share_of_one_device
 from longshot_jax.planning.placements import better, compiled_placements
 from longshot_jax.planning.plan import advice, as_json, make_plan
 from longshot_jax.planning.report import report
@@ -313,6 +314,29 @@ def test_gpus_come_in_whole_nodes(mesh, nearest, monkeypatch):
     match = re.escape(nearest) if nearest else "does not start with JAX .*make plan-gpu"
     with pytest.raises(UserError, match=match):
         planned_mesh("cuda", "h200", mesh)
+
+
+def test_arithmetic_is_counted_whatever_attention_a_gpu_would_run():
+    run = tiny(model__compute_dtype="bfloat16", phases=("curriculum",))
+    backbone, mesh = planned_backbone(run), planned_mesh("cpu", "", run.mesh)
+    whole = make_phase(run, "curriculum", backbone, mesh)
+    cudnn = replace(run, model=replace(run.model, attention="cudnn"))
+    batches = [share_of_one_device(each, whole, backbone, mesh).batch for each in (run, cudnn)]
+    assert batches == [whole.batch, whole.batch]
+
+
+def test_positions_of_caches_of_joined_answers():
+    """A joined answer has one cache, and a role a position of its own."""
+    few = {"ppo__questions": 8, "ppo__num_trajectories": 2, "ppo__max_thoughts": 3, "ppo__answer_length": 4}
+    alone = tiny(**few, phases=("ppo",), ppo__minibatches=1)
+    joined = replace(alone, thoughts=replace(alone.thoughts, roles=2, join=True))
+    found = {}
+    for run in (alone, joined):
+        phase = make_phase(run, "ppo", planned_backbone(run), planned_mesh("cpu", "", run.mesh))
+        found[run.thoughts.join] = [program.cache_positions for program in phase.programs]
+    prompt, opening = alone.data.prompt_length, 1
+    assert found[False][0] == 8 * (prompt + 2 * (3 + opening + 4))
+    assert found[True][0] == 8 * (prompt + 2 * (1 + 3) + opening + 4)
 
 
 def test_a_run_without_phases_has_no_plan():

@@ -184,7 +184,8 @@ def _plain(backbone: LlamaConfig, params: Any, tokenizer: Tokenizer | None, dtyp
     graphdef = nnx.split(nnx.eval_shape(lambda: make_reasoner(run, backbone)))[0]
     # The random backbone is not computed: the compiler drops values that are not returned.
     navigator = jax.jit(lambda: nnx.split(make_reasoner(run, backbone))[1]["navigator"])()
-    longest = backbone.max_position_embeddings - _PLAIN_ANSWER_LENGTH
+    context = backbone.max_position_embeddings
+    longest = max(context - _PLAIN_ANSWER_LENGTH, context // 2)
     return Pretrained(
         graphdef=graphdef,
         params=(merge_states(backbone=params, navigator=navigator),),

@@ -30,6 +30,7 @@ class OptimizerConfig:
     """Decay rate of the second moment."""
     moments: Literal["float32", "bfloat16", "factored"] = "float32"
     """Moments: `float32` (8 bytes per parameter), `bfloat16` (the first in bfloat16; 6 bytes), or `factored`: the first
-    in bfloat16, the second by rows and columns with a schedule for b2 (Adafactor, arXiv:1804.04235; 2 bytes)."""
+    in bfloat16, the second by rows and columns with a schedule for b2 (Adafactor, arXiv:1804.04235; 2 bytes, up to 2.8
+    where heads are narrower than 128)."""
     clip_norm: Annotated[float, POSITIVE] = 1.0
     """Largest global norm of the gradient."""

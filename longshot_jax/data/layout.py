@@ -79,8 +79,8 @@ class Layout:
             ids = [*ids, self.tokenizer.start_latent]
         if len(ids) > self.prompt_length:
             raise UserError(
-                f"a prompt has {len(ids)} tokens but config.data.prompt_length is {self.prompt_length}: "
-                f"raise it, or remove the question {problem.question[:60]!r}."
+                f"a prompt has {len(ids)} tokens but config.data.prompt_length is {self.prompt_length} (of a model without a "
+                f"run, what its context leaves): raise it, or shorten or remove the question {problem.question[:60]!r}."
             )
         return ids
 

@@ -85,9 +85,11 @@ def with_batch(run: RunConfig, name: str, batch: int) -> RunConfig:
 def share_of_one_device(run: RunConfig, phase: Phase, backbone: LlamaConfig, mesh: Mesh) -> Phase:
     """The phase on one device, with one data-parallel part of the batch.
 
-    Its arithmetic is divided evenly along the `tensor` axis, which cuts heads, widths and vocabulary.
+    Its arithmetic is divided evenly along the `tensor` axis, which cuts heads, widths and vocabulary. It is counted, and
+    not run, so attention is plain: that of a GPU would be refused here, and hides its arithmetic.
     """
     alone = replace(with_batch(run, phase.name, phase.batch // batch_parts(mesh)), mesh=MeshConfig())
+    alone = replace(alone, model=replace(alone.model, attention="plain"))
     return make_phase(alone, phase.name, backbone, make_mesh(alone.mesh))
 
 
@@ -120,6 +122,8 @@ def _ppo(run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> Phase:
     answer = len(opening) + run.sampled_length
     parts = config.minibatches * config.micro_batches
     rows = questions // batch_parts(mesh)
+    before = length + trajectories * (bool(run.thoughts.roles) + config.max_thoughts)
+    answers = 1 if run.thoughts.join else trajectories
     return Phase(
         "ppo",
         "config.ppo.questions",
@@ -131,7 +135,7 @@ def _ppo(run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> Phase:
                 programs.rollout,
                 inputs,
                 updates=0,
-                cache_positions=rows * (length + trajectories * (config.max_thoughts + answer)),
+                cache_positions=rows * (before + answers * answer),
                 loop_trips=run.sampled_length,
             ),
             Program(
@@ -139,7 +143,7 @@ def _ppo(run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> Phase:
                 programs.update,
                 (programs.template, *experience, *rewards),
                 updates=config.epochs * config.minibatches,
-                cache_positions=rows // parts * (length + trajectories * (config.max_thoughts + answer - 1)),
+                cache_positions=rows // parts * (before + answers * (answer - 1)),
             ),
         ),
     )
@@ -175,7 +179,7 @@ def _supervised(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) ->
             noise_seeds=place((rows,), jnp.uint32) if config.variational.kl else None,
         )
     micro = config.micro_batch_size or rows
-    after = config.max_thoughts + data.answer_length - 1
+    after = bool(run.thoughts.roles) + config.max_thoughts + data.answer_length - 1
     positions = data.prompt_length + max(joined, 1) * after + (data.answer_length if joined else 0)
     return Phase(
         name,
