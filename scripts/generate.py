@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("--thoughts", type=whole_number(), help="exact number; default: as trained")
     parser.add_argument("--answer_length", type=whole_number(1), help="most tokens; default: as trained")
     parser.add_argument("--seed", type=whole_number(), default=0, help="seed of samples")
+    parser.add_argument(
+        "--which", type=whole_number(0, "best", "latest"), metavar="best|latest|STEP", help="default: best, else latest"
+    )
     flags = parser.parse_args()
     if not flags.question.strip():
         raise UserError("--question is empty: give a question.")
@@ -39,7 +42,7 @@ def main() -> None:
     from longshot_jax.checkpoints.pretrained import LOST_SIDECAR
     from longshot_jax.evaluation.lens import nearest_text, reads_text
 
-    model = LongShot.from_pretrained(flags.checkpoint)
+    model = LongShot.from_pretrained(flags.checkpoint, which=flags.which)
     if model.model.lost_sidecar:
         print(f"warning: {LOST_SIDECAR}.", file=sys.stderr)
     result = model.generate(

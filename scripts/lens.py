@@ -29,6 +29,9 @@ def main() -> None:
     )
     parser.add_argument("--largest_number", type=whole_number(1), default=999, help="largest number in stories")
     parser.add_argument("--seed", type=whole_number(), default=20_000, help="seed of the problems")
+    parser.add_argument(
+        "--which", type=whole_number(0, "best", "latest"), metavar="best|latest|STEP", help="default: best, else latest"
+    )
     flags = parser.parse_args()
     if flags.questions < 2:
         raise UserError(f"--questions is {flags.questions}: a donor is another question, so give 2 or more.")
@@ -38,7 +41,7 @@ def main() -> None:
     from longshot_jax.evaluation.patching import measure_donors
     from longshot_jax.evaluation.step_patching import measure_steps
 
-    model = load_pretrained(flags.checkpoint)
+    model = load_pretrained(flags.checkpoint, flags.which)
     if flags.task == "stories":
         print("operations  step  nearest tokens are the step  answer follows donor  keeps its own  pairs")
         for length in flags.operations:

@@ -5,8 +5,8 @@
 
 --devices is the product of config.mesh by default. Accelerators: a100-40g, a100-80g, h100-80g, h200, b200. Everything
 runs on this machine's CPU. --compiler is cuda, XLA's for GPUs, where it is installed (`make plan-gpu`; no GPU is needed),
-else cpu, which knows nothing of traffic. The shapes of meta-llama's Llama 3 are known by name; other backbones
-need a local folder with a config.json.
+else cpu, which knows nothing of traffic. The shapes of SmolLM2-135M and of meta-llama's Llama 3 are known by
+name; other backbones need a local folder with a config.json.
 
 Exit code 0 if the run fits with a tenth of the memory to spare, 1 if it does not, 2 for a mistake. Keys of plan.json:
 

@@ -17,7 +17,8 @@ def main() -> None:
         "--checkpoint", type=path_option("--checkpoint"), required=True, help="run folder or export with thoughts"
     )
     parser.add_argument(
-        "--data", help="problems: .json, .jsonl, .csv, .txt or name:config:split; default: the run's config.data.test"
+        "--data",
+        help="problems, as config.data.test, which is the default: a file, name:config:split, my_task:problems",
     )
     parser.add_argument("--grader", help="code of your own that grades answers, as config.data.grader: my_task:grade")
     parser.add_argument("--output", type=path_option("--output"), required=True, help="page to write, a new .html file")
@@ -29,6 +30,12 @@ def main() -> None:
     parser.add_argument(
         "--which", type=whole_number(0, "best", "latest"), metavar="best|latest|STEP", help="default: best, else latest"
     )
+    parser.add_argument(
+        "--fields",
+        type=lambda text: tuple(filter(None, text.split(","))),
+        help="as config.data.fields: question,answer",
+    )
+    parser.add_argument("--parameters", help="as config.data.parameters")
     flags = parser.parse_args()
     if flags.data:
         local_path(flags.data, "--data")
@@ -41,7 +48,8 @@ def main() -> None:
     from longshot_jax.evaluation.trajectory_page import check_has_thoughts, trajectory_page
 
     check_has_thoughts(flags.checkpoint)
-    run = settings_of_test(flags.checkpoint, flags.data, flags.grader)
+    own = {"fields": flags.fields, "parameters": flags.parameters}
+    run = settings_of_test(flags.checkpoint, flags.data, flags.grader, **own)
     problems = test_problems(run)
     grade = own_grader(run.data.grader, problems, "--grader")
     count = min(flags.questions, len(problems))

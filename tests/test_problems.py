@@ -97,7 +97,13 @@ def test_coconut_json_ignores_other_keys(tmp_path):
         ("a.json", "[" + "1" * 5000 + "]", "a.json", "unreadable JSON"),
         ("a.json", '[{"question": "\\ud800", "answer": "b", "steps": []}]', "item 1", "half a character"),
         ("a.json", '[{"question": "a", "answer": "b", "steps": ["\\udfff"]}]', "item 1", "half a character"),
-        ("a.csv", "question,answer", "line 1", "no column Question"),
+        (
+            "a.csv",
+            "question,reply\n1,2\n",
+            "line 1",
+            "no column Question: a csv must have the columns question and answer",
+        ),
+        ("a.csv", "question,answer\n1,\n", "line 2", '"answer" is empty'),
         ("a.xml", "question,answer", "a.xml", ".json, .jsonl, .csv, .parquet or .txt"),
     ],
 )
@@ -108,6 +114,15 @@ def test_broken_files_are_named(tmp_path, name, text, place, words):
     message = str(caught.value)
     assert message.startswith(path) and place in message and words in message
     assert "\n" not in message
+
+
+def test_a_csv_with_columns_of_the_plain_names(tmp_path):
+    text = 'answer,question,source,steps\n9,2+3+4,me,"2+3=5\n5+4=9"\n#### 4,2+2,me,\n'
+    assert load_problems(write(tmp_path, "a.csv", text)) == [
+        Problem("2+3+4", ("2+3=5", "5+4=9"), "9"),
+        Problem("2+2", (), "4"),
+    ]
+    assert load_problems(write(tmp_path, "b.csv", "question,answer\n2+2,4\n")) == [Problem("2+2", (), "4")]
 
 
 def test_missing_file_folder_and_encoding(tmp_path):

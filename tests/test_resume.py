@@ -123,6 +123,16 @@ def test_an_export_with_a_navigator_is_not_replaced_by_a_llama(before, tmp_path)
         load_pretrained(tmp_path / "export", which=5)
 
 
+def test_any_checkpoint_is_exported(tmp_path):
+    train(tiny(**FEW, checkpoint__keep_best=0), tmp_path / "run", io.StringIO())
+    with Checkpoints.reader(tmp_path / "run") as checkpoints:
+        first = checkpoints.steps[0]
+    for which in (first, "latest"):
+        assert start("convert.py", "to-hf", tmp_path / "run", tmp_path / str(which), "--which", which) == 0
+    steps = [load_pretrained(tmp_path / str(which)).source["step"] for which in (first, "latest")]
+    assert steps[0] == first < steps[1]
+
+
 def test_an_export_without_its_navigator_is_told_of(before, tmp_path, capsys):
     write_chains(tmp_path / "test.json", 1, 2, seed=2)
     options = ("--checkpoint", before / "llama")

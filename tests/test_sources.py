@@ -170,6 +170,10 @@ def test_of_problems_that_are_too_long_the_longest_is_named(tmp_path):
     problems = [Problem(question, ("2",) * count, "2") for count in (1, 4, 7, 5)] + [Problem("x?", (), "1")]
     with pytest.raises(UserError, match=re.escape(file) + r", problem 3: steps and answer have 10 tokens but .* is 5:"):
         checked(run, layout_of(run), problems)
+    asked = [replace(problems[0], question=question + "a" * more) for more in (2, 30, 9)]
+    words = re.escape(file) + r", problem 2: a prompt has \d+ tokens but config\.data\.prompt_length is 15"
+    with pytest.raises(UserError, match=words):
+        checked(run, layout_of(run), asked)
 
 
 def test_validation_problems_are_checked_under_their_own_name(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from longshot_jax.checkpoints.checkpoint import Checkpoints
+from longshot_jax.checkpoints.checkpoint import Checkpoints, Which
 from longshot_jax.checkpoints.initialize import copied_rows, embedding_rows
 from longshot_jax.checkpoints.run_folder import prepare_workdir
 from longshot_jax.checkpoints.saved_reasoner import TRAINED_ON, SavedReasoner
@@ -65,8 +65,8 @@ def from_hf(folder: str | Path, out: str | Path) -> None:
         checkpoints.save(0, {"trainable": {"backbone": params}}, metadata)
 
 
-def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32") -> None:
-    """Writes the best checkpoint, or the newest if none has a metric, as a Hugging Face directory with its tokenizer.
+def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32", which: Which | None = None) -> None:
+    """Writes a checkpoint as a Hugging Face directory with its tokenizer.
 
     `transformers` loads the backbone, with adapters merged into its matrices. Navigator and memory bank are in a
     separate file (`checkpoints.sidecar`); `load_pretrained` restores the whole reasoner from the directory. The README.md
@@ -76,13 +76,14 @@ def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32") ->
       checkpoint: run folder.
       folder: new, empty, or an earlier export.
       dtype: dtype of the backbone's tensors, float32 or bfloat16, by name or short name (`fp32`, `bf16`).
+      which: the checkpoint; None is the best, or the newest if none has a metric.
 
     Raises:
       UserError: the checkpoint cannot be read or holds no model, or the folder cannot be written.
     """
     checkpoint, folder = local_path(checkpoint, "CKPT"), local_path(folder, "DIR").resolve()
     dtype = float_dtype(dtype)
-    saved = SavedReasoner.find(checkpoint)
+    saved = SavedReasoner.find(checkpoint, which)
     refuse_foreign(folder)
     source = saved.frozen_source
     if source is not None and source.folder.resolve() == folder:

@@ -40,6 +40,14 @@ def _plain(value: Any) -> Any:
     return str(int(value) if value == int(value) else value)
 
 
+def own_columns(text: str) -> list[str]:
+    """`question`, `answer` and, if it is there, `steps`, where a csv has columns of these names; else []."""
+    head = next(csv.reader(io.StringIO(text, newline="")), [])
+    return (
+        [name for name in ("question", "answer", "steps") if name in head] if {"question", "answer"} <= {*head} else []
+    )
+
+
 def csv_rows(path: Path, text: str, columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
     """(place, row) of a csv with a head; a UserError if one of `columns` is not there, or for a row of another length."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
@@ -50,8 +58,8 @@ def csv_rows(path: Path, text: str, columns: Sequence[str] = ()) -> Iterator[tup
         missing = [name for name in columns if name not in names]
         if missing:
             raise UserError(
-                f"{path}, line 1: no column {missing[0]}: a csv must have {', '.join(columns[:-1])} and "
-                f"{columns[-1]}, or its columns be named as config.data.fields"
+                f"{path}, line 1: no column {missing[0]}: a csv must have the columns question and answer, or "
+                f"{', '.join(columns[:-1])} and {columns[-1]}, or its columns be named by config.data.fields or --fields"
             )
         for row in reader:
             place = f"{path}, line {reader.line_num}"

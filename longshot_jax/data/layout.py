@@ -22,6 +22,14 @@ from longshot_jax.errors import UserError
 _ANSWER_MARK = "###"
 
 
+class TooLong(UserError):
+    """A prompt, or steps and an answer (`what`), with more tokens than there is room for: `needed`."""
+
+    def __init__(self, sentence: str, what: str, needed: int):
+        super().__init__(sentence)
+        self.what, self.needed = what, needed
+
+
 @dataclass(frozen=True)
 class Layout:
     """Conversion of problems to token ids.
@@ -78,9 +86,11 @@ class Layout:
         if self.closing:
             ids = [*ids, self.tokenizer.start_latent]
         if len(ids) > self.prompt_length:
-            raise UserError(
+            raise TooLong(
                 f"a prompt has {len(ids)} tokens but config.data.prompt_length is {self.prompt_length} (of a model without a "
-                f"run, what its context leaves): raise it, or shorten or remove the question {problem.question[:60]!r}."
+                f"run, what its context leaves): raise it, or shorten or remove the question {problem.question[:60]!r}.",
+                "prompt",
+                len(ids),
             )
         return ids
 

@@ -5,7 +5,8 @@ The suffix of a local file states its form; `name:config:split` is a data set on
     .json   a list of objects with `question`, `steps`, `answer`: COCONUT's form, also ProsQA and ProntoQA; `threads`
             may hold the steps as lists that are independent of one another; or SVAMP, MultiArith (`data.word_problems`)
     .jsonl  one object per line with `question` and `answer`, prose that ends in `#### N`: GSM8K as published
-    .csv    MAWPS and ASDiv-A with number placeholders and prefix equations (`data.word_problems`)
+    .csv    columns `question`, `answer` and perhaps `steps`, a step a line; or MAWPS and ASDiv-A with number
+            placeholders and prefix equations (`data.word_problems`)
     .parquet  rows with `question`, `answer` and perhaps `steps`, as on the hub
     .txt    one `question||<<a+b=c>> <<...>> #### N` per line: the equation form of GSM8K
 
@@ -23,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, SupportsIndex, TypeVar
 
-from longshot_jax.data.fields import csv_rows, parquet_rows, texts_of
+from longshot_jax.data.fields import csv_rows, own_columns, parquet_rows, texts_of
 from longshot_jax.data.grading import same_answer
 from longshot_jax.data.hub import cache_alone, hub_reachable
 from longshot_jax.data.word_problems import from_csv, from_json_row, is_word_problem
@@ -172,6 +173,8 @@ def _from_text_file(path: Path, suffix: str, named_row: Read[Any] | None) -> lis
         raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
     if suffix == ".json":
         return _from_json(path, text, named_row or _from_item)
+    if suffix == ".csv" and not named_row and (names := own_columns(text)):
+        named_row = partial(_from_named_row, names)
     if suffix == ".csv" and named_row:
         return [named_row(*row) for row in csv_rows(path, text)]
     if suffix == ".csv":

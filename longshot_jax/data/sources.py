@@ -11,7 +11,7 @@ from longshot_jax.config.curriculum import CurriculumConfig
 from longshot_jax.config.run import DataConfig, RunConfig
 from longshot_jax.data.chains import ChainProblems, Split, chain_words
 from longshot_jax.data.colouring import ColouringProblems, as_colouring, colouring_words
-from longshot_jax.data.layout import Layout
+from longshot_jax.data.layout import Layout, TooLong
 from longshot_jax.data.own import load_code, names_code, own_problems
 from longshot_jax.data.problems import GeneratedProblems, Problem, fingerprint, load_problems, question_key
 from longshot_jax.data.prosqa import ProsQAProblems
@@ -212,8 +212,8 @@ def build_tokenizer(
     template = run.data.chat_template
     if (kind in ALPHABETS or kind == "bpe") and template != "model":
         raise UserError(
-            f"config.data.chat_template is {template!r}, but config.data.tokenizer {kind!r} has no chat template: set it "
-            "to 'model'."
+            f"config.data.chat_template is {template!r}, but config.data.tokenizer {kind!r} has no chat template: set "
+            "config.data.chat_template to 'model', which takes the tokenizer as it is."
         )
     if kind in ALPHABETS:
         return Tokenizer.for_chains(multiple, ALPHABETS[kind]())
@@ -264,7 +264,7 @@ def build_layout(run: RunConfig, tokenizer: Tokenizer) -> Layout:
 def check_problems(run: RunConfig, layout: Layout, problems: Problems) -> Problems:
     """Checks problems before training; a UserError for one that is too long or that the tokenizer cannot spell.
 
-    It names the longest if steps and answers are too long, and the first otherwise.
+    It names the longest prompt, or the longest steps and answer, and the first otherwise.
 
     Of generated problems only the first ones are checked. In the result a later one that does not fit (ProsQA,
     stories) is replaced by the next of its stream that does, so that it cannot end a run.
@@ -294,29 +294,21 @@ def _checked(
         try:
             check(problems[index])
         except UserError as error:
-            if isinstance(error, _TooLong):
+            if isinstance(error, TooLong):
                 index, error = _longest(check, problems, range(index, min(count, index + _COMPARED)), error)
             place = f"{source}, problem {index + 1}" if counted and not generated else source
             raise UserError(f"{place}: {error}") from None
     return problems.filtered(check.passes) if isinstance(problems, (GeneratedProblems, RedrawnProblems)) else problems
 
 
-class _TooLong(UserError):
-    """Steps and answer that have more tokens than there is room for: `needed`."""
-
-    def __init__(self, sentence: str, needed: int):
-        super().__init__(sentence)
-        self.needed = needed
-
-
-def _longest(check: "_Check", problems: Sequence[Problem], indices: range, first: _TooLong) -> tuple[int, _TooLong]:
+def _longest(check: "_Check", problems: Sequence[Problem], indices: range, first: TooLong) -> tuple[int, TooLong]:
     """Index and error of the longest problem, so that one start tells what all need; `first` is of the first index."""
     found = indices[0], first
     for index in indices[1:]:
         try:
             check(problems[index])
         except UserError as other:  # one of another kind is told by the next start
-            if isinstance(other, _TooLong) and other.needed > found[1].needed:
+            if isinstance(other, TooLong) and other.what == first.what and other.needed > found[1].needed:
                 found = index, other
     return found
 
@@ -376,9 +368,10 @@ class _Check:
         else:
             tokens = len(layout.closing) + written(problem.steps) + answer
         if tokens > limit:
-            raise _TooLong(
+            raise TooLong(
                 f"steps and answer have {tokens} tokens but config.data.answer_length is {limit}: raise it, or remove "
                 f"the question {problem.question[:60]!r}.",
+                "answer",
                 tokens,
             )
 

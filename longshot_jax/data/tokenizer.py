@@ -235,7 +235,8 @@ class Tokenizer:
             if "Missing [UNK]" not in str(error):
                 raise
         raise UserError(
-            f"tokenizer {self.name} knows only {''.join(sorted(self._alphabet or ()))}, which cannot spell {text[:60]!r}"
+            f"tokenizer {self.name} knows only {''.join(sorted(self._alphabet or ()))}, which cannot spell "
+            f"{text[:60]!r}: take config.data.tokenizer 'bpe' for problems in words"
         )
 
     def check_spelling(self, text: str) -> None:

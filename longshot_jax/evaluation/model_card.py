@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from longshot_jax.checkpoints.checkpoint import Which
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.checkpoints.sidecar import FILE
 from longshot_jax.config import RunConfig
@@ -15,9 +16,9 @@ from longshot_jax.files import write_text
 from longshot_jax.model.huggingface.weights import CARD
 
 
-def write_model_card(run_folder: Path, export: Path) -> str:
+def write_model_card(run_folder: Path, export: Path, which: Which | None = None) -> str:
     """Writes README.md into an export unless there is one; returns a line that says what was done."""
-    saved = SavedReasoner.find(run_folder)
+    saved = SavedReasoner.find(run_folder, which)
     if saved.is_backbone_alone:
         return f"{export}: a plain Llama, without a model card."
     if os.path.lexists(export / CARD):
