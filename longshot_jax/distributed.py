@@ -33,6 +33,11 @@ def join_processes() -> None:
     if not (named or several):
         if os.environ.get(_COORDINATOR):
             raise UserError(f"{_COORDINATOR} is set, but {_NUMBER} and {_INDEX} are not: set all three, or none.")
+        if os.environ.get("JOB_COMPLETION_INDEX", "0") != "0":  # Kubernetes; a pod alone has the index 0
+            raise UserError(
+                f"this is pod {shown(os.environ['JOB_COMPLETION_INDEX'])} of an indexed job, and each would train by "
+                f"itself: set {_COORDINATOR}, {_NUMBER} and {_INDEX}."
+            )
         return
     if named and not (len(named) == 2 and all(map(_is_count, named.values()))):
         raise UserError(

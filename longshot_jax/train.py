@@ -18,7 +18,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
-from longshot_jax.checkpoints.frozen_source import KEY, FrozenSource, model_folder
+from longshot_jax.checkpoints.frozen_source import KEY, FrozenSource, is_hub_name, model_folder
 from longshot_jax.checkpoints.initialize import (
     Difference,
     abstract_reasoner,
@@ -91,15 +91,18 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
     """
     workdir = local_path(workdir, "--workdir")
     mesh = make_mesh(run.mesh)
-    folder = None if _newest_metadata(workdir) else model_folder(run)  # a checkpoint has what it needs of it
+    may_go_on = (workdir / "checkpoints").is_dir()
+    folder = None if may_go_on else model_folder(run)  # a checkpoint has what it needs of it
     problems = read_problems(run, lambda text: _note(text, stream))
-    data = file_fingerprints(problems)
+    data = file_fingerprints(run, problems)
     with ExitStack() as stack:
         lock = on_primary(lambda: prepare_workdir(workdir))
         if lock is not None:
             stack.enter_context(lock)
         metadata = _newest_metadata(workdir)
         source = backbone = None
+        if metadata is None and may_go_on:
+            folder = model_folder(run)
         if metadata is not None:
             run, source = _continued(run, data, workdir, metadata, lambda text: _note(text, stream))
             backbone = LlamaConfig.from_json(metadata["backbone"])
@@ -207,13 +210,16 @@ def _continued(
     stored = parse_config(metadata["config"])
     start = "initialize_from" if stored.initialize_from else "model.source"
     moved = (metadata[KEY]["setting"],) if KEY in metadata else ()
-    if not _is_folder(stored, start):
-        moved = (*moved, start)
-        if not _is_folder(run, start):  # from which the default of this setting would be read
+    before, now = flatten(stored)[start], flatten(run)[start]
+    if before != "scratch" and not _is_folder(before):
+        if _is_folder(now):
+            moved = (*moved, start)
+        elif now == before and (start == "initialize_from" or not is_hub_name(before)):
+            # The default of this setting would be read there.
             run = replace(run, thoughts=replace(run.thoughts, normalised=stored.thoughts.normalised))
     check_same_config(workdir, asdict(stored), asdict(run), (*_MAY_CHANGE, *moved))
-    if KEY not in metadata and flatten(stored)[start] != flatten(run)[start]:
-        note(f"config.{start} was {flatten(stored)[start]} and is not read again: the checkpoint has all weights.")
+    if KEY not in metadata and before != now:
+        note(f"config.{start} was {before} and is not read again: the checkpoint has all weights.")
     for key, found, what in ((CODE, own_code(run), "code of"), (DATA, data, "problems of")):
         for setting, now in found.items():
             if metadata.get(key, {}).get(setting, now) != now:
@@ -225,9 +231,8 @@ def _continued(
     return run, FrozenSource.find(metadata, stored, run, workdir)
 
 
-def _is_folder(run: RunConfig, setting: str) -> bool:
-    named = flatten(run)[setting]
-    return bool(named) and local_path(named, f"config.{setting}").is_dir()
+def _is_folder(named: str) -> bool:
+    return bool(named) and Path(named).expanduser().is_dir()
 
 
 def _final_accuracy(phase: str) -> str:

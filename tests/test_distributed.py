@@ -35,6 +35,7 @@ def test_one_process_needs_nothing(monkeypatch):
     ("given", "sentence"),
     [
         ({"JAX_COORDINATOR_ADDRESS": "localhost:1"}, "JAX_NUM_PROCESSES and JAX_PROCESS_ID are not: set all three, or none"),
+        ({"JOB_COMPLETION_INDEX": "1"}, "this is pod '1' of an indexed job"),
         ({"JAX_NUM_PROCESSES": "2"}, "must both be numbers: they are '2' and None"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "x"}, "must both be numbers"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS is not: set it to host:port"),

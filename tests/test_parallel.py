@@ -169,9 +169,18 @@ def test_controls_of_a_joined_answer_act_on_the_trajectories_that_they_name():
 CONFLICTS = [
     ({"data.threads": ()}, "config.data.threads is empty"),
     ({"ppo.coupling": "antithetic", "ppo.gradient": "score"}, "depends on others, as with config.thoughts.join"),
-    ({"ppo.kl_in": "reward", "ppo.kl_coefficient": 0.1}, "config.ppo.kl_in 'reward' is of single trajectories"),
-    ({"ppo.loss_mean": "sequence"}, "config.ppo.loss_mean 'sequence' is of single trajectories"),
-    ({"ppo.rewards.success_per_thought": 0.1}, "success_per_thought is of single trajectories"),
+    (
+        {"ppo.kl_in": "reward", "ppo.kl_coefficient": 0.1, "phases": ("curriculum", "ppo")},
+        "config.ppo.kl_in 'reward' is of single trajectories",
+    ),
+    (
+        {"ppo.loss_mean": "sequence", "phases": ("curriculum", "ppo")},
+        "config.ppo.loss_mean 'sequence' is of single trajectories",
+    ),
+    (
+        {"ppo.rewards.success_per_thought": 0.1, "phases": ("curriculum", "ppo")},
+        "success_per_thought is of single trajectories",
+    ),
     ({"thoughts.roles": 0}, "set config.thoughts.roles"),
     ({"data.threads": (3,)}, "config.data.threads 3 is more than config.thoughts.roles 2"),
     ({"markers": "coconut"}, "take 'answer'"),

@@ -336,7 +336,8 @@ def test_positions_of_caches_of_joined_answers():
         found[run.thoughts.join] = [program.cache_positions for program in phase.programs]
     prompt, opening = alone.data.prompt_length, 1
     assert found[False][0] == 8 * (prompt + 2 * (3 + opening + 4))
-    assert found[True][0] == 8 * (prompt + 2 * (1 + 3) + opening + 4)
+    assert found[False][1] == 8 * (prompt + 2 * (3 + opening + 4 - 1))
+    assert found[True] == [8 * (prompt + 2 * (1 + 3) + opening + 4), 8 * (prompt + 2 * (1 + 3) + opening + 4 - 1)]
 
 
 def test_a_run_without_phases_has_no_plan():

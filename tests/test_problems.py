@@ -122,6 +122,11 @@ def test_a_csv_with_columns_of_the_plain_names(tmp_path):
         Problem("2+3+4", ("2+3=5", "5+4=9"), "9"),
         Problem("2+2", (), "4"),
     ]
+    assert load_problems(write(tmp_path, "c.csv", "question,answer,,\n2+2,4,,\n")) == [
+        Problem("2+2", (), "4")
+    ]  # of a table
+    with pytest.raises(UserError, match="line 1: broken csv"):
+        load_problems(write(tmp_path, "d.csv", 'question,"answer' + "x" * 140_000))
     assert load_problems(write(tmp_path, "b.csv", "question,answer\n2+2,4\n")) == [Problem("2+2", (), "4")]
 
 

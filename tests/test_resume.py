@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from commands import start
@@ -62,6 +63,21 @@ def test_a_run_goes_on_when_what_it_started_from_is_gone_or_has_moved(before, tm
     assert f"config.{kind.replace('__', '.')} was {here} and is not read again: the checkpoint has all weights." in said
     with pytest.raises(UserError, match="was made with another config"):  # nothing has moved: another start is meant
         train(tiny(**FEW, **named | {kind: str(before / "run")}), tmp_path / "run", io.StringIO())
+
+
+@pytest.mark.parametrize("named", ["meta-llama/Llama-3.2-1B", "nowhere/at/all"])
+def test_another_start_is_refused_where_nothing_has_moved(tmp_path, named):
+    run = tiny(**FEW)
+    train(run, tmp_path, io.StringIO())
+    with pytest.raises(UserError, match=r"was made with another config: model\.source"):
+        train(replace(run, model=replace(run.model, source=named)), tmp_path, io.StringIO())
+
+
+def test_a_foreign_folder_is_not_called_a_damaged_checkpoint(tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "5" / "readme.txt").write_text("mine")
+    with pytest.raises(UserError, match="which is not that of a run"):
+        train(tiny(), tmp_path, io.StringIO())
 
 
 def test_the_result_is_that_of_the_best_checkpoint_on_disk(tmp_path):

@@ -37,12 +37,17 @@ def model_folder(run: RunConfig) -> Path | None:
     return None if run.model.source == "scratch" or run.initialize_from else _source_folder(run.model.source)
 
 
+def is_hub_name(source: str) -> bool:
+    """Whether `model.source` may be a name on the hub; a relative path with one slash may be too."""
+    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
+
+
 def _source_folder(source: str) -> Path:
     """The directory that `model.source` names, downloaded if it is a hub name."""
     folder = local_path(source, "config.model.source")
     if folder.is_dir():
         return folder
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if not is_hub_name(source):
         raise UserError(
             f"config.model.source {shown(source)} is not a directory: give a Hugging Face folder (if it was moved, its new "
             "place, also to continue a run), a hub name or 'scratch'."

@@ -190,7 +190,11 @@ def _plain(backbone: LlamaConfig, params: Any, tokenizer: Tokenizer | None, dtyp
         graphdef=graphdef,
         params=(merge_states(backbone=params, navigator=navigator),),
         backbone=backbone,
-        layout=None if tokenizer is None else Layout(tokenizer, "coconut", "cot", longest, _PROMPT_BUCKET),
+        layout=None
+        if tokenizer is None
+        else Layout(
+            tokenizer, "coconut", "cot", longest, _PROMPT_BUCKET, limit="the model's context without its answer"
+        ),
         rule=ThoughtRule("fixed", 0),
         max_thoughts=0,
         answer_length=_PLAIN_ANSWER_LENGTH,

@@ -52,7 +52,7 @@ def role_faults(run: RunConfig) -> Iterator[str]:
             "set config.ppo.shared_reward",
         ),
     ):
-        if wanted:
+        if wanted and "ppo" in run.phases:
             yield f"config.ppo.{key} is of single trajectories, and config.thoughts.join gives all one answer: {way_out}."
     guidance = curriculum.guidance
     for wanted, key in (
@@ -128,7 +128,8 @@ def coupling_faults(run: RunConfig) -> Iterator[str]:
             f"config.thoughts.noise 'tokens' config.thoughts.sampled_tokens {tokens}: take 'antithetic', or as many tokens as "
             f"config.ppo.num_trajectories {ppo.num_trajectories}."
         )
-    if ppo.coupling == "antithetic" and ppo.ensemble and ppo.num_trajectories % 2 == 0:
+    plain = run.thoughts.noise == "fixed" and not run.thoughts.max_trajectories and "ppo" in run.phases
+    if plain and ppo.coupling == "antithetic" and ppo.ensemble and ppo.num_trajectories % 2 == 0:
         yield (
             "config.ppo.coupling 'antithetic' cancels in the mean thought that config.ppo.ensemble feeds back, so nothing is "
             "explored: take 'independent' or 'orthogonal'."

@@ -33,8 +33,8 @@ def texts_of(row: Any, fields: Sequence[str], place: str) -> Texts:
 
 def _plain(value: Any) -> Any:
     """A number as its text, None for one that is none (a missing number in Parquet); anything else as it is."""
-    if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
-        return value
+    if not isinstance(value, float | Decimal):
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not math.isfinite(value):
         return None
     return str(int(value) if value == int(value) else value)
@@ -42,7 +42,10 @@ def _plain(value: Any) -> Any:
 
 def own_columns(text: str) -> list[str]:
     """`question`, `answer` and, if it is there, `steps`, where a csv has columns of these names; else []."""
-    head = next(csv.reader(io.StringIO(text, newline="")), [])
+    try:
+        head = next(csv.reader(io.StringIO(text, newline="")), [])
+    except csv.Error:  # whoever reads the rows says what is wrong
+        return []
     return (
         [name for name in ("question", "answer", "steps") if name in head] if {"question", "answer"} <= {*head} else []
     )
@@ -53,7 +56,7 @@ def csv_rows(path: Path, text: str, columns: Sequence[str] = ()) -> Iterator[tup
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         names = reader.fieldnames or ()
-        if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        if twice := [name for place, name in enumerate(names) if name and name in names[:place]]:
             raise UserError(f"{path}, line 1: the column {twice[0]!r} stands there twice: rename or remove one")
         missing = [name for name in columns if name not in names]
         if missing:
@@ -67,7 +70,7 @@ def csv_rows(path: Path, text: str, columns: Sequence[str] = ()) -> Iterator[tup
                 raise UserError(f"{place}: another number of columns than in line 1: fix or remove the row")
             yield place, row
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: broken csv ({error}): fix the row") from None
+        raise UserError(f"{path}, line {max(reader.line_num, 1)}: broken csv ({error}): fix the row") from None
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

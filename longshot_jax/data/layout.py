@@ -41,6 +41,7 @@ class Layout:
         0 pads to `prompt_length`.
       instruction: a line after every question; may be empty.
       steps_written: whether the model may write steps between its thoughts and its answer, as in the supervised phases.
+      limit: what sets `prompt_length`, for errors.
     """
 
     tokenizer: Tokenizer
@@ -50,6 +51,7 @@ class Layout:
     bucket: int = 0
     instruction: str = ""
     steps_written: bool = False
+    limit: str = "config.data.prompt_length"
 
     @property
     def closing(self) -> tuple[int, ...]:
@@ -87,8 +89,8 @@ class Layout:
             ids = [*ids, self.tokenizer.start_latent]
         if len(ids) > self.prompt_length:
             raise TooLong(
-                f"a prompt has {len(ids)} tokens but config.data.prompt_length is {self.prompt_length} (of a model without a "
-                f"run, what its context leaves): raise it, or shorten or remove the question {problem.question[:60]!r}.",
+                f"a prompt has {len(ids)} tokens but {self.limit} is {self.prompt_length}: "
+                f"{'raise it, or ' * self.limit.startswith('config.')}shorten or remove the question {problem.question[:60]!r}.",
                 "prompt",
                 len(ids),
             )

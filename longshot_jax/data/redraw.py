@@ -7,9 +7,10 @@ results at most as many, and all are whole and positive where the old ones were.
 does not fit, the problem stays as it is.
 """
 
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -142,11 +143,17 @@ class RedrawnProblems(Sequence[Problem]):
             )
         self.problems, self.seed, self.probability = problems, seed, probability
         self._wanted: tuple[Callable[[Problem], bool], ...] = ()
+        self.held_out = ""  # a hash of the questions that no problem becomes
 
-    def filtered(self, wanted: Callable[[Problem], bool]) -> "RedrawnProblems":
-        """The same, of which redrawn problems that are not wanted stay the original ones."""
+    def filtered(self, wanted: Callable[[Problem], bool], held_out: Iterable[bytes] = ()) -> "RedrawnProblems":
+        """The same, of which redrawn problems that are not wanted stay the original ones.
+
+        `held_out` are the keys of the questions that are not wanted, if it is a list of them.
+        """
         chosen = copy(self)
         chosen._wanted = (*self._wanted, wanted)
+        if held_out:
+            chosen.held_out = hashlib.sha256(b"".join(sorted(held_out))).hexdigest()[:16]
         return chosen
 
     def redrawn(self, place: int, problem: Problem) -> Problem:

@@ -83,7 +83,9 @@ def read_problems(run: RunConfig, warn: Callable[[str], object] = lambda _: None
         held_out = {question_key(problem) for problem in original.validation}
         with suppress(UserError):  # of test problems that cannot be read, which was said above
             held_out.update(map(question_key, _compared(test_problems(run))))
-        return original._replace(train=redrawn.filtered(lambda problem: question_key(problem) not in held_out))
+        return original._replace(
+            train=redrawn.filtered(lambda problem: question_key(problem) not in held_out, held_out)
+        )
     if (note := contamination((data.train,), data.validation)) and data.validation:
         warn(f"warning: config.data.validation: {note}.")
     train = _read(data, "train", "train", run.seed, data.generated_train)
@@ -168,11 +170,15 @@ def own_code(run: RunConfig) -> dict[str, str]:
     }
 
 
-def file_fingerprints(problems: Problems) -> dict[str, str]:
-    """Fingerprints of the problems that were read from files, from the hub or from own code, by setting."""
-    train = problems.train.problems if isinstance(problems.train, RedrawnProblems) else problems.train
-    parts = {"data.train": train, "data.validation": problems.validation}
-    return {setting: fingerprint(part) for setting, part in parts.items() if isinstance(part, list)}
+def file_fingerprints(run: RunConfig, problems: Problems) -> dict[str, str]:
+    """Fingerprints of the problems that were read from files or from the hub, by setting; code has its own."""
+    data, train = run.data, problems.train
+    redrawn = train if isinstance(train, RedrawnProblems) else None
+    given = ("train", data.train, redrawn.problems if redrawn else train)
+    parts = (given, ("validation", data.validation or data.train, problems.validation))
+    files = [(setting, part) for setting, source, part in parts if isinstance(part, list) and not names_code(source)]
+    found = {f"data.{setting}": fingerprint(part) for setting, part in files}
+    return found | ({"data.test": redrawn.held_out} if redrawn else {})
 
 
 def _held_out(data: DataConfig, setting: str, split: Split, seed: int) -> Sequence[Problem]:
