@@ -55,6 +55,7 @@ PLACES |= dict.fromkeys(
         "runs/digits_soft",
         "runs/digits_hidden",
         "runs/digits_ppo",
+        "runs/digits_stops",
         "runs/soft_text",
         "runs/svamp",
     ],
