@@ -207,6 +207,28 @@ def whole_number(least: int = 0, *words: str) -> Callable[[str], int | str]:
     return read
 
 
+def add_which(parser: argparse.ArgumentParser) -> None:
+    """Adds `--which`, the checkpoint of a run."""
+    parser.add_argument(
+        "--which", type=whole_number(0, "best", "latest"), metavar="best|latest|STEP", help="default: best, else latest"
+    )
+
+
+def add_test_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that name problems and how they are read and graded, see `settings_of_test`."""
+    parser.add_argument(
+        "--data",
+        help="problems, as config.data.test, which is the default: a file, name:config:split, my_task:problems",
+    )
+    parser.add_argument("--grader", help="code of your own that grades answers, as config.data.grader: my_task:grade")
+    parser.add_argument(
+        "--fields",
+        type=lambda text: tuple(filter(None, text.split(","))),
+        help="as config.data.fields: question,answer",
+    )
+    parser.add_argument("--parameters", help="as config.data.parameters")
+
+
 def path_option(option: str) -> Callable[[str], Path]:
     """An argparse type: a path of this machine, see `local_path`."""
     return lambda text: local_path(text, option)

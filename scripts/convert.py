@@ -11,7 +11,7 @@ from longshot_jax.errors import run_command
 
 def main() -> None:
     from longshot_jax.checkpoints.convert import from_hf, to_hf
-    from longshot_jax.cli import OptionParser, whole_number
+    from longshot_jax.cli import OptionParser, add_which
     from longshot_jax.evaluation.model_card import write_model_card
 
     parser = OptionParser(description="Convert parameters from and to Hugging Face directories.")
@@ -23,9 +23,7 @@ def main() -> None:
     exporting.add_argument("checkpoint", metavar="CKPT", help="run folder")
     exporting.add_argument("directory", metavar="DIR", help="directory to make")
     exporting.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype to write")
-    exporting.add_argument(
-        "--which", type=whole_number(0, "best", "latest"), metavar="best|latest|STEP", help="default: best, else latest"
-    )
+    add_which(exporting)
     flags = parser.parse_args()
     if flags.command == "from-hf":
         from_hf(flags.directory, flags.out)

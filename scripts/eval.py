@@ -10,7 +10,7 @@ from longshot_jax.errors import run_command
 
 def main() -> None:
     from longshot_jax.checkpoints.run_folder import settings_of_test
-    from longshot_jax.cli import OptionParser, path_option, use_huge_pages, whole_number
+    from longshot_jax.cli import OptionParser, add_test_options, add_which, path_option, use_huge_pages, whole_number
     from longshot_jax.data.own import own_grader
     from longshot_jax.data.problems import fingerprint
     from longshot_jax.data.sources import contamination, test_problems
@@ -31,17 +31,7 @@ def main() -> None:
         required=True,
         help="run folder or Hugging Face Llama directory",
     )
-    parser.add_argument(
-        "--data",
-        help="problems, as config.data.test, which is the default: a file, name:config:split, my_task:problems",
-    )
-    parser.add_argument("--grader", help="code of your own that grades answers, as config.data.grader: my_task:grade")
-    parser.add_argument(
-        "--fields",
-        type=lambda text: tuple(filter(None, text.split(","))),
-        help="as config.data.fields: question,answer",
-    )
-    parser.add_argument("--parameters", help="as config.data.parameters")
+    add_test_options(parser)
     parser.add_argument("--output", type=path_option("--output"), required=True, help="results.json to write")
     parser.add_argument("--num_trajectories", type=whole_number(), default=5, help="N of samples and vote; 0: none")
     parser.add_argument("--seed", type=whole_number(), default=0, help="seed of samples")
@@ -52,9 +42,7 @@ def main() -> None:
         help="by the stop head, as many as the steps have, training's largest, or N, and the answer at once; "
         "default: as trained, in an unfinished curriculum with the remaining steps written",
     )
-    parser.add_argument(
-        "--which", type=whole_number(0, "best", "latest"), metavar="best|latest|STEP", help="default: best, else latest"
-    )
+    add_which(parser)
     parser.add_argument("--batch_size", type=whole_number(1), default=128, help="questions decoded at once")
     parser.add_argument(
         "--compare", type=path_option("--compare"), metavar="RESULTS", help="another model's results.json"

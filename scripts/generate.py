@@ -9,7 +9,7 @@ from longshot_jax.errors import UserError, run_command
 
 
 def main() -> None:
-    from longshot_jax.cli import OptionParser, path_option, whole_number
+    from longshot_jax.cli import OptionParser, add_which, path_option, whole_number
 
     parser = OptionParser(description="Answer a question and show the thoughts.")
     parser.add_argument(
@@ -32,9 +32,7 @@ def main() -> None:
     parser.add_argument("--thoughts", type=whole_number(), help="exact number; default: as trained")
     parser.add_argument("--answer_length", type=whole_number(1), help="most tokens; default: as trained")
     parser.add_argument("--seed", type=whole_number(), default=0, help="seed of samples")
-    parser.add_argument(
-        "--which", type=whole_number(0, "best", "latest"), metavar="best|latest|STEP", help="default: best, else latest"
-    )
+    add_which(parser)
     flags = parser.parse_args()
     if not flags.question.strip():
         raise UserError("--question is empty: give a question.")

@@ -8,7 +8,7 @@ from longshot_jax.errors import UserError, run_command
 
 
 def main() -> None:
-    from longshot_jax.cli import OptionParser, path_option, whole_number
+    from longshot_jax.cli import OptionParser, add_which, path_option, whole_number
 
     parser = OptionParser(description="Do thoughts carry the intermediate results of chains or stories?")
     parser.add_argument(
@@ -29,9 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--largest_number", type=whole_number(1), default=999, help="largest number in stories")
     parser.add_argument("--seed", type=whole_number(), default=20_000, help="seed of the problems")
-    parser.add_argument(
-        "--which", type=whole_number(0, "best", "latest"), metavar="best|latest|STEP", help="default: best, else latest"
-    )
+    add_which(parser)
     flags = parser.parse_args()
     if flags.questions < 2:
         raise UserError(f"--questions is {flags.questions}: a donor is another question, so give 2 or more.")

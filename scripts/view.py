@@ -9,33 +9,21 @@ from longshot_jax.errors import UserError, run_command
 
 
 def main() -> None:
-    from longshot_jax.cli import OptionParser, path_option, whole_number
+    from longshot_jax.cli import OptionParser, add_test_options, add_which, path_option, whole_number
     from longshot_jax.files import check_writable, local_path, write_text
 
     parser = OptionParser(description="One page, without network, of a model's trajectories on some questions.")
     parser.add_argument(
         "--checkpoint", type=path_option("--checkpoint"), required=True, help="run folder or export with thoughts"
     )
-    parser.add_argument(
-        "--data",
-        help="problems, as config.data.test, which is the default: a file, name:config:split, my_task:problems",
-    )
-    parser.add_argument("--grader", help="code of your own that grades answers, as config.data.grader: my_task:grade")
+    add_test_options(parser)
     parser.add_argument("--output", type=path_option("--output"), required=True, help="page to write, a new .html file")
     parser.add_argument("--questions", type=whole_number(1), default=40, help="questions, evenly spaced over the data")
     parser.add_argument(
         "--num_trajectories", type=whole_number(), default=4, help="samples beside the greedy trajectory"
     )
     parser.add_argument("--seed", type=whole_number(), default=0, help="seed of samples")
-    parser.add_argument(
-        "--which", type=whole_number(0, "best", "latest"), metavar="best|latest|STEP", help="default: best, else latest"
-    )
-    parser.add_argument(
-        "--fields",
-        type=lambda text: tuple(filter(None, text.split(","))),
-        help="as config.data.fields: question,answer",
-    )
-    parser.add_argument("--parameters", help="as config.data.parameters")
+    add_which(parser)
     flags = parser.parse_args()
     if flags.data:
         local_path(flags.data, "--data")

@@ -25,6 +25,7 @@ from longshot_jax.ppo.loss import (
     policy_sums,
     sums_of,
 )
+from longshot_jax.ppo.update import _metrics
 from longshot_jax.thoughts import sampled_tokens
 from longshot_jax.thoughts.noise import coupled
 from longshot_jax.thoughts.rescore import rescore
@@ -325,6 +326,8 @@ def test_entropy_of_thoughts_in_the_loss():
     expected = entropy.sum() + float(recorded.tokens.entropies.sum(where=rollout.token_mask))
     assert loss - of("score", 0.1)[1] == pytest.approx(0.1 * expected, rel=1e-4)
     assert of("none", 0.1)[0] is None  # thoughts are not actions
+    sums = sums_of(recorded, Experience(rollout, recorded, None, zeros, zeros), PPOConfig(gradient="score"))
+    assert float(_metrics(sums)["thought_entropy"]) == pytest.approx(entropy[taken].mean(), rel=1e-5)
 
 
 REFUSED = [

@@ -32,8 +32,10 @@ from longshot_jax.thoughts.stopping import ThoughtRule, rule_after, rule_of_stag
 _PLAIN_ANSWER_LENGTH = 64  # for a Llama that this package did not train
 _PROMPT_BUCKET = 32
 
-
-LOST_SIDECAR = f"this model was exported from a run, but {FILE} is not beside its weights, so it has no thoughts: copy it from the export"
+LOST_SIDECAR = (
+    f"this model was exported from a run, but {FILE} is not beside its weights, so it has no thoughts: copy it from "
+    "the export"
+)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,6 @@ def _foreign_name(folder: Path) -> str | None:
     steps = folder / "checkpoints"
     saved = [step for step in steps.iterdir() if _STEP.fullmatch(step.name)] if steps.is_dir() else []
     for step in saved:
-        # A run that was killed while it removed a checkpoint may leave the empty folder.
         if step.name.isdecimal() and not _is_of_a_run(step):
             return f"checkpoints/{step.name}"
     if os.path.lexists(config) and not (is_regular(config) and _is_config(config, broken=bool(saved))):
@@ -86,6 +85,7 @@ def _foreign_name(folder: Path) -> str | None:
 
 
 def _is_of_a_run(step: Path) -> bool:
+    """Whether a run wrote this checkpoint; killed while it removed one, it may leave the empty folder."""
     if any((step / name).exists() for name in _OF_A_CHECKPOINT):
         return True
     return step.is_dir() and not step.is_symlink() and not any(step.iterdir())

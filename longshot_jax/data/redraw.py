@@ -7,7 +7,6 @@ results at most as many, and all are whole and positive where the old ones were.
 does not fit, the problem stays as it is.
 """
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,7 @@ from typing import SupportsIndex
 import numpy as np
 
 from longshot_jax.data.equations import evaluate, from_infix
-from longshot_jax.data.problems import Problem
+from longshot_jax.data.problems import Problem, question_key
 from longshot_jax.errors import UserError
 
 _NUMBER = re.compile(r"(?<![\w.,/-])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w%/-])")
@@ -132,28 +131,26 @@ def template_of(problem: Problem) -> Template | None:
 class RedrawnProblems(Sequence[Problem]):
     """Training problems that are drawn anew as they are read: `problems[i]` is the original, `redrawn` another.
 
-    Raises UserError if none can be redrawn; `source` names them in it.
+    `held_out` are the `question_key`s that no problem becomes. Raises UserError if none can be redrawn; `source` names
+    them in it.
     """
 
-    def __init__(self, problems: Sequence[Problem], source: str, seed: int, probability: float):
+    def __init__(
+        self, problems: Sequence[Problem], source: str, seed: int, probability: float, held_out: Iterable[bytes] = ()
+    ):
         if not any(template_of(problem) for problem in problems):
             raise UserError(
                 f"config.data.redraw is {probability}, but no problem of {source} has equations whose numbers stand in its "
                 "question: set it to 0, or give problems with equations."
             )
         self.problems, self.seed, self.probability = problems, seed, probability
-        self._wanted: tuple[Callable[[Problem], bool], ...] = ()
-        self.held_out = ""  # a hash of the questions that no problem becomes
+        self.held_out = frozenset(held_out)
+        self._wanted: tuple[Callable[[Problem], bool], ...] = (lambda other: question_key(other) not in self.held_out,)
 
-    def filtered(self, wanted: Callable[[Problem], bool], held_out: Iterable[bytes] = ()) -> "RedrawnProblems":
-        """The same, of which redrawn problems that are not wanted stay the original ones.
-
-        `held_out` are the keys of the questions that are not wanted, if it is a list of them.
-        """
+    def filtered(self, wanted: Callable[[Problem], bool]) -> "RedrawnProblems":
+        """The same, of which redrawn problems that are not wanted stay the original ones."""
         chosen = copy(self)
         chosen._wanted = (*self._wanted, wanted)
-        if held_out:
-            chosen.held_out = hashlib.sha256(b"".join(sorted(held_out))).hexdigest()[:16]
         return chosen
 
     def redrawn(self, place: int, problem: Problem) -> Problem:

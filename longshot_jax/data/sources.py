@@ -1,5 +1,6 @@
 """The problems, tokenizer and layout of a run's settings, and the check that problems fit."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -79,13 +80,11 @@ def read_problems(run: RunConfig, warn: Callable[[str], object] = lambda _: None
                 f"config.data.redraw is {data.redraw}, but config.data.train {data.train!r} is generated, with new numbers "
                 "in each problem: set it to 0."
             )
-        redrawn = RedrawnProblems(original.train, data.train, run.seed, data.redraw)
         held_out = {question_key(problem) for problem in original.validation}
         with suppress(UserError):  # of test problems that cannot be read, which was said above
             held_out.update(map(question_key, _compared(test_problems(run))))
-        return original._replace(
-            train=redrawn.filtered(lambda problem: question_key(problem) not in held_out, held_out)
-        )
+        redrawn = RedrawnProblems(original.train, data.train, run.seed, data.redraw, held_out)
+        return original._replace(train=redrawn)
     if (note := contamination((data.train,), data.validation)) and data.validation:
         warn(f"warning: config.data.validation: {note}.")
     train = _read(data, "train", "train", run.seed, data.generated_train)
@@ -178,7 +177,9 @@ def file_fingerprints(run: RunConfig, problems: Problems) -> dict[str, str]:
     parts = (given, ("validation", data.validation or data.train, problems.validation))
     files = [(setting, part) for setting, source, part in parts if isinstance(part, list) and not names_code(source)]
     found = {f"data.{setting}": fingerprint(part) for setting, part in files}
-    return found | ({"data.test": redrawn.held_out} if redrawn else {})
+    if redrawn:  # which decide what is redrawn
+        found["data.test"] = hashlib.sha256(b"".join(sorted(redrawn.held_out))).hexdigest()[:16]
+    return found
 
 
 def _held_out(data: DataConfig, setting: str, split: Split, seed: int) -> Sequence[Problem]:
