@@ -18,22 +18,12 @@ from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.bounds import MAX_INT
 from longshot_jax.config.declarations import declared, declared_groups, flatten
 from longshot_jax.config.parse import load_config, unknown_setting
+from longshot_jax.config.run import PATH_SETTINGS
 from longshot_jax.errors import UserError, did_you_mean, first_line, run_command, shown
 from longshot_jax.files import local_path
 
 _STARTED_AGAIN = "LONGSHOT_STARTED_AGAIN"
 _TOP = "run"  # in help, the group of the settings that are in no other
-# Settings that name files or folders, some of them also a hub's.
-PATH_SETTINGS = (
-    "initialize_from",
-    "model.source",
-    "data.train",
-    "data.validation",
-    "data.test",
-    "data.grader",
-    "data.tokenizer",
-    "data.chat_template",
-)
 
 
 class OptionParser(argparse.ArgumentParser):

@@ -145,6 +145,8 @@ class LongShot:
                 "with config.thoughts.max_trajectories."
             )
         number = self.model.max_trajectories if num_trajectories == "own" else num_trajectories
+        # A greedy joined answer has as many trajectories as the model chooses, as in an evaluation.
+        adaptive = adaptive or bool(self.model.joined and self.model.max_trajectories and number == 1)
         if number < 1:
             raise UserError(f"num_trajectories is {num_trajectories}: it must be at least 1.")
         if answer_length is not None and answer_length < 1:

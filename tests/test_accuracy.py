@@ -342,7 +342,7 @@ def test_choosing_takes_equal_numbers_as_one_answer_and_breaks_ties_by_value():
     assert choose("vote", ["18", "5"], [0.0, 1.0]) == 1
     assert choose("vote", ["", "", "5"], [9.0, 9.0, 0.0]) == 2
     assert choose("weighted", ["18", "$18", "5"], [0.0, 0.1, 9.0]) == 2
-    assert choose("best", ["18", "$18", ""], [0.0, 0.1, 9.0]) == 2
+    assert choose("best", ["18", "$18", ""], [0.0, 0.1, 9.0]) == 1
 
 
 def test_last_batch_is_filled_up_with_the_last_row():

@@ -5,7 +5,7 @@ import pytest
 from builders import small_reasoner
 from flax import nnx
 
-from longshot_jax.evaluation.controls import replaced_thoughts, swap_donors, without_reads
+from longshot_jax.evaluation.controls import question_numbers, replaced_thoughts, swap_donors, without_reads
 
 COUNTS = np.array([2, 3, 2, 1, 3, 2, 0], np.int32)
 
@@ -74,6 +74,27 @@ def test_one_thinker_cannot_swap(thoughts):
     counts = np.array([2, 0, 0, 0, 0, 0, 0], np.int32)
     assert replaced_thoughts("swap", thoughts, counts, 0) is None
     assert swap_donors(np.zeros(3, np.int32)) is None
+
+
+def test_copies_of_a_question_do_not_give_each_other_their_thoughts():
+    """In a file that has each question twice, half of a ring would be neighbours of the same question."""
+    counts, questions = np.full(6, 2), question_numbers(["a", "a", "b", "b", "c", "a"])
+    donors = swap_donors(counts, questions)
+    assert donors is not None and (questions[donors] != questions).all()
+    assert donors.tolist() == [4, 4, 1, 1, 3, 4]
+    # The copies are alone with their number of thoughts, so they take those of another question.
+    assert swap_donors(np.array([3, 3, 1, 2]), question_numbers(["a", "a", "b", "c"])).tolist() == [3, 3, 3, 0]
+    assert swap_donors(counts[:2], questions[:2]) is None
+
+
+def test_no_mean_is_a_questions_own_thought(thoughts):
+    counts = np.array([2, 1, 1, 1, 0, 0, 0], np.int32)
+    mean = replaced("mean", thoughts, counts)
+    np.testing.assert_allclose(mean[0, 0], thoughts[:4, 0].mean(axis=0), atol=1e-6)
+    # Only the first question has a second thought.
+    own = np.concatenate([thoughts[:4, 0], thoughts[:1, 1]])
+    np.testing.assert_allclose(mean[0, 1], own.mean(axis=0), atol=1e-6)
+    assert replaced_thoughts("mean", thoughts, np.array([2, 0, 0, 0, 0, 0, 0]), 0) is None
 
 
 def test_reads_that_there_are_become_zeros_and_nothing_else():

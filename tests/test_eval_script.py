@@ -163,6 +163,9 @@ def test_other_questions_cannot_be_paired():
         comparison(ours, {"correct": [1]}, "x")
     with pytest.raises(UserError, match="other questions"):
         comparison(ours, {"correct": [1, 1], "config": {"data_fingerprint": "b"}}, "x")
+    graded = {"correct": [1, 1], "config": {"grader": "mine.py:grade"}}
+    with pytest.raises(UserError, match=r"x was graded by mine\.py:grade, these results by the rule of the data"):
+        comparison(ours, graded, "x")
     text = comparison(ours, {"correct": [0, 0], "config": {"data_fingerprint": "a"}}, "x")
     assert text.startswith("difference to x: +50.0 points")
 

@@ -58,9 +58,15 @@ def test_weighted_ignores_a_common_shift_up_to_ties(pairs, shift):
 
 
 def test_best_takes_the_highest_value():
-    assert best([0.1, 0.7, 0.7]) == 1
-    assert best(np.array([0.1, np.nan, 0.3])) == 2
-    assert best([float("nan")]) == 0
+    answers = ["1", "2", "3"]
+    assert best(answers, [0.1, 0.7, 0.7], number) == 1
+    assert best(answers, np.array([0.1, np.nan, 0.3]), number) == 2
+    assert best(answers[:1], [float("nan")], number) == 0
+
+
+def test_best_takes_an_answer_that_can_be_read_where_there_is_one():
+    assert best(["1", "?"], [0.1, 0.7], number) == 0
+    assert best(["?", "?"], [0.1, 0.7], number) == 1
 
 
 def test_values_that_are_not_finite_do_not_break_a_vote():
@@ -76,7 +82,7 @@ def test_missing_answers_or_values_are_refused():
     with pytest.raises(ValueError, match="2 answers with 1 values"):
         weighted(["1", "2"], [0.0], number)
     with pytest.raises(ValueError, match="at least one"):
-        best([])
+        best([], [], number)
 
 
 def test_mean_is_over_live_trajectories_whatever_the_dead_hold():

@@ -164,6 +164,17 @@ def test_the_donor_experiment_begins_trajectories_with_their_role():
     )
 
 
+@pytest.mark.parametrize(
+    ("mode", "per_step", "found"), [("pause", 1, "mode pause"), ("coconut", 2, "c_thought 2")], ids=str
+)
+def test_the_donor_experiment_refuses_other_thoughts_than_one_a_step(model, mode, per_step, found):
+    other = replace(
+        model.model, source=model.model.source | {"mode": mode}, rule=replace(model.model.rule, per_step=per_step)
+    )
+    with pytest.raises(UserError, match=f"{found}.*: give a model of mode coconut with c_thought 1"):
+        measure_donors(other, [Problem("a=1 b=a+3 b?", ("4",), "4")] * 2)
+
+
 def test_the_donor_experiment_refuses_joined_answers(model):
     chains = ChainProblems(5, 2, (2,), "test")
     for measure in (measure_donors, lambda *given: measure_steps(*given, 9)):

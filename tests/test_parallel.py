@@ -21,6 +21,7 @@ from longshot_jax.data.problems import Problem
 from longshot_jax.data.threads import ThreadProblems, thread_words
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
+from longshot_jax.evaluation import accuracy
 from longshot_jax.evaluation.accuracy import CONTROLS, JOINT_CONTROLS, evaluate
 from longshot_jax.evaluation.batches import Batches
 from longshot_jax.evaluation.decoder import Decoder
@@ -216,6 +217,27 @@ def test_the_count_head_of_a_joined_answer_chooses_from_one_on():
     )
     assert steps["trajectories"] == [2, 3, 1] and steps["mean_trajectories"] == 2
     assert "mean trajectories   2.00" in results_table(steps)
+    # One without steps has all, and changes nothing of the others.
+    bare = [*PROBLEMS, Problem("a=1 a?", (), "1")]
+    assert ThoughtRule("steps", 3).counts(bare, ROLES).tolist() == [2, 3, 1, ROLES]
+    many_threads = Problem("q", ("1",) * 4, "1", threads=(("1",),) * 4)
+    with pytest.raises(UserError, match=r"4 threads, but this model 3 trajectories .* remove the question 'q'"):
+        ThoughtRule("steps", 3).bounds([many_threads], LAYOUT, ROLES)
+
+
+def test_controls_have_the_trajectories_that_the_model_chose(monkeypatch):
+    """With its own thoughts given again, every answer is the greedy one, in each of the controls."""
+    reasoner = small_reasoner(roles=ROLES, join=True, max_trajectories=ROLES, vocab_size=TOKENS.vocabulary_size)
+    reasoner.navigator.count_bias[...] = jnp.array([50.0, 0.0, 0.0])
+    decoder = Decoder(nnx.split(reasoner)[0], LAYOUT, 3, LENGTH, max_trajectories=ROLES, joined=ROLES)
+    given = decoder, (nnx.split(reasoner)[1],)
+    rule, options = ThoughtRule("own", 3, 2), {"num_trajectories": 0, "batch_size": 3, "grade": lambda *_: 1.0}
+    answers = []
+    monkeypatch.setattr(accuracy, "replaced_trajectories", lambda kind, thoughts, *_: thoughts)
+    monkeypatch.setattr(accuracy, "JOINT_CONTROLS", ())
+    monkeypatch.setattr(Batches, "accuracy", lambda self, texts: answers.append(list(texts)) or 1.0)
+    greedy = evaluate(*given, PROBLEMS, rule, **options)["answers"]
+    assert len(answers) == len(CONTROLS) and all(each == greedy for each in answers)
 
 
 @pytest.mark.slow

@@ -125,6 +125,16 @@ def test_a_donors_result_is_put_in_and_thinking_goes_on_from_it(model, monkeypat
         np.testing.assert_array_equal(answers[step][row], expected)
 
 
+def test_a_problem_whose_steps_are_not_all_thought_is_left_out(model):
+    longer = Problem("a=9 b=a+3 a?", ("10+30=40", "40*20=800"), "800")
+    alone, beside = (measure_steps(model, problems, 999) for problems in (PROBLEMS, [*PROBLEMS, longer]))
+    assert alone == beside
+    with pytest.raises(
+        UserError, match="fewer than two of 2 problems have all their 2 steps in the model's 14 thoughts"
+    ):
+        measure_steps(model, [longer, PROBLEMS[0]], 999)
+
+
 def test_batches_do_not_change_what_a_step_is_named(model):
     one, two = (measure_steps(model, PROBLEMS, 99, batch_size=size) for size in (4, 2))
     assert [found.named for found in one] == [found.named for found in two]

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from commands import ROOT, TINY, requested_training, start
 
-from longshot_jax.cli import PATH_SETTINGS
 from longshot_jax.config import parse_config
 from longshot_jax.config.declarations import declared, declared_groups
-from longshot_jax.config.run import RunConfig
+from longshot_jax.config.run import PATH_SETTINGS, RunConfig
 
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
 

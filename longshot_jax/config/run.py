@@ -12,6 +12,17 @@ from longshot_jax.config.thoughts import NavigatorConfig
 Phase = Literal["text", "curriculum", "ppo"]
 Markers = Literal["coconut", "answer"]
 Logger = Literal["tensorboard", "wandb"]
+# Settings that name files or folders, some of them also a hub's.
+PATH_SETTINGS = (
+    "initialize_from",
+    "model.source",
+    "data.train",
+    "data.validation",
+    "data.test",
+    "data.grader",
+    "data.tokenizer",
+    "data.chat_template",
+)
 
 
 @dataclass(frozen=True)

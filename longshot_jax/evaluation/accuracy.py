@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from longshot_jax.data.own import Grade, by_problem
 from longshot_jax.data.problems import Problem
 from longshot_jax.evaluation.batches import Batches, Decoded, answer_texts, are_correct
-from longshot_jax.evaluation.controls import replaced_trajectories, without_reads
+from longshot_jax.evaluation.controls import question_numbers, replaced_trajectories, without_reads
 from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.evaluation.fusion_accuracy import adaptive_vote, distinct, fusion_accuracies
 from longshot_jax.evaluation.intervals import wilson_interval
@@ -78,6 +78,9 @@ def evaluate(
     temperatures = make_temperatures() if temperatures is None else temperatures
 
     greedy = batches.run(temperatures)
+    if decoder.joined and greedy.active is not None:
+        # What is decoded again has the trajectories that the model chose.
+        batches.counts = greedy.active.sum(axis=1, dtype=np.int32)
     if watch is not None:
         watch(greedy)
     answers = [texts[0] for texts in answer_texts(greedy.tokens, decoder.layout)]
@@ -102,7 +105,7 @@ def evaluate(
         if decoder.max_trajectories:
             fusion["vote_adaptive"], results["mean_trajectories"] = adaptive_vote(batches, temperatures)
     if decoder.joined:
-        number = np.full(len(problems), decoder.joined) if greedy.active is None else greedy.active.sum(axis=1)
+        number = np.full(len(problems), decoder.joined) if batches.counts is None else batches.counts
         results |= {"mean_trajectories": float(number.mean()), "trajectories": number.tolist()}
     results["mean_thoughts"] = float(thoughts.mean())
     results["by_steps"] = _by_steps(problems, correct, thoughts)
@@ -113,8 +116,9 @@ def evaluate(
         )
     results["controls"] = {}
     if controls and thoughts.any():
+        numbers = question_numbers([problem.question for problem in problems])
         for kind in (*CONTROLS, *(JOINT_CONTROLS if decoder.joined > 1 else ())):
-            replaced = replaced_trajectories(kind, greedy.thoughts, greedy.num_thoughts, seed)
+            replaced = replaced_trajectories(kind, greedy.thoughts, greedy.num_thoughts, seed, numbers)
             if replaced is not None:
                 roles = np.roll(np.arange(decoder.joined), 1) if kind == "roles_swapped" else None
                 results["controls"][kind] = batches.accuracy_from(

@@ -20,6 +20,8 @@ place of what they read. A model that needs its reads falls to chance.
 Shapes: Q questions in total, N trajectories, T thought slots, D hidden size.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -29,7 +31,11 @@ from longshot_jax.thoughts.reasoner import Params
 
 
 def replaced_trajectories(
-    kind: str, thoughts: Float[np.ndarray, "Q N T D"], num_thoughts: Int[np.ndarray, "Q N"], seed: int
+    kind: str,
+    thoughts: Float[np.ndarray, "Q N T D"],
+    num_thoughts: Int[np.ndarray, "Q N"],
+    seed: int,
+    questions: Int[np.ndarray, " Q"] | None = None,
 ) -> Float[np.ndarray, "Q N T D"] | None:
     """`replaced_thoughts` of all trajectories, or what a control of joined answers replaces."""
     if kind == "roles_swapped":
@@ -39,22 +45,28 @@ def replaced_trajectories(
     changed = 1 if kind.startswith("one_") else thoughts.shape[1]
     kind = kind.removeprefix("one_")
     columns = [
-        replaced_thoughts(kind, thoughts[:, n], num_thoughts[:, n], seed + n) if n < changed else thoughts[:, n]
+        replaced_thoughts(kind, thoughts[:, n], num_thoughts[:, n], seed + n, questions)
+        if n < changed
+        else thoughts[:, n]
         for n in range(thoughts.shape[1])
     ]
     if any(column is None for column in columns[:1]):
         return None
-    # A trajectory that no two questions have keeps its thoughts.
+    # A trajectory that no two different questions have keeps its thoughts.
     kept = [thoughts[:, n] if column is None else column for n, column in enumerate(columns)]
     return np.stack(kept, axis=1)
 
 
 def replaced_thoughts(
-    kind: str, thoughts: Float[np.ndarray, "Q T D"], num_thoughts: Int[np.ndarray, " Q"], seed: int
+    kind: str,
+    thoughts: Float[np.ndarray, "Q T D"],
+    num_thoughts: Int[np.ndarray, " Q"],
+    seed: int,
+    questions: Int[np.ndarray, " Q"] | None = None,
 ) -> Float[np.ndarray, "Q T D"] | None:
-    """Embeddings to feed back instead of `thoughts`; None for `swap` if fewer than two questions have thoughts.
+    """Embeddings to feed back instead of `thoughts`; None for `mean` and `swap` without two questions that have thoughts.
 
-    Slots from `num_thoughts` on are ignored. `seed` is that of `noise`.
+    Slots from `num_thoughts` on are ignored. `seed` is that of `noise`. `questions` are as for `swap_donors`.
     """
     thought_mask = np.arange(thoughts.shape[1]) < num_thoughts[:, None]
     real = np.where(thought_mask[..., None], thoughts, 0.0)
@@ -64,39 +76,52 @@ def replaced_thoughts(
         noise = np.random.default_rng(seed).standard_normal(thoughts.shape, np.float32)
         norms = np.linalg.norm(real, axis=-1, keepdims=True)
         return (noise * (norms / np.linalg.norm(noise, axis=-1, keepdims=True))).astype(thoughts.dtype)
-    if kind == "mean":
-        slots = np.maximum(thought_mask.sum(axis=0), 1)
-        mean = real.sum(axis=0, dtype=np.float64) / slots[:, None]
-        return np.broadcast_to(mean.astype(thoughts.dtype), thoughts.shape)
-    if kind != "swap":
+    if kind not in ("mean", "swap"):
         raise ValueError(f"there is no control {kind!r}")
-    donors = swap_donors(num_thoughts)
+    donors = swap_donors(num_thoughts, questions)
     if donors is None:
         return None
+    if kind == "mean":
+        slots, total = thought_mask.sum(axis=0), real.sum(axis=0, dtype=np.float64)
+        mean = total / np.maximum(slots, 1)[:, None]
+        # The mean of one question's thought would be this thought itself: there it is that of all slots.
+        mean[slots == 1] = total.sum(axis=0) / slots.sum()
+        return np.broadcast_to(mean.astype(thoughts.dtype), thoughts.shape)
     # The last thought of a donor with fewer thoughts is repeated.
     slot = np.minimum(np.arange(thoughts.shape[1]), np.maximum(num_thoughts[donors] - 1, 0)[:, None])
     return np.take_along_axis(thoughts[donors], slot[..., None], axis=1)
 
 
-def swap_donors(num_thoughts: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"] | None:
+def swap_donors(
+    num_thoughts: Int[np.ndarray, " Q"], questions: Int[np.ndarray, " Q"] | None = None
+) -> Int[np.ndarray, " Q"] | None:
     """Index of the question whose thoughts replace those of each question; None if fewer than two have thoughts.
 
-    Questions with the same number of thoughts exchange them in a ring. A question with a unique number takes the
-    thoughts of the question with the nearest number, the larger on ties. A question with thoughts never gets its own.
+    Questions with the same number of thoughts exchange them in a ring. A question that is alone with its number takes the
+    thoughts of the question with the nearest number, the larger on ties. A question with thoughts never gets its own, nor
+    those of a copy of it: `questions` are equal numbers for equal questions; None is that all differ.
     """
+    questions = np.arange(len(num_thoughts)) if questions is None else questions
     thinkers = np.flatnonzero(num_thoughts > 0)
-    if len(thinkers) < 2:
+    if len(np.unique(questions[thinkers])) < 2:
         return None
     donors = np.arange(len(num_thoughts))
     for count in np.unique(num_thoughts[thinkers]):
         group = np.flatnonzero(num_thoughts == count)
-        if len(group) > 1:
-            donors[group] = np.roll(group, 1)
-        else:
-            others = thinkers[thinkers != group[0]]
-            gap = num_thoughts[others] - count
-            donors[group[0]] = others[np.lexsort((gap < 0, np.abs(gap)))[0]]
+        for place, row in enumerate(group):
+            before = np.roll(group, -place)[::-1]  # around the ring, from the neighbour to the row itself
+            different = before[questions[before] != questions[row]]
+            if not len(different):
+                others = thinkers[questions[thinkers] != questions[row]]
+                gap = num_thoughts[others] - count
+                different = others[np.lexsort((gap < 0, np.abs(gap)))]
+            donors[row] = different[0]
     return donors
+
+
+def question_numbers(questions: Sequence[str]) -> Int[np.ndarray, " Q"]:
+    """A number of each question, equal for equal ones."""
+    return np.unique(np.asarray(questions), return_inverse=True)[1]
 
 
 def without_reads(params: Params, others: bool) -> Params | None:

@@ -211,6 +211,7 @@ class Decoder:
             values=reasoner.navigator.value(thoughts.last_hidden),
             stop_probabilities=jax.nn.sigmoid(reasoner.navigator.stop_logit(thoughts.hidden)),
             thoughts=thoughts.embeddings,
+            active=active,
         )
 
 

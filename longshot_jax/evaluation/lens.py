@@ -113,7 +113,7 @@ def read_thoughts(
         # The bank is queried with the state before any read.
         source = reasoner.thought_source(given.hidden[:, :, :-1])
         asking = navigator.state(source, None, None, jnp.arange(thought_mask.shape[-1]))
-        top = navigator.config.memory_top or navigator.config.graph_neighbours
+        top = navigator.config.bank_entries
         slots, found = nearest_entries(memory, asking, top)
         reads = {"slots": slots, "found": found & thought_mask[..., None]}
         reads |= {"entry_values": memory.values[slots], "entry_ages": memory.ages[slots]}

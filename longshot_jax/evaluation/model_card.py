@@ -10,6 +10,7 @@ from longshot_jax.checkpoints.checkpoint import Which
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.checkpoints.sidecar import FILE
 from longshot_jax.config import RunConfig
+from longshot_jax.config.run import PATH_SETTINGS
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.results import read_results, results_table
 from longshot_jax.files import write_text
@@ -54,7 +55,9 @@ def model_card(name: str, saved: SavedReasoner, results: Mapping[str, Mapping[st
             "No evaluation of this checkpoint was in the run folder. `python scripts/eval.py --checkpoint RUN --output "
             "RUN/results.json` measures accuracy with its interval and its controls; the next export then shows them.\n"
         )
-    settings = json.dumps({"data": _settings(run.data), "thoughts": _settings(run.thoughts)}, indent=1)
+    settings = json.dumps(
+        {"data": _settings("data", run.data), "thoughts": _settings("thoughts", run.thoughts)}, indent=1
+    )
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -122,11 +125,11 @@ def _training(run: RunConfig, metadata: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _settings(group: Any) -> dict[str, Any]:
+def _settings(name: str, group: Any) -> dict[str, Any]:
     """Settings that differ from their defaults; of paths the last part."""
     default = vars(type(group)())
-    changed = {name: value for name, value in vars(group).items() if value != default[name]}
-    return {name: Path(value).name if isinstance(value, str) else value for name, value in changed.items()}
+    changed = {key: value for key, value in vars(group).items() if value != default[key]}
+    return {key: Path(value).name if f"{name}.{key}" in PATH_SETTINGS else value for key, value in changed.items()}
 
 
 def _heading(file: str, results: Mapping[str, Any]) -> str:

@@ -84,6 +84,11 @@ def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: i
         raise UserError("this model has no tokenizer, so it cannot read chains: put one into its folder.")
     if len(problems) < 2 or any(len(problem.steps) != k for problem in problems):
         raise UserError("the donor experiment needs two or more chains of equally many operations.")
+    if model.rule.max_thoughts and (model.source["mode"] != "coconut" or model.rule.per_step > 1):
+        raise UserError(
+            "the donor experiment compares the thought of each step, and this model has others (config.curriculum.mode "
+            f"{model.source['mode']}, c_thought {model.rule.per_step}): give a model of mode coconut with c_thought 1."
+        )
     if model.rule.per_step == 0 and any(len(layout.step(step)) > 1 for problem in problems for step in problem.steps):
         raise UserError(
             "the donor experiment compares the thought of each step, and this model has one for each token of a step "

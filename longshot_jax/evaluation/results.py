@@ -99,6 +99,11 @@ def comparison(results: Mapping[str, Any], other: Mapping[str, Any], other_path:
     """One line: the difference of two models' accuracies with paired 95 % interval; a UserError if questions differ."""
     fingerprint = results.get("config", {}).get("data_fingerprint")
     check_same_questions(len(results["correct"]), fingerprint, other, other_path)
+    mine, theirs = (each.get("config", {}).get("grader") or "the rule of the data" for each in (results, other))
+    if mine != theirs:
+        raise UserError(
+            f"{other_path} was graded by {theirs}, these results by {mine}: a paired interval needs the same --grader."
+        )
     found = paired_interval(np.asarray(results["correct"], bool), np.asarray(other["correct"], bool))
     return (
         f"difference to {other_path}: {100 * found.difference:+.1f} points, 95 % interval "

@@ -42,7 +42,7 @@ class StepResult:
 
     Attributes:
       operations, step: steps of the problems, and which of them this is, from 1.
-      questions: Q.
+      questions: Q, those whose steps are all thought.
       named: proportion of questions in which the tokens nearest to the step's thoughts are the step as written.
       follows_donor, keeps_own: proportions of answers that follow from the donor's result and that remain the question's
         own, among the pairs of question and donor.
@@ -117,12 +117,19 @@ def measure_steps(
         )
     named, follows, keeps, pairs = np.zeros(k), np.zeros(k), np.zeros(k), np.zeros(k, int)
     static = model.graphdef, layout.opening, layout.tokenizer.ends, model.answer_length
-    for first in range(0, len(problems), batch_size):
-        batch = problems[first : first + batch_size]
+    # The thoughts of a problem whose steps are not all thought do not hold the rest.
+    whole = [p for p in problems if layout.token_thoughts(p.steps[: model.rule.stage], model.max_thoughts)[0] == k]
+    if len(whole) < 2:
+        raise UserError(
+            f"fewer than two of {len(problems)} problems have all their {k} steps in the model's {model.max_thoughts} "
+            "thoughts: give shorter ones."
+        )
+    for first in range(0, len(whole), batch_size):
+        batch = whole[first : first + batch_size]
         steps = [[layout.step(step) for step in problem.steps] for problem in batch]
         lengths = np.asarray([[len(ids) for ids in each] for each in steps])
         starts = np.cumsum(lengths, axis=1) - lengths
-        counts = np.minimum(lengths.sum(axis=1), model.max_thoughts)
+        counts = lengths.sum(axis=1)
         prompts = layout.prompts(batch)
         nearest, thoughts = jax.device_get(
             _own_thoughts(model.graphdef, model.max_thoughts, model.params, model.memory, *prompts, counts)
@@ -138,11 +145,10 @@ def measure_steps(
                 np.zeros(len(batch), int),
             )
             for row, donor, own, theirs, _ in donors:
-                # Both spans in the thoughts of their problems; beyond the largest number of thoughts there is none.
+                # Both spans in the thoughts of their problems.
                 here, there = starts[row, step] + np.arange(*own), starts[donor, step] + np.arange(*theirs)
-                inside = (here < model.max_thoughts) & (there < model.max_thoughts)
-                given[row, here[inside]], taught[row, here[inside]] = thoughts[donor, there[inside]], True
-                fewest[row] = min(here[-1] + 1, model.max_thoughts)
+                given[row, here], taught[row, here] = thoughts[donor, there], True
+                fewest[row] = here[-1] + 1
             tokens = _answers(*static, model.max_thoughts, model.params, model.memory, *prompts, fewest, given, taught)
             texts = answer_texts(np.asarray(tokens), layout)
             for row, _, _, _, answer in donors:
@@ -154,8 +160,8 @@ def measure_steps(
         StepResult(
             k,
             step + 1,
-            len(problems),
-            named[step] / len(problems),
+            len(whole),
+            named[step] / len(whole),
             follows[step] / many[step],
             keeps[step] / many[step],
             int(pairs[step]),

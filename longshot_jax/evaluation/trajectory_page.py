@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from longshot_jax.checkpoints.pretrained import Pretrained
 from longshot_jax.checkpoints.run_folder import read_settings
@@ -28,7 +28,7 @@ from longshot_jax.data.own import Grade, by_problem
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts, are_correct
-from longshot_jax.evaluation.controls import replaced_thoughts, swap_donors
+from longshot_jax.evaluation.controls import question_numbers, replaced_thoughts, swap_donors
 from longshot_jax.evaluation.decoder import Decoder, full_batches
 from longshot_jax.evaluation.interventions import Interventions
 from longshot_jax.evaluation.lens import Lens, ThoughtReading
@@ -124,10 +124,14 @@ class _Reader:
     batches: Batches
     lens: Lens
 
+    @property
+    def numbers(self) -> Int[np.ndarray, " Q"]:
+        return question_numbers([problem.question for problem in self.batches.problems])
+
     def __call__(self, decoded: Any) -> list[list[dict[str, Any]]]:
         """For each problem and each of its `Trajectories`: answer, whether it is right, value, and its thoughts."""
         problems, layout = self.batches.problems, self.batches.decoder.layout
-        donors = [swap_donors(column) for column in decoded.num_thoughts.T]
+        donors = [swap_donors(column, self.numbers) for column in decoded.num_thoughts.T]
         lens, answers = self._in_batches(decoded)
         return [
             [
@@ -143,7 +147,10 @@ class _Reader:
         interventions, layout = Interventions(batches.decoder), batches.decoder.layout
         replacements = {"own": decoded.thoughts, "zero": np.zeros_like(decoded.thoughts)}
         columns = range(decoded.thoughts.shape[1])
-        swapped = [replaced_thoughts("swap", decoded.thoughts[:, n], decoded.num_thoughts[:, n], 0) for n in columns]
+        swapped = [
+            replaced_thoughts("swap", decoded.thoughts[:, n], decoded.num_thoughts[:, n], 0, self.numbers)
+            for n in columns
+        ]
         if any(column is not None for column in swapped):
             kept = [decoded.thoughts[:, n] if column is None else column for n, column in enumerate(swapped)]
             replacements["swap"] = np.stack(kept, axis=1)

@@ -146,7 +146,9 @@ def table(summary: Mapping[str, Any]) -> str:
     for name in ("coconut", "ppo"):
         for kind in summary[name]["controls"]:
             title = f"{VARIANTS[name].title.split()[0]}, thoughts: {_CONTROLS.get(kind, kind)}"
-            rows.append(row(title, summary[name], lambda group, kind=kind: group["controls"][kind]))
+            rows.append(
+                row(title, summary[name], lambda group, kind=kind: group["controls"].get(kind, group["accuracy"]))
+            )
     return markdown_table(rows)
 
 

@@ -59,17 +59,16 @@ def weighted(answers: Sequence[str], values: Values, key: AnswerKey) -> int:
     return max(winners, key=lambda i: worths[i])
 
 
-def best(values: Values) -> int:
-    """Index of the trajectory of highest value, the earlier on a tie. NaN and infinities count as the lowest."""
-    if len(values) == 0:
-        raise ValueError("no values: choosing the best needs at least one trajectory")
+def best(answers: Sequence[str], values: Values, key: AnswerKey) -> int:
+    """Index of the trajectory of highest value, the earlier on a tie; `key` and values that are not finite as for `vote`."""
     worths = _worths(values)
-    return max(range(len(worths)), key=lambda i: worths[i])
+    candidates = sorted(index for group in _groups(answers, values, key) for index in group)
+    return max(candidates, key=lambda i: worths[i])
 
 
 # The fusions that choose one of the trajectories' answers, by name. To add one, add a line here.
 CHOOSING: dict[str, Callable[[Sequence[str], Values, AnswerKey], int]] = {
     "vote": vote,
     "weighted": weighted,
-    "best": lambda answers, values, key: best(values),
+    "best": best,
 }

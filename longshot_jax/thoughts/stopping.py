@@ -21,6 +21,7 @@ from longshot_jax.config import RunConfig
 from longshot_jax.config.curriculum import CurriculumConfig, has_thoughts
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
+from longshot_jax.errors import UserError
 from longshot_jax.thoughts.densities import categorical_entropy, categorical_log_prob
 from longshot_jax.thoughts.navigator import Navigator
 
@@ -55,6 +56,11 @@ class ThoughtRule:
         threads = [problem.threads if joined and problem.threads else (problem.steps,) for problem in problems]
         fewest, most = np.zeros((2, len(problems), max(joined, 1)), np.int32)
         for row, each in enumerate(threads):
+            if joined and len(each) > joined:
+                raise UserError(
+                    f"a problem has {len(each)} threads, but this model {joined} trajectories (config.thoughts.roles): remove "
+                    f"the question {problems[row].question[:60]!r}, or train a model with more."
+                )
             most[row, : len(each)] = [self._of(steps, layout) if steps else self.max_thoughts for steps in each]
             decides = [self.stops and not steps for steps in each]
             fewest[row, : len(each)] = np.where(decides, self.min_thoughts, most[row, : len(each)])
@@ -66,10 +72,14 @@ class ThoughtRule:
         return layout.token_thoughts(steps[: self.stage], self.max_thoughts)[1]
 
     def counts(self, problems: Sequence[Problem], joined: int) -> Int[np.ndarray, " B"] | None:
-        """Number of trajectories of each `joined` answer: the problem's threads; None is all, or the model's choice."""
-        if not joined or self.kind == "own" or not all(problem.steps for problem in problems):
+        """Number of trajectories of each `joined` answer: the problem's threads, all where it has no steps.
+
+        None is all, or the model's choice.
+        """
+        if not joined or self.kind == "own" or not any(problem.steps for problem in problems):
             return None
-        return np.asarray([len(problem.threads or (problem.steps,)) for problem in problems], np.int32)
+        numbers = [len(problem.threads or (problem.steps,)) if problem.steps else joined for problem in problems]
+        return np.asarray(numbers, np.int32)
 
 
 def rule_after(run: RunConfig, phase: str) -> ThoughtRule:
