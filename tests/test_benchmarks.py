@@ -17,11 +17,13 @@ import longshot_jax.benchmarks.report
 import longshot_jax.cli
 from longshot_jax.benchmarks import machine, measurements, trace
 from longshot_jax.benchmarks.machine import Bench, driver_version, processor_name
-from longshot_jax.benchmarks.measurements import measure_update
+from longshot_jax.benchmarks.measurements import measure_conversion, measure_update
 from longshot_jax.benchmarks.report import SECTIONS, figure, measure, table
 from longshot_jax.benchmarks.timing import LEAST_SECONDS, copy, fitted_exponent, interleaved, lasting
-from longshot_jax.benchmarks.workload import Policy
+from longshot_jax.benchmarks.workload import Policy, curriculum_step
 from longshot_jax.config import RunConfig
+from longshot_jax.config.model import LoraConfig
+from longshot_jax.errors import UserError
 from longshot_jax.model.llama import LlamaConfig
 
 BENCH = ["bench.py", "--config", ROOT / "configs" / "bench.py"]
@@ -79,6 +81,24 @@ def test_a_peak_is_measured_for_long_enough():
     call, moved = copy(1)
     before = float(call()[0])
     assert float(call()[0]) - before == moved / 2**21  # each turn adds one, and moves every byte twice
+
+
+def test_weights_of_adapters_and_of_eight_bits_are_converted():
+    """What a Hugging Face folder holds is the Llama without adapters, in floating point."""
+    bench = small_bench()
+    adapted = replace(bench.run, ppo=replace(bench.run.ppo, trainable="lora"))
+    assert adapted.lora
+    for dtype in ("float32", "int8"):
+        run = replace(adapted, model=replace(bench.run.model, weight_dtype=dtype, lora=LoraConfig(rank=2)))
+        found = measure_conversion(replace(bench, run=run))
+        assert found["bytes"] > 0 and found["from_hf_seconds"] > 0
+
+
+def test_joined_answers_have_no_curriculum_step_here():
+    bench = small_bench()
+    thoughts = replace(bench.run.thoughts, roles=2, join=True)
+    with pytest.raises(UserError, match=r"measure single trajectories.*--only"):
+        curriculum_step(replace(bench.run, thoughts=thoughts), bench.backbone)
 
 
 @pytest.mark.slow
@@ -223,7 +243,7 @@ def test_every_promised_figure_is_there(monkeypatch):
     told: list[str] = []
     results = measure(small_bench(), note=told.append)
     for section, names in {
-        "curriculum_step": ("examples_per_second", "ratio_to_torch", "fraction_of_peak", "compile_seconds"),
+        "curriculum_step": ("examples_per_second", "ratio_to_torch", "fraction_of_peak"),
         "generation": ("seconds_per_question", "ratio_to_torch", "ratio_to_transformers_batch"),
         "update": ("t6_over_t0", "sequential_t6_over_t0", "fraction_of_peak", "wide_fraction_of_peak"),
         "rollout": ("thought_over_token", "n5_over_n1", "thoughts_per_second"),

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from longshot_jax.planning.hlo import operations
+from longshot_jax.planning.hlo import Operation, operations
 
 F32 = 4
 WIDTH = 256  # wide enough that counters of loops, which are left out here, do not matter
@@ -106,6 +107,17 @@ def test_of_two_branches_the_longer_one_counts():
 
     found = compiled(chosen, shape(dtype=jnp.bool_), shape(8, WIDTH), shape(WIDTH, WIDTH))
     assert sum(o.flops * o.times(1) for o in found) == 4 * 2 * 8 * WIDTH * WIDTH
+
+    def repeated(flag, x, w):
+        return jax.lax.cond(flag, lambda x: jax.lax.fori_loop(0, 4, lambda _, x: x @ w, x), lambda x: x @ w @ w, x)
+
+    found = compiled(repeated, shape(dtype=jnp.bool_), shape(8, WIDTH), shape(WIDTH, WIDTH))
+    assert sum(o.flops * o.times(1) for o in found) == 4 * 2 * 8 * WIDTH * WIDTH
+
+
+def test_a_permutation_sends_all_that_it_holds():
+    sent = Operation("p", "collective-permute", (), 0.0, 0.0, (), True, None, devices=2, payload=8.0)
+    assert sent.sent == 8.0 and replace(sent, opcode="all-gather").sent == 4.0
 
 
 SHARDED = """

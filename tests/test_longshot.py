@@ -222,13 +222,15 @@ def test_an_answer_from_chosen_trajectories_attends_to_no_others(tmp_path, monke
 
 def test_a_joined_answer_has_as_many_trajectories_as_in_an_evaluation(tmp_path):
     thoughts = replace(PPO.thoughts, roles=3, join=True, max_trajectories=3)
-    save_run(tmp_path, replace(PPO, thoughts=thoughts, ppo=replace(PPO.ppo, num_trajectories=3)), "ppo")
+    ppo = replace(PPO.ppo, num_trajectories=3, shared_reward=True)
+    save_run(tmp_path, replace(PPO, thoughts=thoughts, ppo=ppo), "ppo")
     model = LongShot.from_pretrained(tmp_path)
     model.model.params[0]["navigator"]["count_bias"][...] = jnp.array([50.0, 0.0, 0.0])
     problems = [Problem(f"a={n} b=a+{n} b?", (), "0") for n in range(8)]
     evaluated = model.evaluate(problems, num_trajectories=0, controls=False)
     assert evaluated["trajectories"] == [1] * 8
-    assert model.generate([problem.question for problem in problems]) == evaluated["answers"]
+    found = model.generate([problem.question for problem in problems], return_all_trajectories=True)
+    assert [len(each.trajectories) for each in found] == evaluated["trajectories"]
 
 
 def test_a_curriculum_takes_as_many_thoughts_as_steps_in_evaluation_and_all_alone(folder):

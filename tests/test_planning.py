@@ -123,6 +123,14 @@ def test_report_and_verdict(plan, monkeypatch):
     assert not tight.fits and "config.mesh.fsdp 2 instead of 1 would, on 2 devices" in advice(tight)
     fewer = replace(tight, phases=(replace(phase, largest=4),))
     assert "config.ppo.questions 4 instead of 8 would fit" in advice(fewer)
+    two = [
+        replace(phase, largest=4),
+        replace(phase, phase=replace(phase.phase, batch_key="config.text.batch_size"), largest=2),
+    ]
+    changes = "config.ppo.questions 4 instead of 8 and config.text.batch_size 2 instead of 8 would fit"
+    assert changes in advice(replace(tight, phases=tuple(two)))
+    two[1] = replace(two[1], largest=0)
+    assert "would fit" not in advice(replace(tight, phases=tuple(two)))
     monkeypatch.setitem(accelerators.ACCELERATORS, "small", replace(small, memory=1000.0))
     assert "its activations and caches alone do not" in advice(tight)
 
@@ -235,6 +243,9 @@ def test_the_floor_is_what_an_iteration_did_not_compute():
 
     # Through functions that are called; the products' other operands were computed.
     assert count(called, x, w).floor() == 2 * 4 * 16 * 16
+    # A matrix of eight bits is read as it is stored.
+    stored = jax.ShapeDtypeStruct((16, 16), jnp.int8)
+    assert count(lambda x, w: jnp.sin(x) @ w.astype(x.dtype), x, stored).floor() == 16 * 16
     square = jax.ShapeDtypeStruct((16, 16), jnp.float32)
     # A matrix that two products of one iteration need is read once.
     assert count(lambda x, w: jnp.sin(x @ w) @ w.T, x, square).floor() == 4 * (16 * 16 + 8 * 16)
@@ -321,8 +332,26 @@ def test_arithmetic_is_counted_whatever_attention_a_gpu_would_run():
     backbone, mesh = planned_backbone(run), planned_mesh("cpu", "", run.mesh)
     whole = make_phase(run, "curriculum", backbone, mesh)
     cudnn = replace(run, model=replace(run.model, attention="cudnn"))
-    batches = [share_of_one_device(each, whole, backbone, mesh).batch for each in (run, cudnn)]
-    assert batches == [whole.batch, whole.batch]
+    shares = [share_of_one_device(each, whole, 0, backbone, mesh)[0] for each in (run, cudnn)]
+    counts = [count(share.function, *share.arguments).flops for share in shares]
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("program", "decoding", "rows", "divided"),
+    [(0, "replicated", 1, 1), (0, "tensor", 8, 8), (1, "replicated", 2, 2), (1, "tensor", 2, 2)],
+    ids=str,
+)
+def test_a_rollouts_arithmetic_is_divided_as_its_weights_are_placed(program, decoding, rows, divided):
+    """Of eight questions on fsdp 4 x tensor 2: a rollout reads all weights for one, or an eighth of them for all."""
+    run = tiny(phases=("ppo",), ppo__questions=8, ppo__minibatches=1)
+    backbone = planned_backbone(run)
+    whole = make_phase(run, "ppo", backbone, planned_mesh("cpu", "", run.mesh))
+    mesh = jax.sharding.AbstractMesh((1, 4, 2), ("data", "fsdp", "tensor"))
+    meshed = replace(run, mesh=MeshConfig(fsdp=4, tensor=2, decoding_weights=decoding))
+    share, among = share_of_one_device(meshed, whole, program, backbone, mesh)
+    rollout = share.arguments[1]
+    assert (jax.tree.leaves(rollout)[0].shape[0], among) == (rows, divided)
 
 
 def test_positions_of_caches_of_joined_answers():

@@ -20,7 +20,9 @@ from longshot_jax.config import RunConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.loss import curriculum_sums
 from longshot_jax.model.huggingface.weights import load_weights, save_weights
+from longshot_jax.model.quantization import dtype_beside, is_quantised
 from longshot_jax.model.sharding import make_mesh
+from longshot_jax.model.storage import plain_weights
 from longshot_jax.thoughts.reasoner import AbstractReasoner
 
 _FEW, _MORE = 2, 8  # thoughts or tokens of a short rollout, and the further ones of a long one
@@ -31,7 +33,6 @@ def _costs(measured: Measured, seconds: float, peak: float) -> Figures:
         "seconds": seconds,
         "flops_per_second": measured.flops / seconds,
         "fraction_of_peak": measured.flops / seconds / peak,
-        "compile_seconds": measured.compile_seconds,
         "temporary_bytes": measured.temporary_bytes,
     }
 
@@ -180,9 +181,11 @@ def measure_bandwidth(bench: Bench, copy_peak: float) -> Figures:
     """Fractions of the copy bandwidth at which a thought and a token read the parameters, at batch 1 and 8."""
     figures: Figures = {}
     backbone = bench.backbone
-    itemsize = jnp.dtype(bench.run.model.weight_dtype).itemsize
-    table = backbone.vocab_size * backbone.hidden_size
+    # A rollout reads a copy in the compute dtype, in which matrices of eight bits stay as they are.
+    itemsize = jnp.dtype(bench.run.model.compute_dtype).itemsize
+    table = backbone.vocab_size * backbone.hidden_size * itemsize
     layers = backbone.num_hidden_layers * sum(prod(x.inputs + x.outputs) for x in backbone.matrices.values())
+    layers *= 1 if is_quantised(bench.run.model.weight_dtype) else itemsize
     single = with_shape(bench.run, questions=1, trajectories=1)
     policy = Policy(single, backbone)
     probes = {questions: _probes(with_shape(single, questions=questions)) for questions in (1, 8)}
@@ -191,23 +194,23 @@ def measure_bandwidth(bench: Bench, copy_peak: float) -> Figures:
     for questions, shapes in probes.items():
         calls = {name: rollouts[f"{questions} {name}"].call for name in shapes}
         thought, token = _marginal_seconds(bench.times(calls))
-        figures[f"thought_at_batch_{questions}"] = layers * itemsize / copy_peak / thought
-        figures[f"token_at_batch_{questions}"] = (layers + table) * itemsize / copy_peak / token
+        figures[f"thought_at_batch_{questions}"] = layers / copy_peak / thought
+        figures[f"token_at_batch_{questions}"] = (layers + table) / copy_peak / token
     return figures
 
 
 def measure_conversion(bench: Bench) -> Figures:
     """Seconds of writing the parameters to a Hugging Face folder and of reading them."""
     abstract = AbstractReasoner.of(bench.run, bench.backbone, make_mesh(bench.run.mesh))
-    params = abstract.random_params(bench.run)["backbone"]
+    dtype = jnp.dtype(dtype_beside(bench.run.model.weight_dtype))
+    params = plain_weights(abstract.random_params(bench.run)["backbone"], bench.run.lora, dtype)
     size = sum(x.nbytes for x in jax.tree.leaves(params))
-    dtype = bench.run.model.weight_dtype
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        save_weights(params, bench.backbone, folder, dtype=dtype)
+        save_weights(params, bench.backbone, folder, dtype=dtype.name)
         saved = time.perf_counter()
         del params  # before they are read
-        jax.block_until_ready(load_weights(folder, bench.backbone, jnp.dtype(dtype)))
+        jax.block_until_ready(load_weights(folder, bench.backbone, dtype))
         loaded = time.perf_counter()
     return {
         "to_hf_seconds": saved - start,

@@ -31,10 +31,13 @@ def measure(bench: Bench, only: Collection[str] = SECTIONS, note: Callable[[str]
     start = time.perf_counter()
     note("peaks of this machine")
     results: Figures = {"machine": machine(bench), "peaks": peaks(bench)}
+    mesh = bench.run.mesh
+    devices = mesh.data * mesh.fsdp * mesh.tensor  # on which a program runs; a peak is that of one
+    peak = {name: value * devices for name, value in results["peaks"].items()}
     for name in SECTIONS:
         if name in only:
             note(name)
-            results[name] = _MEASUREMENTS[name](bench, results["peaks"])
+            results[name] = _MEASUREMENTS[name](bench, peak)
     results["machine"]["benchmark_seconds"] = time.perf_counter() - start
     if memory := jax.devices()[0].memory_stats():
         results["machine"]["most_memory_bytes"] = memory["peak_bytes_in_use"]

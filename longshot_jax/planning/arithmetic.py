@@ -144,7 +144,12 @@ def _product(equation: Any, given: Sequence[Any], loop: _Loop) -> Product:
     left, right = (operand.aval for operand in equation.invars)
     (result,) = (output.aval for output in equation.outvars)
     depth = prod(left.shape[axis] for axis in contracted)
-    sizes = [prod(x.shape) * x.dtype.itemsize for x in (left, right, result)]
+    # A given array may be read in fewer bytes than it is multiplied in.
+    sources = [x if array is None else array.aval for x, array in zip((left, right), given, strict=True)]
+    widths = [min(x.dtype.itemsize, source.dtype.itemsize) for x, source in zip((left, right), sources, strict=True)]
+    sizes = [
+        prod(x.shape) * width for x, width in zip((left, right, result), (*widths, result.dtype.itemsize), strict=True)
+    ]
     once = {array: size for array, size in zip(given, sizes, strict=False) if array is not None}
     new = [size for array, size in once.items() if array not in loop.read]
     loop.read.update(once)

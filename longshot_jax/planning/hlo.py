@@ -14,7 +14,7 @@ Everything is of one device. A fused attention of cuDNN moves its operands and r
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 _FREE = {
@@ -87,7 +87,9 @@ class Operation:
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends in a collective on a ring."""
+        """Bytes that a device sends in a collective on a ring, or to another device."""
+        if self.opcode == "collective-permute":
+            return self.payload
         rounds = 2 if self.opcode == "all-reduce" else 1
         return rounds * self.payload * (self.devices - 1) / max(self.devices, 1)
 
@@ -235,7 +237,12 @@ class _Program:
         for name, labels in zip(names, given[1:], strict=True):
             branches.append([])
             self._run(name, [labels], loops, branches[-1])
-        found += max(branches, key=lambda branch: sum(operation.bytes for operation in branch))
+
+        def moved(branch: list[Operation]) -> float:
+            inner = [replace(operation, loops=operation.loops[len(loops) :]) for operation in branch]
+            return sum(operation.bytes * operation.times(1) for operation in inner)
+
+        found += max(branches, key=moved)
 
     def _operation(
         self,

@@ -15,8 +15,9 @@ from longshot_jax.config.model import MeshConfig
 from longshot_jax.curriculum.batch import CurriculumBatch, StepTexts
 from longshot_jax.curriculum.parallel import ParallelBatch
 from longshot_jax.curriculum.update import CurriculumPrograms
+from longshot_jax.model.decoding import DECODING_RULES
 from longshot_jax.model.llama import LlamaConfig
-from longshot_jax.model.sharding import batch_parts, batch_sharding, make_mesh, replicated
+from longshot_jax.model.sharding import axes_of, batch_parts, batch_sharding, make_mesh, on_mesh, replicated
 from longshot_jax.ppo.update import PPOPrograms
 from longshot_jax.thoughts.reasoner import AbstractReasoner
 from longshot_jax.thoughts.rollout import Temperatures
@@ -36,6 +37,7 @@ class Program:
       updates: optimizer steps per call; 0 for a rollout.
       cache_positions: positions whose keys and values one device holds at once.
       loop_trips: tokens of the longest answer that it decodes.
+      micro_batches: passes whose gradients are summed.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Program:
     updates: int
     cache_positions: int
     loop_trips: int = 1
+    micro_batches: int = 1
 
     @property
     def state(self) -> Any:
@@ -82,15 +85,24 @@ def with_batch(run: RunConfig, name: str, batch: int) -> RunConfig:
     return replace(run, **{name: replace(config, batch_size=batch, micro_batch_size=micro)})
 
 
-def share_of_one_device(run: RunConfig, phase: Phase, backbone: LlamaConfig, mesh: Mesh) -> Phase:
-    """The phase on one device, with one data-parallel part of the batch.
+def share_of_one_device(
+    run: RunConfig, phase: Phase, place: int, backbone: LlamaConfig, mesh: Mesh
+) -> tuple[Program, int]:
+    """A program of a phase with the rows of one device, and among how many devices its arithmetic is divided evenly.
 
-    Its arithmetic is divided evenly along the `tensor` axis, which cuts heads, widths and vocabulary. It is counted, and
-    not run, so attention is plain: that of a GPU would be refused here, and hides its arithmetic.
+    An update's rows are cut along `data` and `fsdp`, and its products along `tensor`; those of a rollout as its copy of the
+    weights is placed (`model.decoding`). It is counted, and not run, so attention is plain: that of a GPU would be refused here,
+    and hides its arithmetic.
     """
-    alone = replace(with_batch(run, phase.name, phase.batch // batch_parts(mesh)), mesh=MeshConfig())
-    alone = replace(alone, model=replace(alone.model, attention="plain"))
-    return make_phase(alone, phase.name, backbone, make_mesh(alone.mesh))
+    parts, divided = batch_parts(mesh), mesh.shape["tensor"]
+    alone = replace(run, mesh=MeshConfig(), model=replace(run.model, attention="plain"))
+    if not phase.programs[place].updates:
+        rules = DECODING_RULES[run.mesh.decoding_weights]
+        parts = prod(mesh.shape[axis] for axis in on_mesh(mesh, axes_of, rules)(phase.batch, "batch"))
+        divided = prod(mesh.shape[axis] for axis in rules.get("heads", ()))
+        alone = replace(alone, ppo=replace(alone.ppo, minibatches=1, micro_batches=1))
+    alone = with_batch(alone, phase.name, phase.batch // parts)
+    return make_phase(alone, phase.name, backbone, make_mesh(alone.mesh)).programs[place], divided
 
 
 def _opening_length(run: RunConfig) -> int:
@@ -144,6 +156,7 @@ def _ppo(run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> Phase:
                 (programs.template, *experience, *rewards),
                 updates=config.epochs * config.minibatches,
                 cache_positions=rows // parts * (before + answers * (answer - 1)),
+                micro_batches=config.micro_batches,
             ),
         ),
     )
@@ -193,6 +206,7 @@ def _supervised(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) ->
                 (programs.template, batch),
                 updates=1,
                 cache_positions=micro // batch_parts(mesh) * positions,
+                micro_batches=rows // micro,
             ),
         ),
     )

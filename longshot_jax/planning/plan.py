@@ -1,8 +1,8 @@
 """A plan: memory and arithmetic of a run on each device, from compiling its real steps without its parameters.
 
 - *State* (parameters, optimizer, reference, memory bank) is exact: shapes, dtypes and shardings of the train state.
-- *Gradients* have the size of the trainable parameters, twice that if PPO sums micro-batches.
-- *Caches* are keys and values, exact from their shapes; an update holds one micro-batch.
+- *Gradients* have the size of the trainable parameters, twice that where micro-batches are summed.
+- *Caches* are keys and values, from their shapes, cut evenly over the mesh; an update holds one micro-batch.
 - *Activations* are the rest of the scratch memory that XLA requests. With the GPU's compiler (`planning.compilers`)
   it is what training will request. The CPU's gives an upper estimate, because a GPU fuses more and copies less, and the
   CPU computes bfloat16 products in float32, so some activations are held twice.
@@ -52,7 +52,7 @@ class ProgramPlan:
 
     Attributes:
       memory: bytes on one device at the peak, by kind.
-      arithmetic: matrix products for one data-parallel part of the batch, over all its `tensor` devices.
+      arithmetic: matrix products of one part of the batch. divided: among how many devices they are divided.
       elementwise_bytes: optimizer traffic on one device.
       traffic: what the program moves, from the GPU's compiler; None from the CPU's.
     """
@@ -60,6 +60,7 @@ class ProgramPlan:
     name: str
     memory: dict[str, int]
     arithmetic: Arithmetic
+    divided: int
     elementwise_bytes: float
     traffic: Traffic | None = None
 
@@ -112,8 +113,8 @@ class Plan:
 
     def seconds(self, program: ProgramPlan, accelerator: str) -> float:
         """Roofline time of one call."""
-        device, tensor = ACCELERATORS[accelerator], self.run.mesh.tensor
-        products = program.arithmetic.seconds(device.flops * tensor, device.bandwidth * tensor)
+        device, divided = ACCELERATORS[accelerator], program.divided
+        products = program.arithmetic.seconds(device.flops * divided, device.bandwidth * divided)
         return products + program.elementwise_bytes / device.bandwidth
 
 
@@ -159,10 +160,10 @@ def make_plan(
     planned = []
     for name in run.phases:
         phase = make_phase(run, name, backbone, mesh)
-        alone = share_of_one_device(run, phase, backbone, mesh)
         programs = []
-        for program, part in zip(phase.programs, alone.programs, strict=True):
+        for place, program in enumerate(phase.programs):
             note(f"compiling {name}: {program.name}")
+            part, divided = share_of_one_device(run, phase, place, backbone, mesh)
             arithmetic = count(part.function, *part.arguments, loop_trips=part.loop_trips)
             made = compiled(compiler, program)
             programs.append(
@@ -170,8 +171,9 @@ def make_plan(
                     program.name,
                     _memory(program, made, run, backbone),
                     arithmetic,
+                    divided,
                     program.updates * _optimizer_traffic(program),
-                    _traffic(program, made, arithmetic, run) if compiler == "cuda" else None,
+                    _traffic(program, made, arithmetic, divided) if compiler == "cuda" else None,
                 )
             )
         found = PhasePlan(phase, tuple(programs), None)
@@ -228,14 +230,14 @@ class _Search:
         return sum(_memory(program, made, run, self.backbone).values())
 
 
-def _traffic(program: Program, made: Any, arithmetic: Arithmetic, run: RunConfig) -> Traffic:
-    """`made` is the compiled program; products of one data-parallel part are divided over its `tensor` devices."""
+def _traffic(program: Program, made: Any, arithmetic: Arithmetic, divided: int) -> Traffic:
+    """`made` is the compiled program; its products are divided among so many devices."""
     outside = program.updates * _optimizer_traffic(program) + bytes_on_one_device(program.arguments[1:])
     return Traffic(
         operations(made.as_text()),
         program.loop_trips,
-        floor_bytes=arithmetic.floor() / run.mesh.tensor + outside,
-        token_floor_bytes=arithmetic.floor(decoding=True) / run.mesh.tensor / program.loop_trips,
+        floor_bytes=arithmetic.floor() / divided + outside,
+        token_floor_bytes=arithmetic.floor(decoding=True) / divided / program.loop_trips,
     )
 
 
@@ -254,7 +256,7 @@ def _memory(program: Program, made: Any, run: RunConfig, backbone: LlamaConfig) 
     }
     scratch = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     if program.updates:
-        summed = 2 if program.name == "update" and run.ppo.micro_batches > 1 else 1
+        summed = 2 if program.micro_batches > 1 else 1
         kinds["gradients"] = min(summed * bytes_on_one_device(state.trainable), scratch)
     entries = (
         2 * backbone.num_hidden_layers * backbone.num_key_value_heads * backbone.head_dim * program.cache_positions
@@ -282,9 +284,10 @@ def advice(plan: Plan) -> str:
     if needed and not _too_large(plan, changed):
         keys = " and ".join(f"config.mesh.{best.setting} {best.value}" for best in needed.values())
         return f"{verdict}; it would with {keys}."
-    for phase in plan.phases:
-        if phase.largest and phase.largest < phase.phase.batch:
-            return f"{verdict}; {phase.phase.batch_key} {phase.largest} instead of {phase.phase.batch} would fit."
+    smaller = [each for each in plan.phases if each.largest is not None and each.largest < each.phase.batch]
+    if smaller and all(each.largest for each in smaller):
+        changes = [f"{each.phase.batch_key} {each.largest} instead of {each.phase.batch}" for each in smaller]
+        return f"{verdict}; {' and '.join(changes)} would fit."
     fsdp = plan.run.mesh.fsdp
     for factor in (2**power for power in range(1, 11)):
         if all(_shrunk(program.memory, factor) <= plan.budget for s in plan.phases for program in s.programs):
@@ -316,7 +319,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             program.name.replace(" ", "_"): {
                 "memory": program.memory,
                 "peak": program.peak,
-                "flops": program.arithmetic.flops * mesh["data"] * mesh["fsdp"],
+                "flops": program.arithmetic.flops * plan.devices / program.divided,
                 "seconds": {name: plan.seconds(program, name) for name in ACCELERATORS},
                 "compiler": plan.compiler if program.traffic else None,
                 "traffic": program.traffic and program.traffic.as_json(ACCELERATORS[plan.accelerator]),
