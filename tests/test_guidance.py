@@ -20,7 +20,7 @@ from longshot_jax.curriculum.guidance import (
     stop_loss,
     target_distance,
 )
-from longshot_jax.curriculum.loss import _hidden_of_tokens
+from longshot_jax.curriculum.loss import _hidden_of_tokens, curriculum_sums
 from longshot_jax.curriculum.update import curriculum_update
 from longshot_jax.data.chains import ChainProblems
 from longshot_jax.data.layout import Layout
@@ -192,19 +192,52 @@ def test_forcing_anneals_and_batches_hold_the_replaced_steps():
     assert 0.4 < batch.steps.forced[:, :2].mean() < 0.6 and not batch.steps.forced[:, 2:].any()
 
 
-@pytest.mark.slow
-def test_guidance_does_not_depend_on_micro_batches():
-    guidance = GuidanceConfig(target=0.5, forcing=(0.5, 0.5), distillation=0.7, explanation=0.3, stop=0.2)
-    curriculum = CurriculumConfig(max_latent_stage=2, guidance=guidance)
+GUIDANCE = GuidanceConfig(target=0.5, forcing=(0.5, 0.5), distillation=0.7, explanation=0.3, stop=0.2)
+GUIDED = CurriculumConfig(max_latent_stage=2, guidance=GUIDANCE, batch_size=4)
+
+
+def guided():
+    """Structure and parameters of a reasoner of one layer, and a batch of which every part of the guidance reads something."""
     chains = ChainProblems(1, 4, (1, 2))
     problems = [chains[index] for index in range(4)]
-    batch = jax.tree.map(jnp.asarray, curriculum_batch(problems, 2, curriculum, LAYOUT, 5, np.random.default_rng(0)))
-    graphdef, params = nnx.split(
-        small_reasoner("hidden", True, vocab_size=LAYOUT.tokenizer.vocabulary_size, num_hidden_layers=1)
-    )
+    batch = jax.tree.map(jnp.asarray, curriculum_batch(problems, 2, GUIDED, LAYOUT, 5, np.random.default_rng(0)))
+    reasoner = small_reasoner("hidden", True, vocab_size=LAYOUT.tokenizer.vocabulary_size, num_hidden_layers=1)
+    return *nnx.split(reasoner), batch
+
+
+def test_an_update_descends_the_loss_and_the_guidance_each_with_its_weight():
+    """The step of plain gradient descent is the gradient of the documented sum, each part per what it counts."""
+    graphdef, params, batch = guided()
+    counts = {
+        "target": batch.steps.mask.any(-1).sum(),
+        "explanation": batch.steps.mask.sum(),
+        "distillation": 4,
+        "stop": (batch.num_thoughts + 1).sum(),
+        "text": batch.text.loss_mask.sum(),
+    }
+    weights = {"target": 0.5, "explanation": 0.3, "distillation": 0.7, "stop": 0.2, "text": 1.0}
+
+    def loss(params):
+        sums = curriculum_sums(nnx.merge(graphdef, params), batch, 2, None, GUIDANCE)
+        assert set(sums.guidance) == set(weights)
+        return sums.loss_sum / batch.loss_mask.sum() + sum(
+            weights[name] * part / counts[name] for name, part in sums.guidance.items()
+        )
+
+    expected = jax.jit(jax.grad(loss), compiler_options=QUICK)(params)
+    state = start_state(params, nnx.State({}), optax.sgd(1.0), jax.random.key(0))
+    update = curriculum_update(graphdef, optax.sgd(1.0), GUIDED)
+    after, _ = jax.jit(update, compiler_options=QUICK)(state, batch)
+    for before, new, gradient in zip(*map(jax.tree.leaves, (params, after.trainable, expected)), strict=True):
+        np.testing.assert_allclose(before - new, gradient, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_guidance_does_not_depend_on_micro_batches():
+    graphdef, params, batch = guided()
     steps, metrics = [], []
     for parts in (1, 2):
-        config = replace(curriculum, batch_size=4, micro_batch_size=4 // parts)
+        config = replace(GUIDED, micro_batch_size=4 // parts)
         update = curriculum_update(graphdef, optax.sgd(1.0), config)
         state = start_state(params, nnx.State({}), optax.sgd(1.0), jax.random.key(0))
         after, told = jax.jit(update, compiler_options=QUICK)(state, batch)

@@ -165,9 +165,33 @@ def test_kl_in_the_reward_reaches_the_advantages_and_not_the_loss():
     update = jax.jit(policy_update(graph, optax.sgd(1.0), config, OPENING))
     at_rest, metrics = update(state, rollout, recorded, *reward)
     assert np.abs(change(state, at_rest)).max() < 1e-5 and abs(metrics["kl"]) < 1e-6  # the reference itself
-    moved = jax.tree.map(lambda x: x * 1.2, state.reference)
-    after, metrics = update(state.replace(reference=moved), rollout, recorded, *reward)
-    assert np.abs(change(state, after)).max() > 1e-4 and abs(metrics["kl"]) > 1e-3
+    apart = state.replace(reference=jax.tree.map(lambda x: x * 1.2, state.reference))
+    after, metrics = update(apart, rollout, recorded, *reward)
+    step = change(apart, after)
+    assert np.abs(step).max() > 1e-4 and abs(metrics["kl"]) > 1e-3
+    twice, _ = update(apart.replace(kl_coefficient=2 * apart.kl_coefficient), rollout, recorded, *reward)
+    np.testing.assert_allclose(change(apart, twice), 2 * step, atol=1e-5)
+    # It leads to the reference, as the loss with the estimator does whose gradient is that of the exact KL.
+    in_loss = replace(config, kl_in="loss", kl_estimator="k2")
+    towards, _ = jax.jit(policy_update(graph, optax.sgd(1.0), in_loss, OPENING))(apart, rollout, recorded, *reward)
+    other = change(apart, towards)
+    assert step @ other > 0.1 * np.linalg.norm(step) * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize(("scale", "grows"), [(0.1, True), (10.0, False)], ids=str)
+def test_the_weight_of_the_kl_follows_its_target(scale, grows):
+    """With a target below the KL the coefficient grows, with one above it it falls."""
+    reasoner = small_reasoner("hidden")
+    rollout, recorded = rolled_out(reasoner)
+    config = replace(PPO, kl_coefficient=0.5, kl_estimator="k3")
+    graph, state = begun(reasoner, config, optax.sgd(0.0), reference=True)
+    apart = state.replace(reference=jax.tree.map(lambda x: x * 1.2, state.reference))
+    found = float(
+        jax.jit(policy_update(graph, optax.sgd(0.0), config, OPENING))(apart, rollout, recorded, *rewards())[1]["kl"]
+    )
+    aimed = replace(config, kl_target=scale * found)
+    after, _ = jax.jit(policy_update(graph, optax.sgd(0.0), aimed, OPENING))(apart, rollout, recorded, *rewards())
+    assert found > 0 and (float(after.kl_coefficient) > 0.5) is grows and float(after.kl_coefficient) != 0.5
 
 
 @pytest.mark.parametrize("trainable", ["all", "navigator"])

@@ -15,7 +15,7 @@ from longshot_jax.data.equations import decimal, evaluate, from_infix, from_pref
 from longshot_jax.data.loader import problem_batches
 from longshot_jax.data.problems import Problem, load_problems
 from longshot_jax.data.redraw import RedrawnProblems, template_of
-from longshot_jax.data.sources import Problems, build_layout, check_problems, read_problems
+from longshot_jax.data.sources import Problems, build_layout, check_problems, file_fingerprints, read_problems
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 
@@ -163,9 +163,11 @@ def test_new_numbers_are_whole_alike_and_true():
         seen.add((pins, nuts, jars))
     assert len(seen) == 60
     division = template_of(Problem("Share 48 nuts among 6, then 3 leave.", ("48/6=8", "8-3=5"), "5"))
-    for seed in range(20):
-        steps = division.redrawn(np.random.default_rng(seed)).steps
-        assert all(eval(step.replace("=", "==")) for step in steps) and not any("-" in s.split("=")[1] for s in steps)
+    drawn = [division.redrawn(np.random.default_rng(seed)).steps for seed in range(20)]
+    assert all(eval(step.replace("=", "==")) and int(step.split("=")[1]) > 0 for steps in drawn for step in steps)
+    assert len(set(drawn)) > 5
+    alone = template_of(Problem("He has 1 pin and 25 nuts.", ("1+25=26",), "26"))
+    assert {alone.redrawn(np.random.default_rng(seed)).question[:13] for seed in range(9)} == {"He has 1 pin "}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,7 @@ def test_new_numbers_are_whole_alike_and_true():
         ),  # a word or a result?
         ("2 red and 3 blue, 5 bags of 5.", ("2+3=5", "5*5=25"), "25"),
         ("He buys 4 4-packs.", ("4*4=16",), "16"),  # digits that are part of a word
+        ("He has 7 pins and 2 nuts for a week.", ("7*2=14",), "14"),  # the pins or the days?
         ("He has 5 pins.", ("5/2=2.5",), "2.5"),
         ("He has 5 pins, and 7 go.", ("5-7=-2",), "-2"),
         ("He has 5 pins and 6.", ("He has 5+6 = 11 pins.",), "11"),
@@ -193,6 +196,13 @@ def test_new_numbers_are_whole_alike_and_true():
 )
 def test_what_cannot_be_redrawn_stays(question, steps, answer):
     assert template_of(Problem(question, steps, answer)) is None
+
+
+def test_a_problem_of_several_threads_stays():
+    """Its steps are those of the threads, each in a trajectory of its own."""
+    pins = ("He has 5 pins and 6.", ("5+6=11",), "11")
+    assert template_of(Problem(*pins)) is not None
+    assert template_of(Problem(*pins, threads=(("5+6=11",), ("6+5=11",)))) is None
 
 
 def test_a_stream_is_redrawn_by_seed_and_place(tmp_path):
@@ -248,6 +258,12 @@ def test_a_problem_is_not_redrawn_into_a_held_out_one(tmp_path):
     held_out = {problem.question for problem in [*problems.validation, *load_problems(test)]}
     drawn = {problems.train.redrawn(place, problem).question for place in range(40) for problem in problems.train}
     assert len(drawn) > 30 and not drawn & held_out
+    # Another test file would change what is drawn, so a resumed run must notice it.
+    run = tiny(data__train=train, data__test=test, data__redraw=1.0)
+    before = file_fingerprints(run, problems)
+    write(tmp_path / "t.jsonl", texts(pairs[41:51]))
+    after = file_fingerprints(run, read_problems(run))
+    assert {key for key in before if before[key] != after[key]} == {"data.test"} and len(before) == 3
     anything = RedrawnProblems(list(problems.train), "a file", 0, 1.0)
     assert {anything.redrawn(place, problem).question for place in range(40) for problem in anything} & held_out
 
