@@ -10,7 +10,7 @@ from flax import nnx
 
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.loss import curriculum_sums
-from longshot_jax.data.layout import pad_left, pad_right
+from longshot_jax.data.layout import padded
 from longshot_jax.longshot import LongShot
 from longshot_jax.model.huggingface.tensor_names import tensors_of
 
@@ -35,9 +35,9 @@ def batch(golden) -> CurriculumBatch:
         rests.append(ids[latent[-1] + 1 :].tolist())
         labels.append((label[latent[-1] + 1 :] != -100).tolist())
         num_thoughts.append(len(latent))
-    prompt, prompt_mask = pad_left(prompts, 24, PAD)
-    tokens, token_mask = pad_right(rests, 16, PAD)
-    loss_mask, _ = pad_right(labels, 16, 0)
+    prompt, prompt_mask = padded(prompts, 24, PAD, left=True)
+    tokens, token_mask = padded(rests, 16, PAD)
+    loss_mask, _ = padded(labels, 16, 0)
     num_thoughts = np.asarray(num_thoughts, np.int32)
     rows = CurriculumBatch(prompt, prompt_mask, num_thoughts, tokens, token_mask, loss_mask.astype(bool))
     return jax.tree.map(jnp.asarray, rows)

@@ -100,7 +100,7 @@ def test_on_a_gpu_no_loop_cuts_weights_out_of_the_stack(monkeypatch, copied):
     reasoner = small_reasoner("navigator", lora=ADAPTERS)
     expected, arguments = rollout_of(reasoner)
     expected = expected(*arguments)
-    monkeypatch.setattr(reasoners, "traced_platform", lambda: "gpu")
+    monkeypatch.setattr(reasoners, "platform_of", lambda _: "gpu")
     monkeypatch.setattr(reasoners, "is_copied", lambda layers, dtype: copied)
     monkeypatch.setattr("longshot_jax.model.sharding.platform_of", lambda mesh: "gpu")
 

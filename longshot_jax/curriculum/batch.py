@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig, VariationalConfig, has_thoughts
 from longshot_jax.data.grouping import Shape, choose_shapes, smallest_shape
-from longshot_jax.data.layout import Layout, pad_right
+from longshot_jax.data.layout import Layout, padded
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 
@@ -82,7 +82,7 @@ def step_texts(
         length = 1
     elif padding is not None and longest <= padding.step_length:
         length = padding.step_length
-    tokens, mask = pad_right(rows, length, layout.tokenizer.pad)
+    tokens, mask = padded(rows, length, layout.tokenizer.pad)
     shape = len(problems), slots, length
     mask = mask.reshape(shape)
     forced = (rng.random(shape[:2]) < probability) & mask.any(axis=-1)
@@ -250,7 +250,7 @@ def curriculum_batch(
     elif layout.bucket:
         length = min(length, -(-max(map(len, rows)) // layout.bucket) * layout.bucket)
     prompt, prompt_mask = layout.prompts(problems, width)
-    tokens, token_mask = pad_right(rows, length, layout.tokenizer.pad)
+    tokens, token_mask = padded(rows, length, layout.tokenizer.pad)
     loss_mask = token_mask & (np.arange(length) >= len(layout.closing))
     if guidance.reads_steps:
         slots, probability = config.max_thoughts, forcing_probability(guidance, update)

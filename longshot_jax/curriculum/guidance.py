@@ -24,7 +24,36 @@ from longshot_jax.config.curriculum import GuidanceConfig
 from longshot_jax.curriculum.batch import StepTexts
 from longshot_jax.thoughts.answer import score_tokens
 from longshot_jax.thoughts.reasoner import Reasoner
-from longshot_jax.thoughts.think import Thoughts
+from longshot_jax.thoughts.think import Teaching, Thoughts
+
+
+def thought_losses(
+    reasoner: Reasoner,
+    thoughts: Thoughts,
+    steps: StepTexts | None,
+    guidance: GuidanceConfig,
+    active: Array | bool = True,
+) -> dict[str, Float[Array, ""]]:
+    """Losses on thoughts that are on, by name; `steps` are in rows of all trajectories [B · N, T, W]."""
+    parts = {}
+    if steps is not None and guidance.target:
+        parts["target"] = target_distance(reasoner, thoughts, steps)
+    if steps is not None and guidance.explanation:
+        parts["explanation"] = explanation_loss(reasoner, thoughts, steps)
+    if guidance.stop:
+        active = jnp.broadcast_to(active, thoughts.num_thoughts.shape)
+        parts["stop"] = stop_loss(reasoner, thoughts.hidden, thoughts.num_thoughts, active)
+    return parts
+
+
+def step_teaching(
+    reasoner: Reasoner, steps: StepTexts | None, guidance: GuidanceConfig, shape: tuple[int, int]
+) -> Teaching:
+    """Step embeddings that are fed back instead of thoughts; `shape` is (B, N)."""
+    if steps is None or not any(guidance.forcing):
+        return Teaching()
+    embeddings = step_embeddings(reasoner, steps)
+    return Teaching(embeddings.reshape(*shape, *embeddings.shape[1:]), steps.forced.reshape(*shape, -1))
 
 
 def step_embeddings(reasoner: Reasoner, steps: StepTexts) -> Float[Array, "B T D"]:
@@ -39,8 +68,8 @@ def target_distance(reasoner: Reasoner, thoughts: Thoughts, steps: StepTexts) ->
 
     Compares the model's own thought, also where the step's embedding was fed back.
     """
-    own = reasoner.navigator.to_embedding(thoughts.means, thoughts.hidden[:, :, :-1])[:, 0]
     target = jax.lax.stop_gradient(step_embeddings(reasoner, steps))
+    own = reasoner.navigator.to_embedding(thoughts.means, thoughts.hidden[:, :, :-1]).reshape(target.shape)
 
     def unit(x: Array) -> Array:
         x = x.astype(jnp.float32)
@@ -53,7 +82,7 @@ def target_distance(reasoner: Reasoner, thoughts: Thoughts, steps: StepTexts) ->
 def explanation_loss(reasoner: Reasoner, thoughts: Thoughts, steps: StepTexts) -> Float[Array, ""]:
     """Negative log-likelihood of each step's tokens given its thought alone, in nats, summed over tokens."""
     batch, slots, length = steps.tokens.shape
-    thought = thoughts.embeddings[:, 0].reshape(batch * slots, 1, -1)
+    thought = thoughts.embeddings.reshape(batch * slots, 1, -1)
     tokens = steps.tokens.reshape(batch * slots, length)
     mask = steps.mask.reshape(batch * slots, length)
     inputs = jnp.concatenate([thought, reasoner.backbone.embed(tokens[:, :-1])], axis=1)

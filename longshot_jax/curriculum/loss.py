@@ -3,7 +3,7 @@
 Thoughts are noise-free, or sampled (`curriculum.variational`).
 """
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,20 +12,14 @@ from jaxtyping import Array, Float
 
 from longshot_jax.config.curriculum import GuidanceConfig, VariationalConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
-from longshot_jax.curriculum.guidance import (
-    distillation_distance,
-    explanation_loss,
-    step_embeddings,
-    stop_loss,
-    target_distance,
-)
+from longshot_jax.curriculum.guidance import distillation_distance, step_teaching, thought_losses
 from longshot_jax.curriculum.variational import summary_of_answer, thought_noise, variational_sums
-from longshot_jax.thoughts.answer import continuation_hidden, score_tokens
+from longshot_jax.thoughts.answer import continue_thoughts, score_tokens
 from longshot_jax.thoughts.jacobi import think_in_parallel
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.stopping import StopRule
-from longshot_jax.thoughts.think import EncodedPrompt, Teaching, Thoughts, encode, think, think_given
+from longshot_jax.thoughts.think import EncodedPrompt, Thoughts, encode, think, think_given
 
 
 @struct.dataclass
@@ -72,10 +66,7 @@ def curriculum_sums(
     num_thoughts = batch.num_thoughts[:, None]
     shape, bound = (*num_thoughts.shape, max_thoughts), {}
     if pause_token is not None:
-        embeddings = jnp.broadcast_to(
-            reasoner.backbone.embed(jnp.asarray(pause_token)), (*shape, prompt.hidden.shape[-1])
-        )
-        thoughts = think_given(reasoner, prompt, embeddings, num_thoughts)
+        thoughts = think_pauses(reasoner, prompt, pause_token, num_thoughts, max_thoughts)
     elif guidance.jacobi:
         start = reasoner.backbone.embed(jnp.asarray(latent_token))
         thoughts = think_in_parallel(reasoner, prompt, num_thoughts, start, max_thoughts, guidance.jacobi)
@@ -86,7 +77,8 @@ def curriculum_sums(
             std = jnp.asarray(thought_std)
             noise = thought_noise(batch.noise_seeds, max_thoughts, reasoner.action_size)
             summary = summary_of_answer(reasoner, prompt, batch.tokens, batch.token_mask)
-        teaching = _teaching(reasoner, batch, guidance)
+        dropout = None if batch.dropout_mask is None else batch.dropout_mask[:, None]
+        teaching = replace(step_teaching(reasoner, batch.steps, guidance, num_thoughts.shape), dropout=dropout)
         thoughts = think(reasoner, prompt, None, rule, noise, std, teaching=teaching, summary=summary)
         if variational is not None and summary is not None:
             bound = variational_sums(reasoner, thoughts, summary, std, variational)
@@ -96,18 +88,10 @@ def curriculum_sums(
         loss_sum=-jnp.sum(scores.log_probs),
         count=jnp.sum(batch.loss_mask, dtype=jnp.float32),
         correct=jnp.sum(scores.is_top & batch.loss_mask[:, None], dtype=jnp.float32),
-        guidance=_guidance_sums(reasoner, batch, prompt, thoughts, hidden, guidance),
+        guidance=thought_losses(reasoner, thoughts, batch.steps, guidance)
+        | _distillation_sums(reasoner, batch, prompt, hidden),
         variational=bound,
     )
-
-
-def _teaching(reasoner: Reasoner, batch: CurriculumBatch, guidance: GuidanceConfig) -> Teaching:
-    """Step embeddings that are fed back instead of thoughts, and the dropout mask."""
-    dropout = None if batch.dropout_mask is None else batch.dropout_mask[:, None]
-    if batch.steps is None or not any(guidance.forcing):
-        return Teaching(dropout=dropout)
-    embeddings = step_embeddings(reasoner, batch.steps)[:, None]
-    return Teaching(embeddings, batch.steps.forced[:, None], dropout)
 
 
 def _hidden_of_tokens(
@@ -117,35 +101,29 @@ def _hidden_of_tokens(
     if batch.hidden is not None:
         prompt = prompt.without_question(batch.hidden)
     tokens, mask = batch.tokens[:, None], batch.token_mask[:, None]
-    after = continuation_hidden(reasoner, prompt, thoughts, tokens[..., :-1], mask[..., :-1])
+    after, _ = continue_thoughts(reasoner, prompt, thoughts, tokens[..., :-1], mask[..., :-1])
     return jnp.concatenate([thoughts.last_hidden[:, :, None], after], axis=2)
 
 
-def _guidance_sums(
-    reasoner: Reasoner,
-    batch: CurriculumBatch,
-    prompt: EncodedPrompt,
-    thoughts: Thoughts,
-    hidden: Float[Array, "B one A D"],
-    guidance: GuidanceConfig,
+def _distillation_sums(
+    reasoner: Reasoner, batch: CurriculumBatch, prompt: EncodedPrompt, hidden: Float[Array, "B one A D"]
 ) -> dict[str, Float[Array, ""]]:
-    """Guidance losses that are on, by name."""
-    parts = {}
-    if batch.steps is not None and guidance.target:
-        parts["target"] = target_distance(reasoner, thoughts, batch.steps)
-    if batch.steps is not None and guidance.explanation:
-        parts["explanation"] = explanation_loss(reasoner, thoughts, batch.steps)
-    if guidance.stop:
-        active = jnp.ones(thoughts.num_thoughts.shape, bool)
-        parts["stop"] = stop_loss(reasoner, thoughts.hidden, thoughts.num_thoughts, active)
+    """Losses of the written steps and of the distance to them, by name; none without distillation."""
     text = batch.text
-    if text is not None and batch.answer_starts is not None:
-        nothing = jnp.zeros((*batch.num_thoughts.shape, 1, 0, hidden.shape[-1]), hidden.dtype)
-        unthought = think_given(reasoner, prompt, nothing, text.num_thoughts[:, None])
-        taught = _hidden_of_tokens(reasoner, prompt, unthought, text)
-        said = score_tokens(reasoner, taught, text.tokens[:, None], text.loss_mask[:, None], jnp.ones(()))
-        parts["text"] = -jnp.sum(said.log_probs)
-        parts["distillation"] = distillation_distance(
-            hidden[:, 0], batch.answer_starts, taught[:, 0], text.answer_starts
-        )
-    return parts
+    if text is None or batch.answer_starts is None:
+        return {}
+    nothing = jnp.zeros((*batch.num_thoughts.shape, 1, 0, hidden.shape[-1]), hidden.dtype)
+    unthought = think_given(reasoner, prompt, nothing, text.num_thoughts[:, None])
+    taught = _hidden_of_tokens(reasoner, prompt, unthought, text)
+    said = score_tokens(reasoner, taught, text.tokens[:, None], text.loss_mask[:, None], jnp.ones(()))
+    distance = distillation_distance(hidden[:, 0], batch.answer_starts, taught[:, 0], text.answer_starts)
+    return {"text": -jnp.sum(said.log_probs), "distillation": distance}
+
+
+def think_pauses(
+    reasoner: Reasoner, prompt: EncodedPrompt, token: int, num_thoughts: Int[Array, "B N"], slots: int
+) -> Thoughts:
+    """The embedding of a token in place of every thought."""
+    pause = reasoner.backbone.embed(jnp.asarray(token))
+    embeddings = jnp.broadcast_to(pause, (*num_thoughts.shape, slots, len(pause)))
+    return think_given(reasoner, prompt, embeddings, num_thoughts)

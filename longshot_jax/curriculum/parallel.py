@@ -17,18 +17,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig, VariationalConfig
 from longshot_jax.curriculum.batch import CurriculumBatch, StepTexts, forcing_probability, replaced_steps, step_texts
-from longshot_jax.curriculum.guidance import explanation_loss, step_embeddings, stop_loss, target_distance
-from longshot_jax.curriculum.loss import TokenSums, curriculum_sums
-from longshot_jax.data.layout import Layout, pad_right
+from longshot_jax.curriculum.guidance import step_teaching, thought_losses
+from longshot_jax.curriculum.loss import TokenSums, curriculum_sums, think_pauses
+from longshot_jax.data.layout import Layout, padded
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 from longshot_jax.model.key_values import Context
-from longshot_jax.thoughts.answer import TokenScores, continuation_hidden, continue_thoughts, score_tokens
+from longshot_jax.thoughts.answer import TokenScores, continue_thoughts, score_tokens
 from longshot_jax.thoughts.joint import join_trajectories
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.stopping import StopRule
-from longshot_jax.thoughts.think import EncodedPrompt, Teaching, Thoughts, encode, think, think_given
+from longshot_jax.thoughts.think import EncodedPrompt, Thoughts, encode, think
 
 
 @struct.dataclass
@@ -103,7 +103,7 @@ def parallel_batch(
     if layout.bucket:
         length = min(length, -(-longest // layout.bucket) * layout.bucket)
     shape = (len(problems), trajectories, length)
-    text_rows, text_mask = (part.reshape(shape) for part in pad_right(texts, length, layout.tokenizer.pad))
+    text_rows, text_mask = (part.reshape(shape) for part in padded(texts, length, layout.tokenizer.pad))
     steps, guidance = None, config.guidance
     if guidance.reads_steps:
         probability, in_rows = (
@@ -112,7 +112,7 @@ def parallel_batch(
         )
         steps = step_texts(rows, in_rows, config.c_thought, config.max_thoughts, layout, length, probability, rng)
     arrays = prompt, prompt_mask, replaced[..., 1], text_mask.any(axis=-1), text_rows, text_mask
-    answer_rows = pad_right(answers, length, layout.tokenizer.pad)
+    answer_rows = padded(answers, length, layout.tokenizer.pad)
     # NumPy arrays until the batch is placed on the devices.
     return ParallelBatch(*arrays, *answer_rows, steps)  # pyright: ignore[reportArgumentType]
 
@@ -140,28 +140,16 @@ def parallel_sums(
     trajectories = batch.num_thoughts.shape[1]
     prompt = encode(reasoner, batch.prompt, batch.prompt_mask)
     prompt = begin_trajectories(reasoner, prompt, trajectories, batch.active)
-    shape = (*batch.num_thoughts.shape, max_thoughts)
     if pause_token is not None:
-        pause = reasoner.backbone.embed(jnp.asarray(pause_token))
-        embeddings = jnp.broadcast_to(pause, (*shape, len(pause)))
-        thoughts = think_given(reasoner, prompt, embeddings, batch.num_thoughts)
+        thoughts = think_pauses(reasoner, prompt, pause_token, batch.num_thoughts, max_thoughts)
     else:
-        noise = jnp.zeros((*shape, reasoner.action_size))
+        noise = jnp.zeros((*batch.num_thoughts.shape, max_thoughts, reasoner.action_size))
         rule = StopRule(batch.num_thoughts, batch.num_thoughts, active=batch.active)
-        thoughts = think(
-            reasoner, prompt, None, rule, noise, jnp.zeros(()), teaching=_teaching(reasoner, batch, guidance)
-        )
+        teaching = step_teaching(reasoner, batch.steps, guidance, batch.num_thoughts.shape)
+        thoughts = think(reasoner, prompt, None, rule, noise, jnp.zeros(()), teaching=teaching)
     scores, texts = _text_scores(reasoner, prompt, thoughts, batch)
     answer = _answer_scores(reasoner, prompt, thoughts, texts, batch)
-    parts = {}
-    if batch.steps is not None:
-        rows = _in_rows(thoughts)
-        if guidance.target:
-            parts["target"] = target_distance(reasoner, rows, batch.steps)
-        if guidance.explanation:
-            parts["explanation"] = explanation_loss(reasoner, rows, batch.steps)
-    if guidance.stop:
-        parts["stop"] = stop_loss(reasoner, thoughts.hidden, batch.num_thoughts, batch.active)
+    parts = thought_losses(reasoner, thoughts, batch.steps, guidance, batch.active)
     right = jnp.sum(scores.is_top, dtype=jnp.float32) + jnp.sum(answer.is_top, dtype=jnp.float32)
     return TokenSums(-jnp.sum(scores.log_probs) - jnp.sum(answer.log_probs), batch.loss_count, right, parts)
 
@@ -182,21 +170,6 @@ def sums_of(
     return curriculum_sums(reasoner, batch, max_thoughts, pause_token, guidance, latent_token, variational, thought_std)
 
 
-def _teaching(reasoner: Reasoner, batch: ParallelBatch, guidance: GuidanceConfig) -> Teaching | None:
-    if batch.steps is None or not any(guidance.forcing):
-        return None
-    embeddings = step_embeddings(reasoner, batch.steps)
-    shape = (*batch.num_thoughts.shape, *embeddings.shape[1:])
-    return Teaching(embeddings.reshape(shape), batch.steps.forced.reshape(shape[:-1]))
-
-
-def _in_rows(thoughts: Thoughts) -> Thoughts:
-    """The thoughts [B, N, ...] that guidance reads, as trajectories of B · N questions."""
-    names = ("means", "embeddings", "hidden")
-    rows = {name: getattr(thoughts, name) for name in names}
-    return replace(thoughts, **{name: x.reshape(-1, 1, *x.shape[2:]) for name, x in rows.items()})
-
-
 def _text_scores(
     reasoner: Reasoner, prompt: EncodedPrompt, thoughts: Thoughts, batch: ParallelBatch
 ) -> tuple[TokenScores, Context]:
@@ -212,5 +185,5 @@ def _answer_scores(
     """Scores of the joined answers after their opening marker."""
     tokens, mask = batch.answers[:, None], batch.answer_mask[:, None]
     one = join_trajectories(prompt, thoughts, texts)
-    hidden = continuation_hidden(reasoner, *one, tokens[..., :-1], mask[..., :-1])
+    hidden, _ = continue_thoughts(reasoner, *one, tokens[..., :-1], mask[..., :-1])
     return score_tokens(reasoner, hidden, tokens[..., 1:], mask[..., 1:], jnp.ones(()))

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from longshot_jax.config.curriculum import VariationalConfig
 from longshot_jax.config.thoughts import NavigatorConfig
-from longshot_jax.thoughts.answer import continuation_hidden
+from longshot_jax.thoughts.answer import continue_thoughts
 from longshot_jax.thoughts.densities import gaussian_kl
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.think import EncodedPrompt, Thoughts, think_given
@@ -50,7 +50,7 @@ def summary_of_answer(
     batch, size = prompt.hidden.shape
     nothing = jnp.zeros((batch, 1, 0, size), prompt.hidden.dtype)
     unthought = think_given(reasoner, prompt, nothing, jnp.zeros((batch, 1), jnp.int32))
-    hidden = continuation_hidden(reasoner, prompt, unthought, tokens[:, None], token_mask[:, None])
+    hidden, _ = continue_thoughts(reasoner, prompt, unthought, tokens[:, None], token_mask[:, None])
     last = jnp.maximum(jnp.sum(token_mask, axis=1) - 1, 0)[:, None, None, None]
     return jnp.take_along_axis(hidden, last, axis=2)[:, :, 0]
 

@@ -139,26 +139,15 @@ class Layout:
         if not length and self.bucket:
             length = -(-max(len(row) for row in rows) // self.bucket) * self.bucket
         length = length or self.prompt_length
-        return pad_left(rows, length, self.tokenizer.pad)
+        return padded(rows, length, self.tokenizer.pad, left=True)
 
 
-def pad_left(
-    rows: Sequence[Sequence[int]], length: int, pad: int
-) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
-    """Right-aligned ids, and a mask that is True on real ids."""
-    starts = [length - len(ids) for ids in rows]
-    return _padded(rows, np.arange(length) >= np.reshape(starts, (-1, 1)), pad)
-
-
-def pad_right(
-    rows: Sequence[Sequence[int]], length: int, pad: int
-) -> tuple[Int[np.ndarray, "B A"], Bool[np.ndarray, "B A"]]:
-    """Left-aligned ids, and a mask that is True on real ids."""
-    ends = [len(ids) for ids in rows]
-    return _padded(rows, np.arange(length) < np.reshape(ends, (-1, 1)), pad)
-
-
-def _padded(rows: Sequence[Sequence[int]], mask: np.ndarray, pad: int) -> tuple[np.ndarray, np.ndarray]:
+def padded(
+    rows: Sequence[Sequence[int]], length: int, pad: int, left: bool = False
+) -> tuple[Int[np.ndarray, "B P"], Bool[np.ndarray, "B P"]]:
+    """Ids with padding after them, or before them (`left`), and a mask that is True on real ids."""
+    real, places = np.reshape([len(ids) for ids in rows], (-1, 1)), np.arange(length)
+    mask = places >= length - real if left else places < real
     table = np.full(mask.shape, pad, np.int32)
     table[mask] = [id for ids in rows for id in ids]
     return table, mask

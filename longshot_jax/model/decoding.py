@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from longshot_jax.config.model import Decoding
-from longshot_jax.model.sharding import AXES, constrain, gpu_options, on_mesh, traced_devices
+from longshot_jax.model.sharding import AXES, constrain, gpu_options, on_mesh, traced_mesh
 from longshot_jax.model.storage import as_used
 
 # Name of a dimension of a weight or an activation -> mesh axes, by `config.mesh.decoding_weights`.
@@ -58,4 +58,5 @@ def is_copied(layers: nnx.State, compute_dtype: DTypeLike) -> bool:
     """Whether `decoding_weights` copies the matrices of stacked layers: casts them, or moves them between devices."""
     before, after = (jax.tree.leaves(state) for state in (layers, as_used(layers, compute_dtype)))
     largest = max(range(len(before)), key=lambda place: before[place].size)
-    return before[largest].dtype != after[largest].dtype or traced_devices() > 1
+    mesh = traced_mesh()
+    return before[largest].dtype != after[largest].dtype or (mesh is not None and mesh.size > 1)

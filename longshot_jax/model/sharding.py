@@ -192,20 +192,9 @@ def gpu_options(mesh: Mesh | AbstractMesh | None) -> dict[str, str] | None:
     return {"xla_gpu_dot_merger_threshold_mb": "0"} if platform_of(mesh) == "gpu" else None
 
 
-def traced_platform() -> str:
-    """Platform of the mesh for which a function is being traced, as in `platform_of`."""
-    return platform_of(_context.get()[0])
-
-
 def traced_mesh() -> Mesh | AbstractMesh | None:
     """The mesh for which a function is being traced; None without one."""
     return _context.get()[0]
-
-
-def traced_devices() -> int:
-    """Number of devices of the mesh for which a function is being traced."""
-    mesh = traced_mesh()
-    return 1 if mesh is None else mesh.size
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:

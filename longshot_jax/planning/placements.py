@@ -53,21 +53,10 @@ def compiled_placements(
             yield Placement(setting, value, getattr(run.mesh, setting) == value, phase, program, peak, seconds)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A value of a setting, over all programs of a run that it concerns: the largest peak, and the sum of seconds."""
-
-    setting: str
-    value: str
-    is_set: bool
-    peak: int
-    seconds: float | None
-
-
-def better(placements: Sequence[Placement], budget: float) -> list[tuple[Choice, Choice]]:
+def better(placements: Sequence[Placement], budget: float) -> list[tuple[Placement, Placement]]:
     """(what is set, what is better), for each setting of which another value fits and is faster, or alone fits.
 
-    A value fits where every program does.
+    Each is a placement of all programs: with the largest peak, and the sum of seconds. A value fits where every program does.
     """
     found = []
     for setting, values in VALUES.items():
@@ -77,7 +66,7 @@ def better(placements: Sequence[Placement], budget: float) -> list[tuple[Choice,
             if rows:
                 seconds = [p.seconds for p in rows if p.seconds is not None]
                 total = sum(seconds) if len(seconds) == len(rows) else None
-                choices.append(Choice(setting, value, rows[0].is_set, max(p.peak for p in rows), total))
+                choices.append(replace(rows[0], peak=max(p.peak for p in rows), seconds=total))
         now = next((choice for choice in choices if choice.is_set), None)
         fitting = [choice for choice in choices if choice.peak <= budget]
         if now is None or not fitting:

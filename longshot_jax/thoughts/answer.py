@@ -56,30 +56,21 @@ def score_tokens(
     tokens: Int[Array, "*batch"],
     mask: Bool[Array, "*batch"],
     temperature: Float[Array, ""],
+    logits: Float[Array, "*batch V"] | None = None,
 ) -> TokenScores:
-    """Scores of tokens from the hidden states that predict them; large logits are computed in vocabulary chunks."""
+    """Scores of tokens from the hidden states that predict them, or from `logits`, already divided by the temperature.
+
+    Large logits are computed in vocabulary chunks.
+    """
     chunks = chunks_of(tokens.size, reasoner.backbone.config.vocab_size)
-    if chunks == 1:
-        return score_logits(reasoner, reasoner.backbone.logits(hidden) / temperature, hidden, tokens, mask)
-    rows, table = hidden.reshape(-1, hidden.shape[-1]), reasoner.backbone.output_table
-    found = token_statistics(rows, table, tokens.reshape(-1), temperature, chunks)
-    return _scores(reasoner, hidden, tokens, mask, *(x.reshape(tokens.shape) for x in found))
-
-
-@jax.named_scope("token_scores")
-def score_logits(
-    reasoner: Reasoner,
-    logits: Float[Array, "*batch V"],
-    hidden: Float[Array, "*batch D"],
-    tokens: Int[Array, "*batch"],
-    mask: Bool[Array, "*batch"],
-) -> TokenScores:
-    """Scores of tokens from the logits, divided by the temperature, that predict them."""
-    log_probs, entropies = categorical_log_prob(logits, tokens), categorical_entropy(logits)
-    return _scores(reasoner, hidden, tokens, mask, log_probs, entropies, jnp.argmax(logits, axis=-1))
-
-
-def _scores(reasoner, hidden, tokens, mask, log_probs, entropies, best) -> TokenScores:
+    if logits is None and chunks > 1:
+        rows, table = hidden.reshape(-1, hidden.shape[-1]), reasoner.backbone.output_table
+        found = token_statistics(rows, table, tokens.reshape(-1), temperature, chunks)
+        log_probs, entropies, best = (x.reshape(tokens.shape) for x in found)
+    else:
+        logits = reasoner.backbone.logits(hidden) / temperature if logits is None else logits
+        log_probs, entropies = categorical_log_prob(logits, tokens), categorical_entropy(logits)
+        best = jnp.argmax(logits, axis=-1)
     return TokenScores(
         log_probs=jnp.where(mask, log_probs, 0.0),
         entropies=jnp.where(mask, entropies, 0.0),
@@ -149,7 +140,7 @@ def decode_answers(
         logits = backbone.logits(hidden) / temperature
         token = choose(logits, index)
         token = jnp.where(alive, token, end_tokens[0]).astype(jnp.int32)
-        scores = score_logits(reasoner, logits, hidden, token, alive)
+        scores = score_tokens(reasoner, hidden, token, alive, temperature, logits)
 
         def put(array, column):
             return jax.lax.dynamic_update_slice_in_dim(array, column[..., None], index, axis=2)
@@ -186,17 +177,6 @@ def answer_inputs(opening: tuple[int, ...], tokens: Int[Array, "B N A"]) -> Int[
     return jnp.concatenate([forced, tokens[..., :-1]], axis=-1)
 
 
-def continuation_hidden(
-    reasoner: Reasoner,
-    prompt: EncodedPrompt,
-    thoughts: Thoughts,
-    inputs: Int[Array, "B N I"],
-    input_mask: Bool[Array, "B N I"],
-) -> Float[Array, "B N I D"]:
-    """Teacher-forced hidden states of tokens that follow the thoughts."""
-    return continue_thoughts(reasoner, prompt, thoughts, inputs, input_mask)[0]
-
-
 def continue_thoughts(
     reasoner: Reasoner,
     prompt: EncodedPrompt,
@@ -204,7 +184,7 @@ def continue_thoughts(
     inputs: Int[Array, "B N I"],
     input_mask: Bool[Array, "B N I"],
 ) -> tuple[Float[Array, "B N I D"], Context]:
-    """`continuation_hidden`, and the keys and values [L, B, N, K, I, C] of the tokens with their mask."""
+    """Teacher-forced hidden states of tokens that follow the thoughts; keys and values [L, B, N, K, I, C] with their mask."""
     start = (prompt.lengths[:, None] + thoughts.num_thoughts)[..., None]
     positions = start + jnp.maximum(jnp.cumsum(input_mask, axis=-1) - 1, 0)
     embeddings = reasoner.backbone.embed(inputs)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from longshot_jax.model.key_values import Context, KeyValues
-from longshot_jax.thoughts.answer import Answers, TokenScores, continuation_hidden, decode_answers, score_tokens
+from longshot_jax.thoughts.answer import Answers, TokenScores, continue_thoughts, decode_answers, score_tokens
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.think import EncodedPrompt, Thoughts
 
@@ -117,7 +117,7 @@ def score_joint_answer(
 ) -> TokenScores:
     """Scores of a recorded answer, whose tokens are in the first row; the last A inputs or fewer predict them."""
     one = join_trajectories(prompt, thoughts)
-    hidden = continuation_hidden(reasoner, *one, inputs[:, :1], input_mask[:, :1])
+    hidden, _ = continue_thoughts(reasoner, *one, inputs[:, :1], input_mask[:, :1])
     hidden = jnp.concatenate([one[1].last_hidden[:, :, None], hidden], axis=2)[:, :, -tokens.shape[-1] :]
     scores = score_tokens(reasoner, hidden, tokens[:, :1], token_mask[:, :1], temperature)
     return jax.tree.map(lambda x: in_first_row(x, tokens.shape[1]), scores)

@@ -19,7 +19,7 @@ from longshot_jax.model.decoding import decoding_weights, is_copied
 from longshot_jax.model.gathering import gathered
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.model.lora import check_rank, is_adapter
-from longshot_jax.model.sharding import shardings, traced_platform
+from longshot_jax.model.sharding import platform_of, shardings, traced_mesh
 from longshot_jax.thoughts.navigator import Navigator
 from longshot_jax.thoughts.sampled_tokens import draw_tokens, mean_embedding
 
@@ -96,7 +96,7 @@ def decoding_reasoner(graphdef: nnx.GraphDef, *params: nnx.State, unrolled: bool
     dtype, stacked = backbone.compute_dtype, nnx.state(backbone.layers)
     nnx.update(navigator, decoding_weights(nnx.state(navigator)))
     nnx.update(backbone, decoding_weights(nnx.state(backbone), dtype))
-    if unrolled and traced_platform() == "gpu":
+    if unrolled and platform_of(traced_mesh()) == "gpu":
         backbone.unrolled = True
         if is_copied(stacked, dtype):
             depth = range(backbone.config.num_hidden_layers)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from longshot_jax.config.ppo import PPOConfig
-from longshot_jax.thoughts.answer import answer_inputs, continuation_hidden, score_tokens
+from longshot_jax.thoughts.answer import answer_inputs, continue_thoughts, score_tokens
 from longshot_jax.thoughts.joint import score_joint_answer
 from longshot_jax.thoughts.reads.history import History
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
@@ -93,7 +93,7 @@ def rescore(
         if joined:
             tokens = score_joint_answer(reasoner, prompt, thoughts, inputs, input_mask, *answer)
         else:
-            after = continuation_hidden(reasoner, prompt, thoughts, inputs, input_mask)
+            after, _ = continue_thoughts(reasoner, prompt, thoughts, inputs, input_mask)
             token_hidden = jnp.concatenate([thoughts.last_hidden[:, :, None], after], axis=2)
             tokens = score_tokens(reasoner, token_hidden[:, :, len(opening) :], *answer)
     count = None
