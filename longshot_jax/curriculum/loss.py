@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from longshot_jax.config.curriculum import GuidanceConfig, VariationalConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
