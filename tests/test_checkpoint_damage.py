@@ -287,14 +287,16 @@ def test_a_folder_removed_during_a_save_ends_in_one_sentence(tmp_path):
     """Many arrays: each has a write of its own, and each of them fails in its own thread."""
     done = run_script(
         """
-    import shutil, sys, time
+    import os, shutil, sys, time
     import jax.numpy as jnp
     from longshot_jax.checkpoints.checkpoint import Checkpoints
     from longshot_jax.errors import run_command
     def main():
         with Checkpoints(sys.argv[1], 1, 0) as checkpoints:
             checkpoints.save(2, {f"w{i}": jnp.full((64, 64), i) for i in range(60)}, {})
-            time.sleep(0.02)
+            # As soon as the background writer has begun: on a busy machine that can take a while.
+            while not any(name.startswith("2") for name in os.listdir(checkpoints.folder)):
+                time.sleep(0.001)
             while True:
                 shutil.rmtree(sys.argv[1], ignore_errors=True)
                 checkpoints.save(3, {f"w{i}": jnp.full((64, 64), i) for i in range(60)}, {})
