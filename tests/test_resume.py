@@ -4,11 +4,13 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from commands import start
 from run_folders import CURRICULUM, save_run
-from tiny_run import tiny
+from tiny_run import skip_evaluations, tiny
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.convert import from_hf, to_hf
@@ -20,6 +22,10 @@ from longshot_jax.train import train
 
 FEW = {"phases": ("ppo",), "ppo__iterations": 2, "evaluation__every_iterations": 1, "checkpoint__every": 1}
 FEW |= {"checkpoint__keep_last": 9}
+
+
+class Drawn(Exception):
+    """All checks are passed: the model of these settings would now be built."""
 
 
 def prints(folder):
@@ -38,6 +44,28 @@ def went_on(run, folder):
     return prints(folder), stream.getvalue()
 
 
+def start_of(run, folder):
+    """The settings with which a run would build its model, and what was said till then."""
+
+    def drawn(run, *_):
+        raise Drawn(run)
+
+    stream = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Drawn) as stopped:
+        patch.setattr("longshot_jax.train.abstract_reasoner", drawn)
+        train(run, folder, stream)
+    return stopped.value.args[0], stream.getvalue()
+
+
+def leave(folder, left):
+    """Removes the first checkpoint of a run but for these parts."""
+    with Checkpoints.reader(folder) as checkpoints:
+        first = folder / "checkpoints" / str(checkpoints.steps[0])
+    for part in first.iterdir():
+        if part.name not in left:
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):
     folder = tmp_path_factory.mktemp("before")
@@ -47,8 +75,39 @@ def before(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A run of problems in files, and its folder."""
+    folder = tmp_path_factory.mktemp("ended")
+    for name, count, seed in (("train", 40, 1), ("test", 8, 2)):
+        write_chains(folder / f"{name}.json", 2, count, seed=seed)
+    run = tiny(**FEW, data__train=str(folder / "train.json"), data__validation=str(folder / "test.json"))
+    train(run, folder / "run", io.StringIO())
+    return run, folder / "run"
+
+
+@pytest.fixture
+def copied(ended, tmp_path):
+    run, folder = ended
+    return run, Path(shutil.copytree(folder, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def again(ended, tmp_path_factory):
+    """Its end once more, though a kill left its first checkpoint half removed, and the first norm at each evaluation."""
+    run, folder = ended
+    folder = Path(shutil.copytree(folder, tmp_path_factory.mktemp("again") / "run"))
+    leave(folder, ("metrics",))
+    seen, evaluate = [], PPOLoop._evaluate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PPOLoop, "_evaluate", lambda loop, *given: seen.append(loop.first_norm) or evaluate(loop, *given))
+        end, _ = went_on(run, folder)
+    return end, seen
+
+
 @pytest.mark.parametrize("kind", ["initialize_from", "model__source"])
-def test_a_run_goes_on_when_what_it_started_from_is_gone_or_has_moved(before, tmp_path, kind):
+def test_a_run_goes_on_when_what_it_started_from_is_gone_or_has_moved(before, tmp_path, monkeypatch, kind):
+    skip_evaluations(monkeypatch.setattr)
     here, there = tmp_path / "here", tmp_path / "there"
     shutil.copytree(before / ("run" if kind == "initialize_from" else "llama"), here)
     named = {kind: str(here)} | ({"data__tokenizer": "model"} if kind == "model__source" else {})
@@ -58,19 +117,21 @@ def test_a_run_goes_on_when_what_it_started_from_is_gone_or_has_moved(before, tm
     here.rename(there)
     again, said = went_on(tiny(**FEW, **named), tmp_path / "run")  # its defaults are found anew
     assert again == end and "is not read again" not in said
-    again, said = went_on(tiny(**FEW, **named | {kind: str(there)}), tmp_path / "run")
-    assert again == end
+    moved = tiny(**FEW, **named | {kind: str(there)})
+    started, said = start_of(moved, tmp_path / "run")
+    assert started == moved and started.thoughts == run.thoughts
     assert f"config.{kind.replace('__', '.')} was {here} and is not read again: the checkpoint has all weights." in said
+    there.rename(here)
     with pytest.raises(UserError, match="was made with another config"):  # nothing has moved: another start is meant
         train(tiny(**FEW, **named | {kind: str(before / "run")}), tmp_path / "run", io.StringIO())
 
 
 @pytest.mark.parametrize("named", ["meta-llama/Llama-3.2-1B", "nowhere/at/all"])
-def test_another_start_is_refused_where_nothing_has_moved(tmp_path, named):
-    run = tiny(**FEW)
-    train(run, tmp_path, io.StringIO())
+def test_another_start_is_refused_where_nothing_has_moved(ended, named):
+    run, folder = ended
+    start_of(run, folder)
     with pytest.raises(UserError, match=r"was made with another config: model\.source"):
-        train(replace(run, model=replace(run.model, source=named)), tmp_path, io.StringIO())
+        train(replace(run, model=replace(run.model, source=named)), folder, io.StringIO())
 
 
 def test_a_foreign_folder_is_not_called_a_damaged_checkpoint(tmp_path):
@@ -80,54 +141,47 @@ def test_a_foreign_folder_is_not_called_a_damaged_checkpoint(tmp_path):
         train(tiny(), tmp_path, io.StringIO())
 
 
-def test_the_result_is_that_of_the_best_checkpoint_on_disk(tmp_path):
-    run = tiny(**FEW | {"checkpoint__keep_last": 1, "checkpoint__keep_best": 0})
-    result = train(run, tmp_path, io.StringIO())
-    with Checkpoints.reader(tmp_path) as checkpoints:
+def test_the_result_is_that_of_the_best_checkpoint_on_disk(copied):
+    run, folder = copied
+    result = train(replace(run, checkpoint=replace(run.checkpoint, keep_last=1, keep_best=0)), folder, io.StringIO())
+    with Checkpoints.reader(folder) as checkpoints:
         assert checkpoints.best == (result.best_accuracy, result.best_step)
         assert checkpoints.steps == [result.best_step]
         assert checkpoints.metadata()["progress"]["first_norm"] > 0
 
 
-def test_a_run_that_goes_on_remembers_the_first_norm_of_thoughts(tmp_path, monkeypatch):
-    train(tiny(**FEW), tmp_path, io.StringIO())
-    with Checkpoints.reader(tmp_path) as checkpoints:
+def test_a_run_that_goes_on_remembers_the_first_norm_of_thoughts(ended, again):
+    with Checkpoints.reader(ended[1]) as checkpoints:
         first = checkpoints.metadata()["progress"]["first_norm"]
-    seen, make = [], PPOLoop._evaluate
-    monkeypatch.setattr(PPOLoop, "_evaluate", lambda loop, *given: seen.append(loop.first_norm) or make(loop, *given))
-    went_on(tiny(**FEW), tmp_path)
-    assert seen and seen[0] == first
+    assert again[1] and again[1][0] == first
 
 
-def test_data_that_changed_are_refused(tmp_path):
-    train_file, test_file = tmp_path / "train.json", tmp_path / "test.json"
-    write_chains(train_file, 2, 40, seed=1)
-    write_chains(test_file, 2, 8, seed=2)
-    run = tiny(**FEW, data__train=str(train_file), data__validation=str(test_file))
-    train(run, tmp_path / "run", io.StringIO())
-    with Checkpoints.reader(tmp_path / "run") as checkpoints:
+def test_data_that_changed_are_refused(ended):
+    run, folder = ended
+    with Checkpoints.reader(folder) as checkpoints:
         assert set(checkpoints.metadata()["data"]) == {"data.train", "data.validation"}
-    for file, setting in ((train_file, "data.train"), (test_file, "data.validation")):
+    for file, setting in ((Path(run.data.train), "data.train"), (Path(run.data.validation), "data.validation")):
         rows = json.loads(file.read_text())
         file.write_text(json.dumps(rows[:-1]))
         with pytest.raises(UserError, match=rf"the problems of config\.{setting} changed since the checkpoint"):
-            train(run, tmp_path / "run", io.StringIO())
+            train(run, folder, io.StringIO())
         file.write_text(json.dumps(rows))
-    again, _ = went_on(run, tmp_path / "run")
-    assert again == prints(tmp_path / "run")
+    start_of(run, folder)
 
 
 @pytest.mark.parametrize("left", [(), ("metrics",), ("commit_success.txt",), ("metrics", "commit_success.txt")])
-def test_what_a_kill_left_of_a_removed_checkpoint_ends_no_run(tmp_path, left):
-    run = tiny(**FEW)
-    train(run, tmp_path, io.StringIO())
-    with Checkpoints.reader(tmp_path) as checkpoints:
-        first = tmp_path / "checkpoints" / str(checkpoints.steps[0])
-    for part in first.iterdir():
-        if part.name not in left:
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
-    end = prints(tmp_path)
-    assert went_on(run, tmp_path)[0] == end
+def test_what_a_kill_left_of_a_removed_checkpoint_ends_no_run(ended, again, copied, left):
+    """A run goes on from a later one; others, with each part that a kill may leave, have nothing left to do but saving."""
+    end = prints(ended[1])
+    assert again[0] == end
+    run, folder = copied
+    leave(folder, left)
+    train(run, folder, io.StringIO())
+    assert prints(folder) == end
+    with Checkpoints(folder, run.checkpoint.keep_last, run.checkpoint.keep_best) as checkpoints:
+        last = checkpoints.latest_step
+        checkpoints.save(last + 1, {"x": jnp.ones(3)}, checkpoints.metadata(), 0.5)
+        assert checkpoints.latest_step == last + 1
 
 
 def test_an_export_with_a_navigator_is_not_replaced_by_a_llama(before, tmp_path):
@@ -139,12 +193,11 @@ def test_an_export_with_a_navigator_is_not_replaced_by_a_llama(before, tmp_path)
         load_pretrained(tmp_path / "export", which=5)
 
 
-def test_any_checkpoint_is_exported(tmp_path):
-    train(tiny(**FEW, checkpoint__keep_best=0), tmp_path / "run", io.StringIO())
-    with Checkpoints.reader(tmp_path / "run") as checkpoints:
+def test_any_checkpoint_is_exported(ended, tmp_path):
+    with Checkpoints.reader(ended[1]) as checkpoints:
         first = checkpoints.steps[0]
     for which in (first, "latest"):
-        assert start("convert.py", "to-hf", tmp_path / "run", tmp_path / str(which), "--which", which) == 0
+        assert start("convert.py", "to-hf", ended[1], tmp_path / str(which), "--which", which) == 0
     steps = [load_pretrained(tmp_path / str(which)).source["step"] for which in (first, "latest")]
     assert steps[0] == first < steps[1]
 

@@ -30,6 +30,17 @@ def tiny(**overrides) -> RunConfig:
     return parse_config(config)
 
 
+def skip_evaluations(patch: Callable[[Any, str, Any], None]) -> None:
+    """Leaves out what training measures, whose programs take longer to compile than a few updates; accuracies are 0."""
+    from longshot_jax.curriculum.loop import CurriculumLoop
+    from longshot_jax.curriculum.stability import StageEnd
+    from longshot_jax.ppo.loop import PPOLoop
+
+    for loop in (CurriculumLoop, PPOLoop):
+        patch(loop, "_evaluate", lambda *_: 0.0)
+    patch(StageEnd, "__call__", lambda *_: {})
+
+
 def watch_batches(patch: Callable[[Any, str, Any], None], seen: Callable[[int], None]) -> None:
     """Calls `seen(n)` for the n-th batch, counted from 1, that training asks for, in all phases together.
 
