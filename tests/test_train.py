@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from metric_entries import entries_and_tags, tags_of
-from tiny_run import tiny, watch_batches
+from tiny_run import copier, skip_evaluations, tiny, watch_batches
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.pretrained import load_pretrained
@@ -44,15 +44,22 @@ _LIVE_BYTES: list[int] = []
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One whole run, and what it printed; on its way the bytes of all arrays are counted before every batch."""
-    folder, stream = tmp_path_factory.mktemp("run"), io.StringIO()
+    """One whole run, and what it printed; on its way the bytes of all arrays are counted before every batch.
+
+    Beside it lies `killed`, a copy before the fifth batch of PPO, after moments were saved.
+    """
+    here, stream = tmp_path_factory.mktemp("run"), io.StringIO()
+    folder = here / "whole"
     gc.collect()  # what earlier tests of this process left
     before = {id(array) for array in jax.live_arrays()}
 
-    def count(_: int) -> None:
+    def count(taken: int) -> None:
         _LIVE_BYTES.append(sum(array.nbytes for array in jax.live_arrays() if id(array) not in before))
+        if taken == 12 + 5:
+            copied()
 
     with pytest.MonkeyPatch.context() as patch:
+        copied = copier(patch.setattr, folder, here / "killed")
         watch_batches(patch.setattr, count)
         result = train(tiny(), folder, stream)
     return folder, result, stream.getvalue()
@@ -130,13 +137,21 @@ def test_another_config_is_refused_and_harms_nothing(finished):
     assert contents(folder) == before
 
 
+def test_a_killed_run_ends_with_the_same_bits(finished, tmp_path):
+    folder, *_ = finished
+    shutil.copytree(folder.parent / "killed", tmp_path / "run")
+    with Checkpoints.reader(tmp_path / "run") as checkpoints:
+        assert checkpoints.metadata()["phase"] == "ppo" and checkpoints.metadata()["progress"]["iteration"] == 3
+    train(tiny(), tmp_path / "run", io.StringIO())
+    assert contents(tmp_path / "run") == contents(folder)
+
+
 class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize(
-    "batches", [pytest.param(7, marks=pytest.mark.slow), 17]
-)  # in the second stage of the curriculum; in PPO, after moments were saved
+@pytest.mark.slow
+@pytest.mark.parametrize("batches", [7, 17])  # in the second stage of the curriculum; in PPO, after moments were saved
 def test_interrupted_run_ends_with_the_same_bits(finished, tmp_path, monkeypatch, batches):
     folder, *_ = finished
 
@@ -190,6 +205,7 @@ def test_non_finite_updates_are_skipped_and_end_the_run(tmp_path, monkeypatch):
         return after_five
 
     monkeypatch.setattr(curriculum_programs, "curriculum_update", poisoned)
+    skip_evaluations(monkeypatch.setattr)
     with pytest.raises(UserError, match=r"3 updates in a row were skipped .*the checkpoint of step 6 is intact"):
         train(tiny(phases=("curriculum",), curriculum__max_skipped=3), tmp_path, io.StringIO())
     with Checkpoints.reader(tmp_path) as checkpoints:
@@ -197,7 +213,8 @@ def test_non_finite_updates_are_skipped_and_end_the_run(tmp_path, monkeypatch):
     assert metadata["step"] == 6 and metadata["progress"]["pending"]["skipped"] == 1
 
 
-def test_frozen_backbone_has_no_moments_and_does_not_move(tmp_path):
+def test_frozen_backbone_has_no_moments_and_does_not_move(tmp_path, monkeypatch):
+    skip_evaluations(monkeypatch.setattr)
     run = tiny(phases=("ppo",), ppo__trainable="navigator", ppo__iterations=2, thoughts__feedback="navigator")
     train(run, tmp_path, io.StringIO())
     with Checkpoints.reader(tmp_path) as checkpoints:
@@ -212,11 +229,25 @@ def test_frozen_backbone_has_no_moments_and_does_not_move(tmp_path):
     assert any(name.startswith("optimizer") and "navigator.direction" in name for name in own)
 
 
-def test_run_starts_from_another_runs_weights(finished, tmp_path):
+@pytest.fixture
+def before_ppo(monkeypatch):
+    """Starts a run of PPO up to its first checkpoint, which is written before the first iteration."""
+
+    def stop(*_):
+        raise Stopped
+
+    def started(run, folder):
+        skip_evaluations(monkeypatch.setattr)
+        monkeypatch.setattr(PPOLoop, "_iteration", stop)
+        with pytest.raises(Stopped):
+            train(run, folder, io.StringIO())
+
+    return started
+
+
+def test_run_starts_from_another_runs_weights(finished, tmp_path, before_ppo):
     folder, result, _ = finished
-    run = tiny(phases=("ppo",), initialize_from=str(folder), ppo__iterations=1, ppo__optimizer__learning_rate=0.0,
-               ppo__optimizer__navigator_learning_rate=0.0)  # fmt: skip
-    train(run, tmp_path, io.StringIO())
+    before_ppo(tiny(phases=("ppo",), initialize_from=str(folder)), tmp_path)
     with Checkpoints.reader(folder) as old, Checkpoints.reader(tmp_path) as new:
         theirs = old._read_metadata(result.best_step)[1]
         ours = new._read_metadata(new.steps[-1])[1]
@@ -251,8 +282,11 @@ def test_running_loss_and_annealing():
         np.testing.assert_allclose(anneal((1.5, 1.5 if kind == "constant" else 0.5), kind, 1), [1.5])
 
 
-def test_a_stage_ends_early_at_its_loss(tmp_path):
+def test_a_stage_ends_early_at_its_loss(tmp_path, monkeypatch):
     # Any loss is below this: a stage ends as soon as its running loss counts.
+    metrics = {"loss": 98.0, "token_accuracy": 0.0, "skipped": 0, "skipped_in_a_row": 0}
+    monkeypatch.setattr(curriculum_programs, "jit_update", lambda *_: lambda state, batch: (state, metrics))
+    skip_evaluations(monkeypatch.setattr)
     result = train(
         tiny(phases=("curriculum",), curriculum__stage_loss=99.0, curriculum__max_steps_per_stage=25,
              checkpoint__every=50),
@@ -261,11 +295,11 @@ def test_a_stage_ends_early_at_its_loss(tmp_path):
     assert result.phases["curriculum"]["updates"] == 21 + 21 + 25
 
 
-def test_the_unit_of_noise_is_measured_even_where_no_question_thinks_at_first(tmp_path):
+def test_the_unit_of_noise_is_measured_even_where_no_question_thinks_at_first(tmp_path, before_ppo):
     few = {"ppo__target_thoughts": (0,), "ppo__target_iterations": 1, "ppo__iterations": 1}
     run = tiny(phases=("ppo",), thoughts__feedback="vocabulary", evaluation__every_iterations=0, **few)
-    train(run, tmp_path / "run", io.StringIO())
-    model = load_pretrained(tmp_path / "run", which="latest")
+    before_ppo(run, tmp_path)
+    model = load_pretrained(tmp_path, which="latest")
     table = nnx.merge(model.graphdef, *model.params).backbone.embedding[...]
     unit = float(model.temperatures.thought_std) / run.ppo.thought_std[0]
     assert 0 < unit < 2 * float(jnp.sqrt(jnp.mean(table**2)))  # a mean of embeddings, of rms 0.02 and not 1

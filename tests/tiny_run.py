@@ -1,10 +1,13 @@
 """The smallest run of both phases, for tests."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.config import RunConfig, default_config, parse_config
 from longshot_jax.data.loader import prefetched
 
@@ -61,3 +64,19 @@ def watch_batches(patch: Callable[[Any, str, Any], None], seen: Callable[[int], 
 
     for name in ("curriculum", "ppo"):
         patch(sys.modules[f"longshot_jax.{name}.loop"], "prefetched", watched)
+
+
+def copier(patch: Callable[[Any, str, Any], None], folder: Path, copy: Path) -> Callable[[], None]:
+    """A function that copies the folder of a run in progress, as a kill between two checkpoints leaves it."""
+    seen, save = [], Checkpoints.save
+
+    def watched(checkpoints, *given):
+        seen.append(checkpoints)
+        return save(checkpoints, *given)
+
+    def copied():
+        seen[-1].wait()  # a half-written checkpoint would be left out
+        shutil.copytree(folder, copy)
+
+    patch(Checkpoints, "save", watched)
+    return copied
