@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_run import tiny
+from tiny_run import Stopped, skip_evaluations, stop_before_iterations, stub_updates, tiny
 
 from longshot_jax.checkpoints.initialize import Difference, abstract_reasoner, build_reasoner, weights_in_common
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
@@ -138,23 +138,28 @@ def thoughts(model: Navigator) -> np.ndarray:
 THREADS = {"thoughts__roles": 3, "thoughts__join": True, "thoughts__normalised": True, "data__train": "threads",
            "data__test": "threads", "data__tokenizer": "threads", "data__threads": (1, 2, 3), "data__operations": (1,),
            "data__prompt_length": 30, "data__answer_length": 8}  # fmt: skip
-STILL = {"ppo__iterations": 1, "ppo__optimizer__learning_rate": 0.0, "ppo__optimizer__navigator_learning_rate": 0.0}
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A run with three roles, a joined answer and step embeddings."""
-    folder = tmp_path_factory.mktemp("start")
-    return train(
-        tiny(phases=("curriculum",), thoughts__step_embeddings=2, **THREADS), folder / "run", io.StringIO()
-    ).workdir
+    """A run with three roles, a joined answer and step embeddings, in which no weight is as it began."""
+    run = tiny(phases=("curriculum",), thoughts__step_embeddings=2, **THREADS)
+
+    def move(state):
+        return replace(state, trainable=jax.tree.map(lambda x: x + 0.01, state.trainable))
+
+    with pytest.MonkeyPatch.context() as patch:
+        stub_updates(patch.setattr, change=move)
+        skip_evaluations(patch.setattr)
+        return train(run, tmp_path_factory.mktemp("start") / "run", io.StringIO()).workdir
 
 
-def test_a_run_with_one_head_more_goes_on_with_the_others(start, tmp_path):
+def test_a_run_with_one_head_more_goes_on_with_the_others(start, tmp_path, monkeypatch):
     chosen = {"thoughts__max_trajectories": 3, "ppo__num_trajectories": 3, "ppo__shared_reward": True}
     shown = io.StringIO()
-    run = tiny(phases=("ppo",), initialize_from=str(start), **THREADS, **chosen, **STILL)
-    train(run, tmp_path / "run", shown)
+    stop_before_iterations(monkeypatch.setattr)
+    with pytest.raises(Stopped):
+        train(tiny(phases=("ppo",), initialize_from=str(start), **THREADS, **chosen), tmp_path / "run", shown)
     said = "Of the navigator's weights initialised: count_bias, count_weight; left out: step_table."
     assert f"config.thoughts differs from that of {start}. {said}" in shown.getvalue()
     theirs, ours = (SavedReasoner.find(folder).params() for folder in (start, tmp_path / "run"))

@@ -5,8 +5,8 @@ import json
 import shutil
 
 import pytest
-from test_train import Stopped, contents
-from tiny_run import tiny, watch_batches
+from test_train import contents
+from tiny_run import Stopped, tiny, watch_batches
 
 from longshot_jax import LongShot
 from longshot_jax.checkpoints.checkpoint import Checkpoints

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from metric_entries import entries_and_tags, tags_of
-from tiny_run import copier, skip_evaluations, tiny, watch_batches
+from tiny_run import Stopped, copier, skip_evaluations, stop_before_iterations, stub_updates, tiny, watch_batches
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.pretrained import load_pretrained
@@ -146,10 +146,6 @@ def test_a_killed_run_ends_with_the_same_bits(finished, tmp_path):
     assert contents(tmp_path / "run") == contents(folder)
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("batches", [7, 17])  # in the second stage of the curriculum; in PPO, after moments were saved
 def test_interrupted_run_ends_with_the_same_bits(finished, tmp_path, monkeypatch, batches):
@@ -229,25 +225,11 @@ def test_frozen_backbone_has_no_moments_and_does_not_move(tmp_path, monkeypatch)
     assert any(name.startswith("optimizer") and "navigator.direction" in name for name in own)
 
 
-@pytest.fixture
-def before_ppo(monkeypatch):
-    """Starts a run of PPO up to its first checkpoint, which is written before the first iteration."""
-
-    def stop(*_):
-        raise Stopped
-
-    def started(run, folder):
-        skip_evaluations(monkeypatch.setattr)
-        monkeypatch.setattr(PPOLoop, "_iteration", stop)
-        with pytest.raises(Stopped):
-            train(run, folder, io.StringIO())
-
-    return started
-
-
-def test_run_starts_from_another_runs_weights(finished, tmp_path, before_ppo):
+def test_run_starts_from_another_runs_weights(finished, tmp_path, monkeypatch):
     folder, result, _ = finished
-    before_ppo(tiny(phases=("ppo",), initialize_from=str(folder)), tmp_path)
+    stop_before_iterations(monkeypatch.setattr)
+    with pytest.raises(Stopped):
+        train(tiny(phases=("ppo",), initialize_from=str(folder)), tmp_path, io.StringIO())
     with Checkpoints.reader(folder) as old, Checkpoints.reader(tmp_path) as new:
         theirs = old._read_metadata(result.best_step)[1]
         ours = new._read_metadata(new.steps[-1])[1]
@@ -284,8 +266,7 @@ def test_running_loss_and_annealing():
 
 def test_a_stage_ends_early_at_its_loss(tmp_path, monkeypatch):
     # Any loss is below this: a stage ends as soon as its running loss counts.
-    metrics = {"loss": 98.0, "token_accuracy": 0.0, "skipped": 0, "skipped_in_a_row": 0}
-    monkeypatch.setattr(curriculum_programs, "jit_update", lambda *_: lambda state, batch: (state, metrics))
+    stub_updates(monkeypatch.setattr, loss=98.0)
     skip_evaluations(monkeypatch.setattr)
     result = train(
         tiny(phases=("curriculum",), curriculum__stage_loss=99.0, curriculum__max_steps_per_stage=25,
@@ -295,10 +276,12 @@ def test_a_stage_ends_early_at_its_loss(tmp_path, monkeypatch):
     assert result.phases["curriculum"]["updates"] == 21 + 21 + 25
 
 
-def test_the_unit_of_noise_is_measured_even_where_no_question_thinks_at_first(tmp_path, before_ppo):
+def test_the_unit_of_noise_is_measured_even_where_no_question_thinks_at_first(tmp_path, monkeypatch):
     few = {"ppo__target_thoughts": (0,), "ppo__target_iterations": 1, "ppo__iterations": 1}
     run = tiny(phases=("ppo",), thoughts__feedback="vocabulary", evaluation__every_iterations=0, **few)
-    before_ppo(run, tmp_path)
+    stop_before_iterations(monkeypatch.setattr, measured=True)
+    with pytest.raises(Stopped):
+        train(run, tmp_path, io.StringIO())
     model = load_pretrained(tmp_path, which="latest")
     table = nnx.merge(model.graphdef, *model.params).backbone.embedding[...]
     unit = float(model.temperatures.thought_std) / run.ppo.thought_std[0]

@@ -12,6 +12,10 @@ from longshot_jax.config import RunConfig, default_config, parse_config
 from longshot_jax.data.loader import prefetched
 
 
+class Stopped(Exception):
+    """A test has seen enough of a run."""
+
+
 def tiny(**overrides) -> RunConfig:
     """One layer of width 16; 12 supervised updates in 3 stages, then 6 iterations of PPO."""
     config = default_config()
@@ -42,6 +46,32 @@ def skip_evaluations(patch: Callable[[Any, str, Any], None]) -> None:
     for loop in (CurriculumLoop, PPOLoop):
         patch(loop, "_evaluate", lambda *_: 0.0)
     patch(StageEnd, "__call__", lambda *_: {})
+
+
+def stub_updates(
+    patch: Callable[[Any, str, Any], None], loss: float = 1.0, change: Callable[[Any], Any] = lambda state: state
+) -> None:
+    """Supervised updates do nothing but `change` the state, have this loss, and are not compiled."""
+    from longshot_jax.curriculum import update
+
+    metrics = {"loss": loss, "token_accuracy": 0.0, "skipped": 0, "skipped_in_a_row": 0}
+    patch(update, "jit_update", lambda *_: lambda state, _: (change(state), metrics))
+
+
+def stop_before_iterations(patch: Callable[[Any, str, Any], None], measured: bool = False) -> None:
+    """A run of PPO ends with its first checkpoint, which is written before the first iteration, and raises `Stopped`.
+
+    Only if `measured` are the thoughts measured before that.
+    """
+    from longshot_jax.ppo.loop import PPOLoop
+
+    def stop(*_):
+        raise Stopped
+
+    skip_evaluations(patch)
+    patch(PPOLoop, "_iteration", stop)
+    if not measured:
+        patch(PPOLoop, "_measure_thoughts", lambda loop, state, first: state)
 
 
 def watch_batches(patch: Callable[[Any, str, Any], None], seen: Callable[[int], None]) -> None:
