@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_run import Stopped, skip_evaluations, stop_before_iterations, stub_updates, tiny
+from tiny_run import Stopped, moved, skip_evaluations, stop_before_iterations, stub_updates, tiny
 
 from longshot_jax.checkpoints.initialize import Difference, abstract_reasoner, build_reasoner, weights_in_common
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
@@ -144,12 +144,8 @@ THREADS = {"thoughts__roles": 3, "thoughts__join": True, "thoughts__normalised":
 def start(tmp_path_factory):
     """A run with three roles, a joined answer and step embeddings, in which no weight is as it began."""
     run = tiny(phases=("curriculum",), thoughts__step_embeddings=2, **THREADS)
-
-    def move(state):
-        return replace(state, trainable=jax.tree.map(lambda x: x + 0.01, state.trainable))
-
     with pytest.MonkeyPatch.context() as patch:
-        stub_updates(patch.setattr, change=move)
+        stub_updates(patch.setattr, change=moved)
         skip_evaluations(patch.setattr)
         return train(run, tmp_path_factory.mktemp("start") / "run", io.StringIO()).workdir
 

@@ -4,9 +4,9 @@ import io
 
 import numpy as np
 import pytest
-from tiny_run import tiny
+from tiny_run import moved, skip_evaluations, stub_updates, tiny
 
-from longshot_jax.curriculum.stability import diverges
+from longshot_jax.curriculum.stability import StageEnd, diverges
 from longshot_jax.errors import UserError
 from longshot_jax.train import train
 
@@ -29,18 +29,21 @@ def test_only_a_loss_far_above_its_lowest_diverges():
 
 def test_a_norm_that_runs_away_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr("longshot_jax.training.context.RUNAWAY", 0.01)
+    monkeypatch.setattr(StageEnd, "__call__", lambda *_: {})
+    stub_updates(monkeypatch.setattr)
     few = {"curriculum__max_steps_per_stage": 1, "evaluation__every": 1}
     with pytest.raises(UserError, match=r"norm of thoughts runs away: .* at the first evaluation of 'curriculum'"):
         train(tiny(**CURRICULUM | few, curriculum__stages=(1, 2)), tmp_path, io.StringIO())
 
 
-def test_figures_of_each_stage_are_logged(tmp_path):
+def test_figures_of_each_stage_are_logged(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     few, printed = (
         {"curriculum__max_steps_per_stage": 2, "phases": ("text", "curriculum"), "text__max_steps": 2},
         io.StringIO(),
     )
+    stub_updates(monkeypatch.setattr, change=moved)
     train(tiny(**CURRICULUM | few, curriculum__stages=(1, 2)), tmp_path, printed)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -53,6 +56,14 @@ def test_figures_of_each_stage_are_logged(tmp_path):
     assert "text perplexity" in printed.getvalue() and "accuracy of stage 1" in printed.getvalue()
 
 
+@pytest.fixture
+def only_stage_ends(monkeypatch):
+    """Nothing is trained and no accuracy measured."""
+    stub_updates(monkeypatch.setattr)
+    skip_evaluations(monkeypatch.setattr, stage_ends=True)
+
+
+@pytest.mark.usefixtures("only_stage_ends")
 def test_steps_that_no_stage_writes_need_no_room(tmp_path):
     """Room for an answer and one step: the text of all steps would not fit."""
     few = {
@@ -66,6 +77,7 @@ def test_steps_that_no_stage_writes_need_no_room(tmp_path):
     assert "ends after 1 update" in printed.getvalue() and "text perplexity" not in printed.getvalue()
 
 
+@pytest.mark.usefixtures("only_stage_ends")
 def test_text_that_fits_is_measured_where_no_stage_writes_it(tmp_path):
     few = {"curriculum__max_steps_per_stage": 1, "curriculum__uniform_prob": 0.0}
     printed = io.StringIO()

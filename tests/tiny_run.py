@@ -4,8 +4,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.config import RunConfig, default_config, parse_config
@@ -37,25 +40,37 @@ def tiny(**overrides) -> RunConfig:
     return parse_config(config)
 
 
-def skip_evaluations(patch: Callable[[Any, str, Any], None]) -> None:
-    """Leaves out what training measures, whose programs take longer to compile than a few updates; accuracies are 0."""
+def skip_evaluations(patch: Callable[[Any, str, Any], None], stage_ends: bool = False) -> None:
+    """Leaves out what training measures, whose programs take longer to compile than a few updates; accuracies are 0.
+
+    With `stage_ends`, what is measured at the end of a stage stays, but for accuracies.
+    """
     from longshot_jax.curriculum.loop import CurriculumLoop
     from longshot_jax.curriculum.stability import StageEnd
+    from longshot_jax.evaluation.validation import Validation
     from longshot_jax.ppo.loop import PPOLoop
 
     for loop in (CurriculumLoop, PPOLoop):
         patch(loop, "_evaluate", lambda *_: 0.0)
-    patch(StageEnd, "__call__", lambda *_: {})
+    if stage_ends:
+        patch(Validation, "__call__", lambda *_, **__: {"accuracy": 0.0})
+    else:
+        patch(StageEnd, "__call__", lambda *_: {})
 
 
 def stub_updates(
     patch: Callable[[Any, str, Any], None], loss: float = 1.0, change: Callable[[Any], Any] = lambda state: state
 ) -> None:
-    """Supervised updates do nothing but `change` the state, have this loss, and are not compiled."""
-    from longshot_jax.curriculum import update
-
+    """Updates do nothing but `change` the state, have this loss, and are not compiled."""
     metrics = {"loss": loss, "token_accuracy": 0.0, "skipped": 0, "skipped_in_a_row": 0}
-    patch(update, "jit_update", lambda *_: lambda state, _: (change(state), metrics))
+    for name in ("curriculum", "ppo"):
+        update = sys.modules[f"longshot_jax.{name}.update"]
+        patch(update, "jit_update", lambda *_: lambda state, *_: (change(state), dict(metrics)))
+
+
+def moved(state: Any) -> Any:
+    """A state whose trained weights are all others."""
+    return replace(state, trainable=jax.tree.map(lambda x: x + 0.01, state.trainable))
 
 
 def stop_before_iterations(patch: Callable[[Any, str, Any], None], measured: bool = False) -> None:
