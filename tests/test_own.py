@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import ROOT, start
-from tiny_run import tiny
+from tiny_run import skip_evaluations, stub_updates, tiny
 
 from longshot_jax.checkpoints.convert import from_hf, to_hf
 from longshot_jax.checkpoints.run_folder import settings_of_test
@@ -81,18 +81,22 @@ def test_every_example_is_short():
 @pytest.mark.parametrize(
     "name", ["my_rewards.py", *(pytest.param(name, marks=pytest.mark.slow) for name in ("my_task.py", "my_fields.py"))]
 )
-def test_the_examples_of_the_document_train(here, capsys, name):
+def test_the_examples_of_the_document_train(here, capsys, monkeypatch, name):
     write(here / name, EXAMPLES[name])
     rows = "".join(f'"{n} and {n} are",{2 * n},"{n}+{n}={2 * n}"\n' for n in range(60))
     write(here / "my_problems.csv", f"prompt,target,working\n{rows}")
     phase = "ppo" if name == "my_rewards.py" else "text"
+    if phase == "ppo":  # no evaluation asks for rewards
+        skip_evaluations(monkeypatch.setattr)
     assert trained(name, f"phases={phase}") == 0
     said = capsys.readouterr().err
     assert f"{phase}: accuracy" in said and ("my_rewards:brevity: " in said) == (phase == "ppo")
     assert ("reward/brevity" in logged(here / "run")) == (phase == "ppo")
 
 
-def test_the_grader_of_the_document_decides_and_no_code_that_a_run_folder_names_runs(here, capsys):
+def test_the_grader_of_the_document_decides_and_no_code_that_a_run_folder_names_runs(here, capsys, monkeypatch):
+    skip_evaluations(monkeypatch.setattr)
+    stub_updates(monkeypatch.setattr)
     write(here / "my_grader.py", EXAMPLES["my_grader.py"])
     write(here / "code.py", HEAD + "import pathlib\npathlib.Path('ran').touch()\nf = [Problem('a=1 a?', (), '1')]")
     assert trained("my_grader.py") == 0
@@ -167,7 +171,9 @@ def late(problems, answers, outcome):
 """
 
 
-def test_a_reward_that_fails_later_leaves_the_checkpoint_and_a_changed_one_does_not_go_on(tmp_path):
+def test_a_reward_that_fails_later_leaves_the_checkpoint_and_a_changed_one_does_not_go_on(tmp_path, monkeypatch):
+    skip_evaluations(monkeypatch.setattr)
+    stub_updates(monkeypatch.setattr)
     file = tmp_path / "rewards.py"
     run = tiny(
         phases=("ppo",),
