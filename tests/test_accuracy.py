@@ -18,7 +18,7 @@ from longshot_jax.data.problems import Problem
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.evaluation.accuracy import CONTROLS, evaluate
 from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
-from longshot_jax.evaluation.decoder import Decoder, full_batches
+from longshot_jax.evaluation.decoder import Decoder, Trajectories, full_batches
 from longshot_jax.evaluation.fusion_accuracy import adaptive_vote, choose, distinct
 from longshot_jax.evaluation.results import results_table
 from longshot_jax.model.llama import Llama, LlamaConfig
@@ -94,9 +94,53 @@ def test_by_steps(results, problems):
 
 
 @pytest.mark.law
-def test_nothing_depends_on_the_batch_size(results, decoder, problems):
-    other = evaluate(decoder, (PARAMS,), problems, STEPS, temperatures=NOISY, batch_size=11, num_trajectories=3)
-    assert other == results
+def test_no_trajectory_depends_on_the_batch_size(decoder, problems):
+    """Greedy ones, samples, and answers from given thoughts; ensembles too: `test_law_rows`."""
+    few, all_at_once = (Batches(decoder, (PARAMS,), problems, STEPS, None, size, 0) for size in (4, 11))
+    for number in (0, 3):
+        decoded, other = few.run(NOISY, number), all_at_once.run(NOISY, number)
+        for name in ("tokens", "ended", "num_thoughts"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(decoded, name))
+        np.testing.assert_allclose(other.thoughts, decoded.thoughts, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(other.values, decoded.values, rtol=1e-4, atol=1e-5)
+    given = "given", decoded.thoughts, decoded.num_thoughts
+    assert all_at_once.accuracy_from(*given) == few.accuracy_from(*given)
+
+
+class RowsAlone(Decoder):
+    """Nothing is compiled: a row follows from its own question, index and thoughts, without a model."""
+
+    def decode(self, params, prompts, bounds, temperatures, *, indices, num_trajectories=0, ensemble=False, **_):
+        number, thoughts = num_trajectories or 1, []
+        for index in indices.tolist():
+            drawn = np.random.default_rng((index, number, ensemble)).normal(size=(number, self.max_thoughts, 16))
+            thoughts.append(drawn.astype(np.float32) * (1 + temperatures.thought_std))
+        return self.decode_given(params, prompts, np.stack(thoughts), np.repeat(bounds[1][:, None], number, 1))
+
+    def decode_given(self, params, prompts, thoughts, num_thoughts, **_):
+        sums = [
+            float(np.abs(trajectory[:taken]).sum())
+            for row, numbers in zip(thoughts, num_thoughts, strict=True)
+            for trajectory, taken in zip(row, numbers, strict=True)
+        ]
+        sums = np.asarray(sums).reshape(num_thoughts.shape) + prompts[0].sum(axis=1, keepdims=True)
+        digits = np.asarray([TOKENIZER.encode(digit)[0] for digit in "0123"])
+        tokens = np.stack([digits[sums.astype(int) % 4], np.full(sums.shape, TOKENIZER.end)], axis=-1)
+        slots = np.zeros((*sums.shape, self.max_thoughts + 1))
+        return Trajectories(tokens, np.ones(sums.shape, bool), num_thoughts, sums % 1, slots, thoughts)
+
+
+@pytest.mark.law
+def test_no_result_depends_on_the_batch_size(problems):
+    decoder, seen = RowsAlone(GRAPHDEF, LAYOUT, 3, 3), []
+    for size in (4, 11, 1):
+        found = evaluate(decoder, (PARAMS,), problems, STEPS, temperatures=NOISY, batch_size=size, num_trajectories=3)
+        told = [Problem(p.question, p.steps, answer) for p, answer in zip(problems, found["answers"], strict=True)]
+        told[::3] = [Problem(p.question, p.steps, "999") for p in problems[::3]]
+        seen.append(evaluate(decoder, (PARAMS,), told, STEPS, temperatures=NOISY, batch_size=size, num_trajectories=3))
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0]["controls"].keys() == set(CONTROLS) and len(set(seen[0]["controls"].values())) > 2
+    assert len(set(seen[0]["fusion"].values())) > 3 and 0 < seen[0]["accuracy"] < 1
 
 
 def test_every_number_of_the_contract_is_there(results):
