@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from commands import start
 from run_folders import CURRICULUM, save_run
-from tiny_run import skip_evaluations, tiny
+from tiny_run import moved, skip_evaluations, stub_updates, tiny
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.convert import from_hf, to_hf
@@ -108,6 +108,7 @@ def again(ended, tmp_path_factory):
 @pytest.mark.parametrize("kind", ["initialize_from", "model__source"])
 def test_a_run_goes_on_when_what_it_started_from_is_gone_or_has_moved(before, tmp_path, monkeypatch, kind):
     skip_evaluations(monkeypatch.setattr)
+    stub_updates(monkeypatch.setattr, change=moved)
     here, there = tmp_path / "here", tmp_path / "there"
     shutil.copytree(before / ("run" if kind == "initialize_from" else "llama"), here)
     named = {kind: str(here)} | ({"data__tokenizer": "model"} if kind == "model__source" else {})
@@ -117,9 +118,9 @@ def test_a_run_goes_on_when_what_it_started_from_is_gone_or_has_moved(before, tm
     here.rename(there)
     again, said = went_on(tiny(**FEW, **named), tmp_path / "run")  # its defaults are found anew
     assert again == end and "is not read again" not in said
-    moved = tiny(**FEW, **named | {kind: str(there)})
-    started, said = start_of(moved, tmp_path / "run")
-    assert started == moved and started.thoughts == run.thoughts
+    elsewhere = tiny(**FEW, **named | {kind: str(there)})
+    started, said = start_of(elsewhere, tmp_path / "run")
+    assert started == elsewhere and started.thoughts == run.thoughts
     assert f"config.{kind.replace('__', '.')} was {here} and is not read again: the checkpoint has all weights." in said
     there.rename(here)
     with pytest.raises(UserError, match="was made with another config"):  # nothing has moved: another start is meant
