@@ -276,6 +276,25 @@ def test_a_stage_ends_early_at_its_loss(tmp_path, monkeypatch):
     assert result.phases["curriculum"]["updates"] == 21 + 21 + 25
 
 
+@pytest.mark.parametrize(("reset", "moments"), [(False, [0, 1, 2, 3]), (True, [0, 1, 0, 1])], ids=str)
+def test_a_stage_keeps_the_moments_or_starts_with_new_ones(tmp_path, monkeypatch, reset, moments):
+    """COCONUT's recipes reset the optimizer with every stage. Each update adds one to every moment."""
+    seen = []
+
+    def grown(state):
+        seen.append(float(max(leaf.max() for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim)))
+        return replace(state, optimizer=jax.tree.map(lambda x: x + 1 if x.ndim else x, state.optimizer))
+
+    stub_updates(monkeypatch.setattr, change=grown)
+    skip_evaluations(monkeypatch.setattr)
+    run = tiny(
+        phases=("curriculum",), curriculum__stages=(0, 1), curriculum__max_steps_per_stage=2,
+        curriculum__reset_optimizer=reset, checkpoint__every=50,
+    )  # fmt: skip
+    train(run, tmp_path, io.StringIO())
+    assert seen == moments
+
+
 def test_the_unit_of_noise_is_measured_even_where_no_question_thinks_at_first(tmp_path, monkeypatch):
     few = {"ppo__target_thoughts": (0,), "ppo__target_iterations": 1, "ppo__iterations": 1}
     run = tiny(phases=("ppo",), thoughts__feedback="vocabulary", evaluation__every_iterations=0, **few)
