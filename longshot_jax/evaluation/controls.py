@@ -108,7 +108,9 @@ def swap_donors(
     donors = np.arange(len(num_thoughts))
     for count in np.unique(num_thoughts[thinkers]):
         group = np.flatnonzero(num_thoughts == count)
-        for place, row in enumerate(group):
+        donors[group] = np.roll(group, 1)
+        for place in np.flatnonzero(questions[donors[group]] == questions[group]):
+            row = group[place]
             before = np.roll(group, -place)[::-1]  # around the ring, from the neighbour to the row itself
             different = before[questions[before] != questions[row]]
             if not len(different):
