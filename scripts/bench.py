@@ -49,6 +49,11 @@ def main() -> None:
     for section in sections:
         if section not in SECTIONS:
             raise UserError(f"--only names {shown(section)}: it may name {', '.join(SECTIONS)}.")
+    if run.thoughts.join and {"curriculum_step", "compile"} & set(sections):
+        raise UserError(
+            "the sections curriculum_step and compile measure single trajectories, and config.thoughts.join is set: name others "
+            "with --only."
+        )
     if options.figure and "curves" not in sections:
         raise UserError("--figure draws the section curves: add it to --only.")
     if options.output:

@@ -14,13 +14,7 @@ def main() -> None:
     from longshot_jax.data.own import own_grader
     from longshot_jax.data.problems import fingerprint
     from longshot_jax.data.sources import contamination, test_problems
-    from longshot_jax.evaluation.results import (
-        check_same_questions,
-        comparison,
-        read_results,
-        results_table,
-        write_results,
-    )
+    from longshot_jax.evaluation.results import check_comparable, comparison, read_results, results_table, write_results
     from longshot_jax.files import check_writable, json_with, local_path
 
     use_huge_pages()
@@ -61,7 +55,7 @@ def main() -> None:
 
     data_fingerprint = fingerprint(problems)
     if other is not None:
-        check_same_questions(len(problems), data_fingerprint, other, flags.compare)
+        check_comparable(len(problems), data_fingerprint, run.data.grader, other, flags.compare)
     model = LongShot.from_pretrained(flags.checkpoint, which=flags.which)
     if model.model.lost_sidecar:
         print(f"warning: {LOST_SIDECAR}.", file=sys.stderr)

@@ -20,10 +20,9 @@ from longshot_jax.benchmarks.machine import Bench, driver_version, processor_nam
 from longshot_jax.benchmarks.measurements import measure_conversion, measure_update
 from longshot_jax.benchmarks.report import SECTIONS, figure, measure, table
 from longshot_jax.benchmarks.timing import LEAST_SECONDS, copy, fitted_exponent, interleaved, lasting
-from longshot_jax.benchmarks.workload import Policy, curriculum_step
+from longshot_jax.benchmarks.workload import Policy
 from longshot_jax.config import RunConfig
 from longshot_jax.config.model import LoraConfig
-from longshot_jax.errors import UserError
 from longshot_jax.model.llama import LlamaConfig
 
 BENCH = ["bench.py", "--config", ROOT / "configs" / "bench.py"]
@@ -92,13 +91,6 @@ def test_weights_of_adapters_and_of_eight_bits_are_converted():
         run = replace(adapted, model=replace(bench.run.model, weight_dtype=dtype, lora=LoraConfig(rank=2)))
         found = measure_conversion(replace(bench, run=run))
         assert found["bytes"] > 0 and found["from_hf_seconds"] > 0
-
-
-def test_joined_answers_have_no_curriculum_step_here():
-    bench = small_bench()
-    thoughts = replace(bench.run.thoughts, roles=2, join=True)
-    with pytest.raises(UserError, match=r"measure single trajectories.*--only"):
-        curriculum_step(replace(bench.run, thoughts=thoughts), bench.backbone)
 
 
 @pytest.mark.slow
@@ -227,6 +219,9 @@ def test_mistakes_of_the_command_line(measured, tmp_path, capsys):
         assert start(*BENCH, *arguments) == 2
         said = capsys.readouterr().err
         assert sentence in said and "Traceback" not in said
+    threads = ["bench.py", "--config", ROOT / "configs" / "threads.py"]
+    assert start(*threads, "--only", "rollout,compile") == 2
+    assert "curriculum_step and compile measure single trajectories" in capsys.readouterr().err
     assert not measured and not drawn.exists()
 
 

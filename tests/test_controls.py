@@ -95,6 +95,10 @@ def test_no_mean_is_a_questions_own_thought(thoughts):
     own = np.concatenate([thoughts[:4, 0], thoughts[:1, 1]])
     np.testing.assert_allclose(mean[0, 1], own.mean(axis=0), atol=1e-6)
     assert replaced_thoughts("mean", thoughts, np.array([2, 0, 0, 0, 0, 0, 0]), 0) is None
+    copies = question_numbers(["a", "a", "b", "c", "d", "e", "f"])
+    counts = np.array([2, 2, 1, 0, 0, 0, 0], np.int32)
+    both = replaced_thoughts("mean", np.repeat(thoughts[:1], 7, axis=0) + copies[:, None, None], counts, 0, copies)
+    assert both is not None and np.abs(both[0, 1] - thoughts[0, 1]).max() > 0.1, "of copies alone it would be their own"
 
 
 def test_reads_that_there_are_become_zeros_and_nothing_else():

@@ -278,6 +278,6 @@ def test_a_card_tells_what_each_finished_phase_did(run):
     assert "- `ppo` (lora weights): 1,200 updates, 9,600 sequences, validation accuracy 50.0%" in card
     assert "Started from random weights, seed 0, on" in card
     assert "No evaluation of this checkpoint was in the run folder" in card
-    data = replace(saved.run.data, instruction="In km/h.", train="/home/me/train.jsonl")
+    data = replace(saved.run.data, instruction="In km/h.", train="data/mine/train.jsonl")
     card = model_card("x", replace(saved, run=replace(saved.run, data=data)), {})
     assert '"instruction": "In km/h."' in card and '"train": "train.jsonl"' in card

@@ -219,7 +219,9 @@ def test_the_count_head_of_a_joined_answer_chooses_from_one_on():
     assert "mean trajectories   2.00" in results_table(steps)
     # One without steps has all, and changes nothing of the others.
     bare = [*PROBLEMS, Problem("a=1 a?", (), "1")]
-    assert ThoughtRule("steps", 3).counts(bare, ROLES).tolist() == [2, 3, 1, ROLES]
+    rule = ThoughtRule("steps", 3)
+    assert rule.counts(bare, ROLES).tolist() == [2, 3, 1, ROLES]
+    assert rule.bounds(bare, LAYOUT, ROLES)[1][-1].tolist() == [3] * ROLES
     many_threads = Problem("q", ("1",) * 4, "1", threads=(("1",),) * 4)
     with pytest.raises(UserError, match=r"4 threads, but this model 3 trajectories .* remove the question 'q'"):
         ThoughtRule("steps", 3).bounds([many_threads], LAYOUT, ROLES)

@@ -129,6 +129,11 @@ def test_a_problem_whose_steps_are_not_all_thought_is_left_out(model):
     longer = Problem("a=9 b=a+3 a?", ("10+30=40", "40*20=800"), "800")
     alone, beside = (measure_steps(model, problems, 999) for problems in (PROBLEMS, [*PROBLEMS, longer]))
     assert alone == beside
+    three = Problem("a=1 b=a+3 a?", ("1+3=4", "4*2=8", "8-3=5"), "5")
+    with pytest.raises(
+        UserError, match=r"have 3 steps, of which this model thinks the first 2 .*give fewer operations"
+    ):
+        measure_steps(model, [three, three], 999)
     with pytest.raises(
         UserError, match="fewer than two of 2 problems have all their 2 steps in the model's 14 thoughts"
     ):

@@ -33,7 +33,9 @@ def measure(bench: Bench, only: Collection[str] = SECTIONS, note: Callable[[str]
     results: Figures = {"machine": machine(bench), "peaks": peaks(bench)}
     mesh = bench.run.mesh
     devices = mesh.data * mesh.fsdp * mesh.tensor  # on which a program runs; a peak is that of one
-    peak = {name: value * devices for name, value in results["peaks"].items()}
+    peak = results["peaks"] | {
+        name: results["peaks"][name] * devices for name in ("matrix_flops_per_second", "wide_matrix_flops_per_second")
+    }
     for name in SECTIONS:
         if name in only:
             note(name)

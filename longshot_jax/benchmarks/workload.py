@@ -14,7 +14,6 @@ from longshot_jax.config import RunConfig
 from longshot_jax.config.curriculum import GuidanceConfig, VariationalConfig
 from longshot_jax.curriculum.batch import CurriculumBatch
 from longshot_jax.curriculum.update import CurriculumPrograms
-from longshot_jax.errors import UserError
 from longshot_jax.model.decoding import decoding_jit
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import make_mesh, place_batch
@@ -102,10 +101,6 @@ def random_questions(run: RunConfig, backbone: LlamaConfig, rows: int) -> tuple[
 
 def curriculum_step(run: RunConfig, backbone: LlamaConfig) -> Measured:
     """One supervised update with the curriculum's largest number of thoughts, without guidance; of single trajectories."""
-    if run.thoughts.join:
-        raise UserError(
-            "the sections curriculum_step and compile measure single trajectories, and config.thoughts.join is set: name others with --only."
-        )
     alone = {"guidance": GuidanceConfig(), "question_hidden": 0.0, "variational": VariationalConfig()}
     run = replace(run, curriculum=replace(run.curriculum, **alone))
     mesh = make_mesh(run.mesh)

@@ -85,7 +85,9 @@ def replaced_thoughts(
         slots, total = thought_mask.sum(axis=0), real.sum(axis=0, dtype=np.float64)
         mean = total / np.maximum(slots, 1)[:, None]
         # The mean of one question's thought would be this thought itself: there it is that of all slots.
-        mean[slots == 1] = total.sum(axis=0) / slots.sum()
+        numbers = np.arange(len(thoughts)) if questions is None else questions
+        alone = [len(np.unique(numbers[thinks])) == 1 for thinks in thought_mask.T]
+        mean[alone] = total.sum(axis=0) / slots.sum()
         return np.broadcast_to(mean.astype(thoughts.dtype), thoughts.shape)
     # The last thought of a donor with fewer thoughts is repeated.
     slot = np.minimum(np.arange(thoughts.shape[1]), np.maximum(num_thoughts[donors] - 1, 0)[:, None])
@@ -123,7 +125,8 @@ def swap_donors(
 
 def question_numbers(questions: Sequence[str]) -> Int[np.ndarray, " Q"]:
     """A number of each question, equal for equal ones."""
-    return np.unique(np.asarray(questions), return_inverse=True)[1]
+    seen: dict[str, int] = {}
+    return np.asarray([seen.setdefault(question, len(seen)) for question in questions], int)
 
 
 def without_reads(params: Params, others: bool) -> Params | None:

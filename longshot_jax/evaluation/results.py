@@ -85,25 +85,30 @@ def results_table(results: Mapping[str, Any]) -> str:
     return "\n".join([count, *(f"  {label:{width}}  {text}" for label, text in rows)])
 
 
-def check_same_questions(count: int, fingerprint: str | None, other: Mapping[str, Any], other_path: str | Path) -> None:
-    """Raises a UserError if the number or the data file of another model's questions differs."""
-    theirs = other.get("config", {}).get("data_fingerprint")
+def check_comparable(
+    count: int, fingerprint: str | None, grader: str, other: Mapping[str, Any], other_path: str | Path
+) -> None:
+    """Raises a UserError if the number or the data file of another model's questions differs, or what graded them."""
+    config = other.get("config", {})
+    theirs = config.get("data_fingerprint")
     if count != len(other["correct"]) or (fingerprint and theirs and fingerprint != theirs):
         raise UserError(
             f"{other_path} was evaluated on other questions ({len(other['correct'])}, here {count}): a paired interval "
             "needs the same data file."
         )
+    if grader != config.get("grader", ""):
+        mine, others = (each or "the rule of the data" for each in (grader, config.get("grader")))
+        raise UserError(
+            f"{other_path} was graded by {others}, these results by {mine}: a paired interval needs the same --grader."
+        )
 
 
 def comparison(results: Mapping[str, Any], other: Mapping[str, Any], other_path: str | Path) -> str:
     """One line: the difference of two models' accuracies with paired 95 % interval; a UserError if questions differ."""
-    fingerprint = results.get("config", {}).get("data_fingerprint")
-    check_same_questions(len(results["correct"]), fingerprint, other, other_path)
-    mine, theirs = (each.get("config", {}).get("grader") or "the rule of the data" for each in (results, other))
-    if mine != theirs:
-        raise UserError(
-            f"{other_path} was graded by {theirs}, these results by {mine}: a paired interval needs the same --grader."
-        )
+    config = results.get("config", {})
+    check_comparable(
+        len(results["correct"]), config.get("data_fingerprint"), config.get("grader", ""), other, other_path
+    )
     found = paired_interval(np.asarray(results["correct"], bool), np.asarray(other["correct"], bool))
     return (
         f"difference to {other_path}: {100 * found.difference:+.1f} points, 95 % interval "

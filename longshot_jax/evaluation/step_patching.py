@@ -117,8 +117,13 @@ def measure_steps(
         )
     named, follows, keeps, pairs = np.zeros(k), np.zeros(k), np.zeros(k), np.zeros(k, int)
     static = model.graphdef, layout.opening, layout.tokenizer.ends, model.answer_length
+    if k > model.rule.stage:
+        raise UserError(
+            f"the problems have {k} steps, of which this model thinks the first {model.rule.stage} "
+            "(config.curriculum.max_latent_stage): give fewer operations."
+        )
     # The thoughts of a problem whose steps are not all thought do not hold the rest.
-    whole = [p for p in problems if layout.token_thoughts(p.steps[: model.rule.stage], model.max_thoughts)[0] == k]
+    whole = [p for p in problems if layout.token_thoughts(p.steps, model.max_thoughts)[0] == k]
     if len(whole) < 2:
         raise UserError(
             f"fewer than two of {len(problems)} problems have all their {k} steps in the model's {model.max_thoughts} "

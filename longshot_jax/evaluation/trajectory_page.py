@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ class _Reader:
     batches: Batches
     lens: Lens
 
-    @property
+    @cached_property
     def numbers(self) -> Int[np.ndarray, " Q"]:
         return question_numbers([problem.question for problem in self.batches.problems])
 

@@ -129,8 +129,13 @@ def table(summary: Mapping[str, Any]) -> str:
     """Markdown table: accuracy in per cent by number of operations, thoughts, and training cost."""
     rows = [["%", *(f"{operations} op." for operations in OPERATIONS), "thoughts", "steps", "sequences", "s"]]
 
-    def row(title: str, entry: Mapping[str, Any], read: Callable[[Any], float], *cost: str) -> list[str]:
-        return [title, *(f"{100 * read(group):.1f}" for group in entry["by_steps"].values()), *(cost or [""] * 4)]
+    def row(title: str, entry: Mapping[str, Any], read: Callable[[Any], float | None], *cost: str) -> list[str]:
+        values = [read(group) for group in entry["by_steps"].values()]
+        return [title, *("" if value is None else f"{100 * value:.1f}" for value in values), *(cost or [""] * 4)]
+
+    def replaced(kind: str) -> Callable[[Any], float | None]:
+        """What a control says of a group; without thoughts nothing is replaced."""
+        return lambda group: group["controls"].get(kind, None if group["mean_thoughts"] else group["accuracy"])
 
     for name, variant in VARIANTS.items():
         entry, compute = summary[name], summary[name]["compute"]
@@ -146,9 +151,7 @@ def table(summary: Mapping[str, Any]) -> str:
     for name in ("coconut", "ppo"):
         for kind in summary[name]["controls"]:
             title = f"{VARIANTS[name].title.split()[0]}, thoughts: {_CONTROLS.get(kind, kind)}"
-            rows.append(
-                row(title, summary[name], lambda group, kind=kind: group["controls"].get(kind, group["accuracy"]))
-            )
+            rows.append(row(title, summary[name], replaced(kind)))
     return markdown_table(rows)
 
 

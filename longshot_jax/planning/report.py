@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from longshot_jax.config.model import MeshConfig
 from longshot_jax.planning.placements import Placement, better
 from longshot_jax.planning.plan import Plan, advice, as_json
 from longshot_jax.planning.traffic import PARTS
@@ -56,7 +55,7 @@ def report(plan: Plan) -> str:
                 f"config.mesh.{best.setting} {best.value} fits and is estimated to be faster: {best.seconds:.3g} s instead "
                 f"of {now.seconds:.3g}, one call of each program."
             )
-    if "ppo" not in plan.run.phases and plan.run.mesh != MeshConfig(decoding_weights=plan.run.mesh.decoding_weights):
+    if "ppo" not in plan.run.phases and plan.run.mesh.fsdp * plan.run.mesh.tensor > 1:
         lines.append(
             "Evaluations are not planned: each device holds a copy of the weights to decode from, whole with "
             f"config.mesh.decoding_weights replicated (set: {plan.run.mesh.decoding_weights})."

@@ -53,7 +53,10 @@ class ThoughtRule:
             fewest = self.min_thoughts if self.kind == "own" else self.max_thoughts
             count = len(problems)
             return np.full(count, fewest, np.int32), np.full(count, self.max_thoughts, np.int32)
-        threads = [problem.threads if joined and problem.threads else (problem.steps,) for problem in problems]
+        alone = ((),) * max(joined, 1)  # a problem without steps: every trajectory has its thoughts
+        threads = [
+            (joined and problem.threads) or ((problem.steps,) if problem.steps else alone) for problem in problems
+        ]
         fewest, most = np.zeros((2, len(problems), max(joined, 1)), np.int32)
         for row, each in enumerate(threads):
             if joined and len(each) > joined:
