@@ -47,7 +47,7 @@ def thought_losses(
 
 
 def step_teaching(
-    reasoner: Reasoner, steps: StepTexts | None, guidance: GuidanceConfig, shape: tuple[int, int]
+    reasoner: Reasoner, steps: StepTexts | None, guidance: GuidanceConfig, shape: tuple[int, ...]
 ) -> Teaching:
     """Step embeddings that are fed back instead of thoughts; `shape` is (B, N)."""
     if steps is None or not any(guidance.forcing):
