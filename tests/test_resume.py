@@ -3,7 +3,7 @@
 import io
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from longshot_jax.checkpoints.pretrained import load_pretrained
 from longshot_jax.data.chains import write_chains
 from longshot_jax.errors import UserError
 from longshot_jax.ppo.loop import PPOLoop
-from longshot_jax.train import train
+from longshot_jax.train import _continued, train
 
 FEW = {"phases": ("ppo",), "ppo__iterations": 2, "evaluation__every_iterations": 1, "checkpoint__every": 1}
 FEW |= {"checkpoint__keep_last": 9}
@@ -210,3 +210,12 @@ def test_an_export_without_its_navigator_is_told_of(before, tmp_path, capsys):
     evaluation = ("--data", tmp_path / "test.json", "--output", tmp_path / "results.json", "--num_trajectories", 0)
     assert start("eval.py", *options, *evaluation) == 0
     assert capsys.readouterr().err.count("longshot.safetensors is not beside its weights, so it has no thoughts") == 2
+
+
+def test_a_start_that_is_gone_leaves_its_thoughts_normalised(tmp_path):
+    """Whether thoughts are normalised by default is read off the folder that a run starts from; the checkpoint knows it too."""
+    run = tiny(phases=("ppo",), initialize_from=str(tmp_path / "gone"))
+    stored = replace(run, thoughts=replace(run.thoughts, normalised=not run.thoughts.normalised))
+    metadata = {"config": asdict(stored), "step": 3}
+    found, source = _continued(run, {}, tmp_path, metadata, print)
+    assert found.thoughts.normalised == stored.thoughts.normalised and source is None
