@@ -119,8 +119,8 @@ class LongShot:
 
         Args:
           question: a text, or a list of texts, which returns a list.
-          num_trajectories: 1 decodes greedily, where a joined answer has as many as the model chooses; more are sampled and fused. `own`: the model chooses the number, if PPO
-            trained it to.
+          num_trajectories: 1 decodes greedily, where a joined answer has as many as the model chooses; more are sampled and
+            fused. `own`: the model chooses the number, if PPO trained it to.
           return_all_trajectories: return a `Generation` instead of the text of the answer.
           thoughts: number of thoughts, after which the answer follows at once. None: the stop head decides where
             PPO or the curriculum trained it; after another curriculum, the largest number of its stage. After a curriculum

@@ -14,7 +14,7 @@ Everything is of one device. A fused attention of cuDNN moves its operands and r
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 
 _FREE = {
@@ -239,8 +239,9 @@ class _Program:
             self._run(name, [labels], loops, branches[-1])
 
         def moved(branch: list[Operation]) -> float:
-            inner = [replace(operation, loops=operation.loops[len(loops) :]) for operation in branch]
-            return sum(operation.bytes * operation.times(1) for operation in inner)
+            """Bytes of one execution of the branch; a loop whose length depends on data counts once."""
+            inner = [(operation.bytes, operation.loops[len(loops) :]) for operation in branch]
+            return sum(size * prod(1 if length is None else length for length in own) for size, own in inner)
 
         found += max(branches, key=moved)
 

@@ -231,7 +231,7 @@ class _Search:
 
 
 def _traffic(program: Program, made: Any, arithmetic: Arithmetic, divided: int) -> Traffic:
-    """`made` is the compiled program; its products are divided among so many devices."""
+    """Traffic of the compiled program `made`; `arithmetic` is shared evenly by `divided` devices."""
     outside = program.updates * _optimizer_traffic(program) + bytes_on_one_device(program.arguments[1:])
     return Traffic(
         operations(made.as_text()),
