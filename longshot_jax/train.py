@@ -110,7 +110,7 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         layout = build_layout(run, tokenizer)
         problems = check_problems(run, layout, problems)
         if "curriculum" in run.phases:
-            unfitting = unfitting_steps(problems.train, run.curriculum, layout, run.thoughts.join)
+            unfitting = unfitting_steps(problems.train, run.curriculum, layout, run.thoughts.joined)
             if unfitting:
                 _note(f"warning: {unfitting}.", stream)
         grade = own_grader(run.data.grader, problems.train)

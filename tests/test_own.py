@@ -16,6 +16,8 @@ from longshot_jax.checkpoints.convert import from_hf, to_hf
 from longshot_jax.checkpoints.run_folder import settings_of_test
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.config.ppo import RewardWeights
+from longshot_jax.data.equation_graph import parallel_steps
+from longshot_jax.data.equations import evaluate, from_infix
 from longshot_jax.data.loader import prefetched, problem_batches
 from longshot_jax.data.own import OwnCodeError, load_code, own_grader, own_problems
 from longshot_jax.data.problems import Problem, load_problems, question_key
@@ -391,6 +393,22 @@ def test_tasks_are_split_by_question_and_templates(here):
     assert nearest < 0.75
     write(here / "my_gym.py", EXAMPLES["my_gym.py"])
     assert trained("my_gym.py", "phases=curriculum,ppo", "ppo.max_thoughts=0") == 0
+
+
+@pytest.mark.slow
+def test_legs_are_counted_in_threads_and_added_in_joint_steps():
+    pytest.importorskip("reasoning_gym")
+    parameters = '{"min_animals": 2, "max_animals": 4}'
+    problems = read_problems(tiny(data__train=GYM + "leg_counting", data__parameters=parameters)).train
+    for number in range(50):
+        problem = problems[number]
+        threads, joint = parallel_steps(problem, 4)
+        told = re.findall(r"(\d+) [a-z]", problem.question.partition("have ")[2])
+        assert [step.partition("*")[0] for (step,) in threads] == told and len(joint) == len(told) - 1
+        for step in problem.steps:
+            left, _, right = step.partition("=")
+            assert evaluate(from_infix(left)) == int(right)
+        assert joint[-1].endswith(f"={problem.answer}") and problem.grade(problem.answer) == 1
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):

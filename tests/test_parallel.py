@@ -18,6 +18,7 @@ from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
 from longshot_jax.curriculum.parallel import parallel_batch, parallel_sums
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
+from longshot_jax.data.sources import Problems, check_problems
 from longshot_jax.data.threads import ThreadProblems, thread_words
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
@@ -80,6 +81,12 @@ def test_a_problem_with_more_threads_than_roles_or_too_long_a_text_is_refused():
     four = ThreadProblems(0, 1, (4,), (2,))[0]
     with pytest.raises(UserError, match=r"4 threads, but config.thoughts.roles is 3"):
         batch_at(0, problems=[four])
+    # Before training, although the file's first problems have fewer.
+    config = load_config(ROOT / "configs" / "threads.py")
+    config.thoughts.roles, config.data.validation = ROLES, "other.json"
+    many = [*[PROBLEMS[0]] * 20, four]
+    with pytest.raises(UserError, match=r"problem 21: a problem has 4 threads"):
+        check_problems(parse_config(config), LAYOUT, Problems(many, many))
     long = Problem("a?", ("1",) * 9, "1")
     with pytest.raises(UserError, match=r"have 10 tokens but config.data.answer_length is 7"):
         batch_at(0, problems=[long])
@@ -223,7 +230,7 @@ def test_the_count_head_of_a_joined_answer_chooses_from_one_on():
     assert rule.counts(bare, ROLES).tolist() == [2, 3, 1, ROLES]
     assert rule.bounds(bare, LAYOUT, ROLES)[1][-1].tolist() == [3] * ROLES
     many_threads = Problem("q", ("1",) * 4, "1", threads=(("1",),) * 4)
-    with pytest.raises(UserError, match=r"4 threads, but this model 3 trajectories .* remove the question 'q'"):
+    with pytest.raises(UserError, match=r"4 threads, but config.thoughts.roles is 3: .* remove the question 'q'"):
         ThoughtRule("steps", 3).bounds([many_threads], LAYOUT, ROLES)
 
 

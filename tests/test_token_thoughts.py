@@ -82,12 +82,12 @@ def test_each_thread_of_a_problem_fits_for_itself():
 
 
 def test_steps_that_do_not_fit_are_told():
-    assert "steps of 1 of 3 training problems" in (told := unfitting_steps(PROBLEMS, CONFIG, LAYOUT, False))
+    assert "steps of 1 of 3 training problems" in (told := unfitting_steps(PROBLEMS, CONFIG, LAYOUT, 0))
     assert "thought_slots 5, at most 6" in told
-    assert unfitting_steps(PROBLEMS, replace(CONFIG, thought_slots=6), LAYOUT, False) == ""
-    assert unfitting_steps(PROBLEMS, CurriculumConfig(), LAYOUT, False) == ""
+    assert unfitting_steps(PROBLEMS, replace(CONFIG, thought_slots=6), LAYOUT, 0) == ""
+    assert unfitting_steps(PROBLEMS, CurriculumConfig(), LAYOUT, 0) == ""
     threads = [Problem("a=1 b=2 ab?", ("1234", "567"), "45", threads=(("1234",), ("567",)))]
-    assert unfitting_steps(threads, CONFIG, LAYOUT, True) == "" != unfitting_steps(threads, CONFIG, LAYOUT, False)
+    assert unfitting_steps(threads, CONFIG, LAYOUT, 2) == "" != unfitting_steps(threads, CONFIG, LAYOUT, 0)
 
 
 def test_each_thought_has_its_token_as_its_step():

@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig, VariationalConfig, has_thoughts
+from longshot_jax.data.equation_graph import parallel_steps
 from longshot_jax.data.grouping import Shape, choose_shapes, smallest_shape
 from longshot_jax.data.layout import Layout, padded
 from longshot_jax.data.problems import Problem
@@ -150,7 +151,7 @@ def replaced_steps(
     return left_out, thoughts if has_thoughts(config.mode) else 0
 
 
-def unfitting_steps(problems: Sequence[Problem], config: CurriculumConfig, layout: Layout, joined: bool) -> str:
+def unfitting_steps(problems: Sequence[Problem], config: CurriculumConfig, layout: Layout, joined: int) -> str:
     """What must be said of problems with more tokens in their steps than thoughts are allowed; "" if all fit.
 
     Each thread of a problem counts for itself where answers are `joined`. Of many problems evenly spaced ones are looked at.
@@ -158,7 +159,7 @@ def unfitting_steps(problems: Sequence[Problem], config: CurriculumConfig, layou
     if config.c_thought or not has_thoughts(config.mode):
         return ""
     sample = _sample(problems)
-    threads = [(joined and problem.threads) or (problem.steps,) for problem in sample]
+    threads = [parallel_steps(problem, joined).threads if joined else (problem.steps,) for problem in sample]
     needed = [max(sum(len(layout.step(step)) for step in steps) for steps in each) for each in threads]
     longer = sum(number > config.thought_slots for number in needed)
     if not longer:

@@ -2,9 +2,9 @@
 
 Stage s replaces the first s steps of every thread by thoughts of its trajectory. What is left of a thread is written by
 that trajectory, up to `<|end-latent|>`; no trajectory sees another one. The answer follows, over the question, all
-thoughts and all texts.
+thoughts and all texts, after the steps that need several threads (`data.equation_graph`).
 
-Shapes: B problems, N trajectories, S prompt length, T thought slots, W tokens of a step, A tokens of a text or answer.
+Shapes: B problems, N trajectories, S prompt length, T thought slots, W tokens of a text or of a step, A tokens of an answer.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig, Var
 from longshot_jax.curriculum.batch import CurriculumBatch, StepTexts, forcing_probability, replaced_steps, step_texts
 from longshot_jax.curriculum.guidance import step_teaching, thought_losses
 from longshot_jax.curriculum.loss import TokenSums, curriculum_sums, think_pauses
+from longshot_jax.data.equation_graph import parallel_steps
 from longshot_jax.data.layout import Layout, padded
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
@@ -39,7 +40,7 @@ class ParallelBatch:
       prompt: tokens of the question, padded on the left. prompt_mask: True on real tokens.
       num_thoughts: number of thoughts of each trajectory. active: trajectories that have a thread.
       texts: what each trajectory writes after its thoughts, predicted: the rest of its thread and `<|end-latent|>`.
-      answers: the joined answer after its opening marker, which is not predicted.
+      answers: joint steps and the joined answer after an opening marker, which is not predicted.
       steps: texts of the replaced steps, in rows of all trajectories [B · N, T, W], if guidance reads them.
     """
 
@@ -47,8 +48,8 @@ class ParallelBatch:
     prompt_mask: Bool[Array, "B S"]
     num_thoughts: Int[Array, "B N"]
     active: Bool[Array, "B N"]
-    texts: Int[Array, "B N A"]
-    text_mask: Bool[Array, "B N A"]
+    texts: Int[Array, "B N W"]
+    text_mask: Bool[Array, "B N W"]
     answers: Int[Array, "B A"]
     answer_mask: Bool[Array, "B A"]
     steps: StepTexts | None = None
@@ -77,14 +78,14 @@ def parallel_batch(
 ) -> ParallelBatch:
     """Batch of `problems` at a stage; arguments as for `curriculum_batch`, A is `length`.
 
-    A problem without threads is one thread. Raises a UserError for one with more threads than `trajectories`, or if a
-    text or answer has more than `length` tokens.
+    Raises a UserError for a problem with more threads than `trajectories`, or if a text or answer has more than `length`
+    tokens.
     """
     prompt, prompt_mask = layout.prompts(problems)
     texts, replaced = [], np.zeros((len(problems), trajectories, 2), np.int32)
     fixed, rows = replace(config, uniform_prob=0.0), []
     for number, problem in enumerate(problems):
-        threads = threads_of(problem, trajectories)
+        threads = parallel_steps(problem, trajectories).threads
         rows += [replace(problem, steps=steps) for steps in (*threads, *((),) * (trajectories - len(threads)))]
         shown = stage
         if rng.random() < config.uniform_prob:
@@ -93,17 +94,17 @@ def parallel_batch(
             replaced[number, n] = left_out, _ = replaced_steps(shown, steps, fixed, layout, rng)
             texts.append([*(token for step in steps[left_out:] for token in layout.step(step)), layout.opening[0]])
         texts += [[]] * (trajectories - len(threads))
-    answers = [layout.answer(problem) for problem in problems]
-    longest = max(map(len, (*texts, *answers)))
-    if longest > length:
-        raise UserError(
-            f"the steps of a thread, or the answer, have {longest} tokens but config.data.answer_length is {length}: "
-            "raise it."
-        )
-    if layout.bucket:
-        length = min(length, -(-longest // layout.bucket) * layout.bucket)
-    shape = (len(problems), trajectories, length)
-    text_rows, text_mask = (part.reshape(shape) for part in padded(texts, length, layout.tokenizer.pad))
+    answers = [layout.answer(problem, trajectories) for problem in problems]
+    lengths = []
+    for longest in (max(map(len, texts)), max(map(len, answers))):
+        if longest > length:
+            raise UserError(
+                f"the steps of a thread, or the answer, have {longest} tokens but config.data.answer_length is {length}: "
+                "raise it."
+            )
+        lengths.append(min(length, -(-longest // layout.bucket) * layout.bucket) if layout.bucket else length)
+    shape = (len(problems), trajectories, lengths[0])
+    text_rows, text_mask = (part.reshape(shape) for part in padded(texts, lengths[0], layout.tokenizer.pad))
     steps, guidance = None, config.guidance
     if guidance.reads_steps:
         probability, in_rows = (
@@ -112,20 +113,9 @@ def parallel_batch(
         )
         steps = step_texts(rows, in_rows, config.c_thought, config.max_thoughts, layout, length, probability, rng)
     arrays = prompt, prompt_mask, replaced[..., 1], text_mask.any(axis=-1), text_rows, text_mask
-    answer_rows = padded(answers, length, layout.tokenizer.pad)
+    answer_rows = padded(answers, lengths[1], layout.tokenizer.pad)
     # NumPy arrays until the batch is placed on the devices.
     return ParallelBatch(*arrays, *answer_rows, steps)  # pyright: ignore[reportArgumentType]
-
-
-def threads_of(problem: Problem, trajectories: int) -> tuple[tuple[str, ...], ...]:
-    """The threads of a problem, at most `trajectories`; a UserError if there are more."""
-    threads = problem.threads or (problem.steps,)
-    if len(threads) > trajectories:
-        raise UserError(
-            f"a problem has {len(threads)} threads, but config.thoughts.roles is {trajectories}: raise it, or remove "
-            f"the question {problem.question[:60]!r}."
-        )
-    return threads
 
 
 def parallel_sums(

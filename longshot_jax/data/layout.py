@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 
 from longshot_jax.config.curriculum import Mode, has_thoughts
 from longshot_jax.config.run import Markers
+from longshot_jax.data.equation_graph import parallel_steps
 from longshot_jax.data.problems import Problem
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
@@ -110,11 +111,16 @@ class Layout:
             fitting, thoughts = fitting + 1, longer
         return fitting, thoughts
 
-    def answer(self, problem: Problem) -> list[int]:
-        """Ids of the answer between its introducing marker and the end token."""
+    def answer(self, problem: Problem, joined: int = 0) -> list[int]:
+        """Ids of the answer between its introducing marker and the end token.
+
+        One that is `joined` from so many trajectories is written after the steps that need several, if there are any.
+        """
         if self.markers == "coconut":
             return [*self.tokenizer.encode(f"{_ANSWER_MARK} {problem.answer}"), self.tokenizer.end]
-        return [self.tokenizer.end_latent, *self.tokenizer.encode(problem.answer), self.tokenizer.end]
+        marker, joint = self.tokenizer.end_latent, parallel_steps(problem, joined).joint if joined else ()
+        steps = [*(token for step in joint for token in self.step(step)), marker] if joint else []
+        return [marker, *steps, *self.tokenizer.encode(problem.answer), self.tokenizer.end]
 
     def answer_text(self, ids: Sequence[int]) -> str:
         """Text of a decoded answer up to its first end token; in layout `answer` only after the last `<|end-latent|>`.

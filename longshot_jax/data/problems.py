@@ -45,7 +45,8 @@ class Problem:
     """A question, its reasoning as one text per step (may be ()), and its correct answer without the `####` marker.
 
     No text is empty. `threads` are the steps once more where some are independent of others: each thread is a sequence
-    of its own, and all can be taken at the same time; () where nothing is known of it.
+    of its own, and all can be taken at the same time; () where nothing is known of it (`data.equation_graph`). Where
+    `steps` begin with all threads in order, those after them need several.
     """
 
     question: str

@@ -3,6 +3,9 @@
 `reasoning_gym:chain_sum` is the task `chain_sum`. A hash of its question decides whether a problem is for training,
 validation or test. Those of `gsm_symbolic` are split by template: its templates were made of questions of GSM8K's *test*
 (Mirzadeh et al. 2024, arXiv:2410.05229), and problems of one template differ in names and numbers only.
+
+Steps are those that a task states, which few do. Those of `leg_counting` are written here: the legs of each kind of
+animal, which are threads of their own, and their running sum.
 """
 
 import dataclasses
@@ -43,7 +46,8 @@ class GymProblem(Problem):
 
 def gym_problems(source: str, parameters: str, seed: int, count: int, split: Split) -> GeneratedProblems:
     """`count` problems of a task with parameters in JSON; a UserError for a task or parameters that do not exist."""
-    dataset, drawn = _dataset(source, parameters, seed), source.removeprefix(PREFIX) in _DRAWN
+    dataset, task = _dataset(source, parameters, seed), source.removeprefix(PREFIX)
+    drawn = task in _DRAWN
     if source == TEMPLATED:
         dataset.task_indices = _InTurn(_templates(dataset, split))
 
@@ -56,14 +60,31 @@ def gym_problems(source: str, parameters: str, seed: int, count: int, split: Spl
             ) from None
         if not isinstance(entry["answer"], str):
             raise UserError(f"{source} states no answers, because many are right: name another task")
-        solution = str(entry["metadata"].get("answer_cot", "")).split("\n")
-        steps = tuple(line.strip() for line in solution if line.strip() and not line.startswith("####"))
-        made = GymProblem(entry["question"], steps, entry["answer"], entry=entry, score=dataset.score_answer)
+        threads: tuple[tuple[str, ...], ...] = ()
+        if task == "leg_counting":
+            threads, steps = _legs(entry["metadata"]["animals"], sys.modules[type(dataset).__module__].ANIMALS)
+        else:
+            solution = str(entry["metadata"].get("answer_cot", "")).split("\n")
+            steps = tuple(line.strip() for line in solution if line.strip() and not line.startswith("####"))
+        made = GymProblem(entry["question"], steps, entry["answer"], threads, entry=entry, score=dataset.score_answer)
         return checked_problem(f"{source}, problem {index + 1}", made)
 
     if source == TEMPLATED:
         return GeneratedProblems(count, problem, stride=count + 1)
     return split_problems(source, count, problem, split)
+
+
+def _legs(
+    animals: Mapping[str, int], legs_of: Mapping[str, int]
+) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """Threads and steps: `3*4=12` for each kind of animal, then the sums `12+10=22`."""
+    products = [f"{count}*{legs_of[animal]}={count * legs_of[animal]}" for animal, count in animals.items()]
+    sums, total = [], 0
+    for place, (animal, count) in enumerate(animals.items()):
+        legs = count * legs_of[animal]
+        sums += [f"{total}+{legs}={total + legs}"] * (place > 0)
+        total += legs
+    return tuple((product,) for product in products), (*products, *sums)
 
 
 class _InTurn(list[int]):

@@ -12,6 +12,7 @@ from longshot_jax.config.curriculum import CurriculumConfig
 from longshot_jax.config.run import DataConfig, RunConfig
 from longshot_jax.data.chains import ChainProblems, Split, chain_words
 from longshot_jax.data.colouring import ColouringProblems, as_colouring, colouring_words
+from longshot_jax.data.equation_graph import parallel_steps
 from longshot_jax.data.layout import Layout, TooLong
 from longshot_jax.data.own import load_code, names_code, own_problems
 from longshot_jax.data.problems import GeneratedProblems, Problem, fingerprint, load_problems, question_key
@@ -21,6 +22,7 @@ from longshot_jax.data.redraw import RedrawnProblems
 from longshot_jax.data.stories import StoryProblems
 from longshot_jax.data.threads import ThreadProblems, thread_words
 from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.data.tokenizer_checks import no_model_tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.files import local_path, replacing_folder
 
@@ -245,14 +247,6 @@ def build_tokenizer(
     return Tokenizer.load(kind, multiple, template)
 
 
-def no_model_tokenizer() -> UserError:
-    """The error for `data.tokenizer` `model` combined with `model.source` `scratch`."""
-    return UserError(
-        "config.data.tokenizer is 'model', but config.model.source is 'scratch', which has no tokenizer: set it to "
-        "'bpe', 'chains', a folder or a hub name."
-    )
-
-
 def store_tokenizer(tokenizer: Tokenizer, workdir: str | Path) -> None:
     """Writes a new run's tokenizer to `workdir/tokenizer`, for evaluation and export; a UserError on failure.
 
@@ -339,16 +333,19 @@ class _Check:
         run, layout = self.run, self.layout
         layout.tokenizer.check_spelling(problem.question)
         layout.tokenizer.check_spelling(problem.answer)
+        if run.thoughts.joined:
+            parallel_steps(problem, run.thoughts.joined)  # refuses more threads than trajectories
         if len(problem.question.encode()) + self.overhead > run.data.prompt_length:
             layout.question(problem)
+        answer = len(problem.answer.encode()) + 8
+        most = sum(len(step.encode()) + 1 for step in problem.steps) + answer
         if supervised := [run.supervised(phase) for phase in run.phases if phase != "ppo"]:
             for step in problem.steps:
                 layout.tokenizer.check_spelling(step)
-            most = sum(len(step.encode()) + 1 for step in problem.steps) + len(problem.answer.encode()) + 8
             if most > run.data.answer_length:
                 for config in supervised:
                     self._check_written(problem, config)
-        if "ppo" in run.phases and len(problem.answer.encode()) + 8 > self.sampled_length:
+        if "ppo" in run.phases and (most if run.thoughts.joined else answer) > self.sampled_length:
             self._check_sampled(problem)
 
     def _check_written(self, problem: Problem, config: CurriculumConfig) -> None:
@@ -366,12 +363,11 @@ class _Check:
             gone = len(steps) if config.mode == "no_cot" else min(config.always_replaced, len(steps))
             if not config.c_thought and config.always_replaced <= config.max_latent_stage:
                 gone = layout.token_thoughts(steps[:gone], config.thought_slots)[0]
-            shown = steps[gone:]
-            return sum(len(layout.step(step)) for step in shown)
+            return sum(len(layout.step(step)) for step in steps[gone:])
 
-        answer = len(layout.answer(problem))
-        if self.run.thoughts.joined:  # each thread is written by its own trajectory, up to a marker
-            tokens = max(answer, *(written(steps) + 1 for steps in problem.threads or (problem.steps,)))
+        joined, answer = self.run.thoughts.joined, len(layout.answer(problem, self.run.thoughts.joined))
+        if joined:  # each thread is written by its own trajectory, up to a marker
+            tokens = max(answer, *(written(steps) + 1 for steps in parallel_steps(problem, joined).threads))
         else:
             tokens = len(layout.closing) + written(problem.steps) + answer
         if tokens > limit:
@@ -383,7 +379,7 @@ class _Check:
             )
 
     def _check_sampled(self, problem: Problem) -> None:
-        needed = len(self.layout.answer(problem)) - self.forced
+        needed = len(self.layout.answer(problem, self.run.thoughts.joined)) - self.forced
         if needed > self.sampled_length:
             raise UserError(
                 f"the answer {problem.answer[:60]!r} has {needed} tokens with its end, but config.{self.key}."

@@ -65,3 +65,11 @@ def check_new(vocabulary: dict[str, int], words: Sequence[str], name: str) -> No
 
 def _skeleton(text: str) -> str:
     return re.sub(r"[^\s\d]+", "x", text.strip())
+
+
+def no_model_tokenizer() -> UserError:
+    """The error for `data.tokenizer` `model` combined with `model.source` `scratch`."""
+    return UserError(
+        "config.data.tokenizer is 'model', but config.model.source is 'scratch', which has no tokenizer: set it to "
+        "'bpe', 'chains', a folder or a hub name."
+    )

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from longshot_jax.checkpoints.initialize import shape_from_scratch, shape_of_other_run
 from longshot_jax.config import RunConfig
-from longshot_jax.data.sources import ALPHABETS, no_model_tokenizer
+from longshot_jax.data.sources import ALPHABETS
 from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.data.tokenizer_checks import no_model_tokenizer
 from longshot_jax.errors import UserError, shown
 from longshot_jax.files import local_path
 from longshot_jax.model.huggingface.config import read_config

@@ -19,9 +19,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from longshot_jax.config import RunConfig
 from longshot_jax.config.curriculum import CurriculumConfig, has_thoughts
+from longshot_jax.data.equation_graph import parallel_steps
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
-from longshot_jax.errors import UserError
 from longshot_jax.thoughts.densities import categorical_entropy, categorical_log_prob
 from longshot_jax.thoughts.navigator import Navigator
 
@@ -55,15 +55,13 @@ class ThoughtRule:
             return np.full(count, fewest, np.int32), np.full(count, self.max_thoughts, np.int32)
         alone = ((),) * max(joined, 1)  # a problem without steps: every trajectory has its thoughts
         threads = [
-            (joined and problem.threads) or ((problem.steps,) if problem.steps else alone) for problem in problems
+            parallel_steps(problem, joined).threads
+            if joined and (problem.steps or problem.threads)
+            else ((problem.steps,) if problem.steps else alone)
+            for problem in problems
         ]
         fewest, most = np.zeros((2, len(problems), max(joined, 1)), np.int32)
         for row, each in enumerate(threads):
-            if joined and len(each) > joined:
-                raise UserError(
-                    f"a problem has {len(each)} threads, but this model {joined} trajectories (config.thoughts.roles): remove "
-                    f"the question {problems[row].question[:60]!r}, or train a model with more."
-                )
             most[row, : len(each)] = [self._of(steps, layout) if steps else self.max_thoughts for steps in each]
             decides = [self.stops and not steps for steps in each]
             fewest[row, : len(each)] = np.where(decides, self.min_thoughts, most[row, : len(each)])
@@ -79,9 +77,12 @@ class ThoughtRule:
 
         None is all, or the model's choice.
         """
-        if not joined or self.kind == "own" or not any(problem.steps for problem in problems):
+        if not joined or self.kind == "own" or not any(problem.steps or problem.threads for problem in problems):
             return None
-        numbers = [len(problem.threads or (problem.steps,)) if problem.steps else joined for problem in problems]
+        numbers = [
+            len(parallel_steps(problem, joined).threads) if problem.steps or problem.threads else joined
+            for problem in problems
+        ]
         return np.asarray(numbers, np.int32)
 
 
