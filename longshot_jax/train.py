@@ -117,6 +117,14 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         if "ppo" in run.phases:
             check_rewards(run, problems.train, lambda text: _note(text, stream))
         abstract = abstract_reasoner(run, tokenizer, mesh, folder, backbone)
+        longest, context_length = run.longest_sequence, abstract.backbone.max_position_embeddings
+        if longest > context_length:
+            _note(
+                f"warning: prompt, thoughts and answer may take {longest} positions, and the model is made for {context_length} "
+                "(max_position_embeddings): beyond them it has not been trained. Lower config.data.prompt_length, "
+                "config.data.answer_length or the number of thoughts.",
+                stream,
+            )
         log = stack.enter_context(weights_and_biases(run, workdir))
         # Written after all checks, so a refused run leaves nothing behind.
         on_primary(lambda: write_config(workdir, asdict(run)))

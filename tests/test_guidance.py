@@ -109,16 +109,35 @@ def test_targets_are_mean_embeddings_and_forced_ones_are_fed_back():
     assert float(after_forcing) == pytest.approx(own, abs=1e-4)
 
 
-def test_steps_are_explained_from_their_thoughts_alone():
-    """Against a decoder from scratch that is given one thought and the step's tokens before each."""
+def test_a_problems_thoughts_begin_with_its_role():
+    reasoner = small_reasoner("hidden", True, roles=3, vocab_size=LAYOUT.tokenizer.vocabulary_size)
+    problems, config = ChainProblems(0, 4, (1,), "train"), CurriculumConfig(max_latent_stage=1)
+    drawn = curriculum_batch([problems[0], problems[1]], 1, config, LAYOUT, 9, np.random.default_rng(0))
+    batch = jax.tree.map(jnp.asarray, drawn)
+    graphdef, params = nnx.split(reasoner)
+
+    def loss(params, roles):
+        return curriculum_sums(nnx.merge(graphdef, params), replace(batch, roles=jnp.asarray(roles)), 1).loss_sum
+
+    gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)
+    for roles in ([0, 2], [1, 1]):
+        sizes = jnp.abs(gradient(params, roles)["navigator"]["role_table"][...]).max(axis=1)
+        assert set(np.flatnonzero(sizes).tolist()) == set(roles)
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_steps_are_explained_from_their_thoughts_alone(forced):
+    """Against a decoder from scratch that is given one thought, the model's own, and the step's tokens before each."""
     reasoner = small_reasoner("hidden", True)
-    thoughts, _, loss = thought(reasoner, False)
+    thoughts, _, loss = thought(reasoner, forced)
+    own = np.array(thoughts.embeddings)
+    own[0, 0, 0] = thought(reasoner, False)[0].embeddings[0, 0, 0]  # the one that was replaced
     table = np.asarray(reasoner.backbone.embedding[...])
     head = np.asarray(reasoner.backbone.head[...])
     expected = 0.0
     for b, t in ((0, 0), (0, 1), (1, 0)):
         tokens = np.asarray(STEPS.tokens[b, t])[np.asarray(STEPS.mask[b, t])]
-        inputs = np.concatenate([np.asarray(thoughts.embeddings[b, 0, t])[None], table[tokens[:-1]]])
+        inputs = np.concatenate([own[b, 0, t][None], table[tokens[:-1]]])
         logits = from_scratch(reasoner, inputs) @ head.T
         log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
         expected -= log_probs[np.arange(len(tokens)), tokens].sum()

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from builders import QUICK, small_reasoner
 from flax import nnx
@@ -16,6 +17,7 @@ from longshot_jax.cli import load_config
 from longshot_jax.config import parse_config
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
 from longshot_jax.curriculum.parallel import parallel_batch, parallel_sums
+from longshot_jax.curriculum.update import curriculum_update
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
 from longshot_jax.data.sources import Problems, check_problems
@@ -34,6 +36,7 @@ from longshot_jax.thoughts.rollout import make_temperatures
 from longshot_jax.thoughts.stopping import StopRule, ThoughtRule
 from longshot_jax.thoughts.think import encode, think
 from longshot_jax.train import train
+from longshot_jax.training.state import start_state
 
 ROOT = Path(__file__).parents[1]
 TOKENS = Tokenizer.for_chains(words=thread_words())
@@ -70,11 +73,54 @@ def test_every_thread_has_a_trajectory_with_its_thoughts_and_the_rest_of_its_ste
 def test_steps_that_guide_thoughts_are_those_of_the_trajectory():
     guided = dataclasses.replace(CONFIG, guidance=GuidanceConfig(explanation=1.0))
     steps = batch_at(1, guided).steps
-    assert steps is not None and steps.tokens.shape == (len(PROBLEMS) * ROLES, 3, LENGTH)
+    assert steps is not None and steps.tokens.shape == (len(PROBLEMS), ROLES * 3, LENGTH)
+    steps = jax.tree.map(lambda x: x.reshape(-1, 3, *x.shape[2:]), steps)
     firsts = [thread[0] for p in PROBLEMS for thread in (*(p.threads or (p.steps,)), *((" ",),) * ROLES)[:ROLES]]
     assert [written(row[0], mask[0]) for row, mask in zip(steps.tokens, steps.mask, strict=True)] == [
         text.strip() for text in firsts
     ]
+
+
+def test_neither_guidance_nor_its_gradient_depends_on_micro_batches():
+    guidance = GuidanceConfig(target=0.5, explanation=0.5, forcing=(0.5, 0.5), stop=0.2)
+    batch = batch_at(2, dataclasses.replace(CONFIG, guidance=guidance), [*PROBLEMS, PROBLEMS[1]])
+    reasoner = reasoner_of()
+    graphdef, params = nnx.split(reasoner)
+    steps, metrics = [], []
+    for parts in (1, 2):
+        config = dataclasses.replace(CONFIG, guidance=guidance, batch_size=4, micro_batch_size=4 // parts)
+        update = curriculum_update(graphdef, optax.sgd(1.0), config)
+        state = start_state(params, nnx.State({}), optax.sgd(1.0), jax.random.key(0))
+        after, told = jax.jit(update, compiler_options=QUICK)(state, batch)
+        steps.append(jax.tree.leaves(jax.tree.map(lambda a, b: a - b, after.trainable, params)))
+        metrics.append(told)
+    assert metrics[0]["guidance/explanation"] > 0 and metrics[0]["guidance/target"] > 0
+    for name, value in metrics[0].items():
+        np.testing.assert_allclose(value, metrics[1][name], rtol=1e-4, atol=1e-5)
+    for one, two in zip(*steps, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=2e-5)
+    # Of trajectories that exist: of four problems two, three, one and three.
+    assert metrics[0]["thoughts"] == np.asarray(batch.num_thoughts)[np.asarray(batch.active)].mean()
+
+
+def test_a_sampled_answer_has_other_random_numbers_than_the_texts_before_it():
+    """All tokens are equally likely, so what is drawn shows the numbers themselves."""
+    reasoner, batch = reasoner_of(), jax.tree.map(jnp.asarray, batch_at(1))
+    reasoner.backbone.head[...] = jnp.zeros_like(reasoner.backbone.head[...])
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def drawn(reasoner):
+        prompt = begin_trajectories(reasoner, encode(reasoner, batch.prompt, batch.prompt_mask), ROLES)
+        rule = StopRule(batch.num_thoughts, batch.num_thoughts)
+        thoughts = think(reasoner, prompt, None, rule, jnp.zeros((3, ROLES, 3, 8)), jnp.zeros(()))
+        keys = jax.vmap(lambda key: jax.random.split(key, ROLES))(jax.random.split(jax.random.key(0), 3))
+        given = LENGTH, jnp.ones(()), keys
+        texts = decode_answers(reasoner, prompt, thoughts, (), (TOKENS.end_latent,), *given)
+        answers = decode_jointly(reasoner, prompt, thoughts, (), (TOKENS.end,), *given, text_end=TOKENS.end_latent)
+        return texts.tokens[:, 0], answers.tokens[:, 0]
+
+    texts, answers = drawn(reasoner)
+    assert (texts[:, :2] != answers[:, :2]).any(axis=1).all()
 
 
 def test_a_problem_with_more_threads_than_roles_or_too_long_a_text_is_refused():
@@ -192,6 +238,7 @@ CONFLICTS = [
     ({"thoughts.roles": 0}, "set config.thoughts.roles"),
     ({"data.threads": (3,)}, "config.data.threads 3 is more than config.thoughts.roles 2"),
     ({"markers": "coconut"}, "take 'answer'"),
+    ({"data.batch_shapes": 2}, "config.data.batch_shapes 2 groups sequences of one trajectory"),
     ({"ppo.rewards.vote_correct": 1.0, "ppo.shared_reward": True}, "config.ppo.rewards.vote_correct"),
     ({"curriculum.guidance.distillation": 1.0}, "config.curriculum.guidance.distillation"),
     ({"phases": ("ppo",), "ppo.num_trajectories": 5}, "has no room for config.ppo.num_trajectories 5"),
@@ -230,7 +277,9 @@ def test_the_count_head_of_a_joined_answer_chooses_from_one_on():
     assert rule.counts(bare, ROLES).tolist() == [2, 3, 1, ROLES]
     assert rule.bounds(bare, LAYOUT, ROLES)[1][-1].tolist() == [3] * ROLES
     many_threads = Problem("q", ("1",) * 4, "1", threads=(("1",),) * 4)
-    with pytest.raises(UserError, match=r"4 threads, but config.thoughts.roles is 3: .* remove the question 'q'"):
+    with pytest.raises(
+        UserError, match=r"4 threads, but config.thoughts.roles is 3: .* leave out problems such as 'q'"
+    ):
         ThoughtRule("steps", 3).bounds([many_threads], LAYOUT, ROLES)
 
 

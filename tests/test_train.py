@@ -17,6 +17,7 @@ from tiny_run import Stopped, copier, skip_evaluations, stop_before_iterations, 
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.pretrained import load_pretrained
+from longshot_jax.curriculum import loop as curriculum_loop
 from longshot_jax.curriculum import update as curriculum_programs
 from longshot_jax.curriculum.loop import Position
 from longshot_jax.errors import UserError
@@ -322,3 +323,31 @@ def test_an_ensemble_draws_one_number_of_thoughts_for_all_its_trajectories():
         lengths = PPOLoop.make_questions(loop, 0, [])  # a function of settings and prompts
         drawn = np.asarray(lengths.lengths.max_thoughts)
         assert set(drawn.ravel().tolist()) == {0, 1, 2} and (drawn == drawn[:, :1]).all() == ensemble
+
+
+def test_every_role_is_taught_where_answers_are_not_joined(tmp_path, monkeypatch):
+    seen = []
+    place = curriculum_loop.place_batch
+    monkeypatch.setattr(
+        curriculum_loop, "place_batch", lambda batch, mesh: seen.append(batch.roles) or place(batch, mesh)
+    )
+    skip_evaluations(monkeypatch.setattr)
+    train(tiny(phases=("curriculum",), thoughts__roles=3, curriculum__stages=(1,)), tmp_path / "run")
+    assert {role for roles in seen for role in roles.tolist()} == {0, 1, 2}
+
+
+def test_sequences_beyond_the_models_context_are_warned_of(tmp_path):
+    golden, told = "tests/fixtures/golden_llama3", {}  # 256 positions
+
+    def stop(*_):
+        raise Stopped
+
+    for length in (249, 250):
+        run = tiny(model__source=golden, phases=("curriculum",), data__prompt_length=length, data__tokenizer="chains")
+        stream = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+            watch_batches(patch.setattr, stop)
+            train(run, tmp_path / str(length), stream)
+        told[length] = stream.getvalue()
+    assert "may take" not in told[249]
+    assert "prompt, thoughts and answer may take 257 positions, and the model is made for 256" in told[250]

@@ -94,7 +94,7 @@ def test_inactive_trajectories_add_nothing(reading):
 
         def loss(params, rollout=rollout, recorded=recorded, reward=reward, costs=costs):
             advantages, returns = estimate_advantages(rollout, recorded, reward, costs, config)
-            advantages, count_advantage = share_advantages(advantages, rollout, config)
+            advantages, count_advantage = share_advantages(advantages, recorded.values, rollout, config)
             if count_advantage is not None:
                 advantages /= MOST / 2  # scaled by N over the number of trajectories
             part = Experience(rollout, recorded, None, advantages, returns, count_advantage=count_advantage)
@@ -126,6 +126,56 @@ def question_keys_of(seed):
 
 
 PROMPT, CHOICES, LARGEST = (0, 1, 1), 3, 3
+
+
+def answers_alone(tokens, active, num_trajectories):
+    """A rollout without thoughts, with answers of one token; the numbers of trajectories are actions."""
+    rows, everything = len(tokens), tokens.shape
+    return Rollout(
+        prompt=jnp.broadcast_to(jnp.asarray(PROMPT), (rows, 3)),
+        prompt_mask=jnp.ones((rows, 3), bool),
+        actions=jnp.zeros((*everything, 0, 4)),
+        noise=jnp.zeros((*everything, 0, 4)),
+        embeddings=jnp.zeros((*everything, 0, 4)),
+        thought_mask=jnp.zeros((*everything, 0), bool),
+        stops=jnp.ones((*everything, 1), bool),
+        is_action=jnp.zeros((*everything, 1), bool),
+        num_thoughts=jnp.zeros(everything, jnp.int32),
+        tokens=jnp.asarray(tokens)[..., None],
+        token_mask=jnp.asarray(active)[..., None],
+        ended=jnp.asarray(active),
+        thought_std=jnp.float32(0),
+        stop_temperature=jnp.float32(1),
+        token_temperature=jnp.float32(1),
+        num_trajectories=jnp.asarray(num_trajectories),
+        count_is_action=jnp.ones(rows, bool),
+        active=jnp.asarray(active),
+    )
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(("shared", "whitens"), [(False, False), (False, True), (True, False)])
+def test_the_number_of_trajectories_has_a_baseline_that_does_not_depend_on_it(shared, whitens):
+    """Law 4 for the number alone: with roles each trajectory has a reward and a value of its own."""
+    rewards, values = np.array([0.2, 1.0, 0.4, -0.3]), np.array([0.1, 1.1, 0.5, -0.2])
+    logits, counts = jnp.array([0.3, -0.2, 0.1]), np.array([2, 3, 4])
+    active = np.arange(MOST) < counts[:, None]
+    mean = np.where(active, rewards, 0).sum(1) / counts
+    earned = np.where(active, mean[:, None] if shared else rewards, 0.0)
+    rollout = answers_alone(np.zeros(active.shape, np.int32), active, np.int32(counts))
+    # Of each trajectory h_0 and a token, at whose end it earns.
+    guessed = jnp.asarray(np.where(active, values, 0.0))[..., None] * jnp.ones(2)
+    given = jnp.asarray(earned)[..., None] - guessed
+    config = PPOConfig(whiten=whitens, shared_reward=shared)
+    advantages, of_count = share_advantages(given, guessed, rollout, config)
+    chances = jax.nn.softmax(logits)
+    found = jax.grad(lambda logits: jnp.sum(chances * of_count * jax.nn.log_softmax(logits)))(logits)
+    true = jax.grad(lambda logits: jnp.sum(jax.nn.softmax(logits) * mean))(logits)
+    scale = 1.0 if shared else MOST
+    if whitens:
+        scale /= float(np.asarray(given)[active].std() + 1e-4)
+    np.testing.assert_allclose(found, scale * true, rtol=1e-4, atol=1e-6)
+    assert float(jnp.abs(true).max()) > 1e-2 and advantages.shape == given.shape
 
 
 def all_counts_and_answers():
@@ -167,27 +217,8 @@ def test_gradient_is_that_of_the_expected_mean_over_trajectories(shared):
 
         chances = jax.jit(probability, compiler_options=QUICK)(params)
         assert abs(float(chances.sum()) - 1) < 1e-9
-        rows, everything = len(tokens), tokens.shape
-        rollout = Rollout(
-            prompt=jnp.broadcast_to(jnp.asarray(PROMPT), (rows, 3)),
-            prompt_mask=jnp.ones((rows, 3), bool),
-            actions=jnp.zeros((*everything, 0, 4)),
-            noise=jnp.zeros((*everything, 0, 4)),
-            embeddings=jnp.zeros((*everything, 0, 4)),
-            thought_mask=jnp.zeros((*everything, 0), bool),
-            stops=jnp.ones((*everything, 1), bool),
-            is_action=jnp.zeros((*everything, 1), bool),
-            num_thoughts=jnp.zeros(everything, jnp.int32),
-            tokens=jnp.asarray(tokens)[..., None],
-            token_mask=jnp.asarray(active)[..., None],
-            ended=jnp.asarray(active),
-            thought_std=jnp.float32(0),
-            stop_temperature=jnp.float32(1),
-            token_temperature=jnp.float32(1),
-            num_trajectories=jnp.asarray(num_trajectories),
-            count_is_action=jnp.ones(rows, bool),
-            active=jnp.asarray(active),
-        )
+        everything = tokens.shape
+        rollout = answers_alone(tokens, active, num_trajectories)
         config = PPOConfig(
             gradient="none",
             whiten=False,
@@ -203,7 +234,7 @@ def test_gradient_is_that_of_the_expected_mean_over_trajectories(shared):
             recorded = jax.lax.stop_gradient(rescore(reasoner, rollout, None, (1,), "parallel", "summed"))
             costs = jnp.zeros((*everything, 1))
             advantages, returns = estimate_advantages(rollout, recorded, jnp.asarray(reward), costs, config)
-            advantages, count_advantage = share_advantages(advantages, rollout, config)
+            advantages, count_advantage = share_advantages(advantages, recorded.values, rollout, config)
             part = Experience(
                 rollout,
                 recorded,

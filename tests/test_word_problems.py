@@ -184,6 +184,8 @@ def test_new_numbers_are_whole_alike_and_true():
         ),  # a word or a result?
         ("2 red and 3 blue, 5 bags of 5.", ("2+3=5", "5*5=25"), "25"),
         ("He buys 4 4-packs.", ("4*4=16",), "16"),  # digits that are part of a word
+        ("It takes twenty minutes for each of 20 balls.", ("20*20=400",), "400"),
+        ("She types 60 words a minute. How many in an hour?", ("60*60=3600",), "3600"),  # one of the two is the hour's
         ("He has 7 pins and 2 nuts for a week.", ("7*2=14",), "14"),  # the pins or the days?
         ("He has 5 pins.", ("5/2=2.5",), "2.5"),
         ("He has 5 pins, and 7 go.", ("5-7=-2",), "-2"),

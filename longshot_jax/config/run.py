@@ -172,6 +172,12 @@ class RunConfig:
         return max((phases[phase] for phase in self.phases), default=0)
 
     @property
+    def longest_sequence(self) -> int:
+        """Most positions of a prompt, its thoughts and what is written; before a joined answer each trajectory may write."""
+        written = self.data.answer_length * (2 if self.thoughts.join else 1)
+        return self.data.prompt_length + self.max_thoughts + max(written, self.sampled_length)
+
+    @property
     def sampled_length(self) -> int:
         """A of answers sampled by PPO."""
         return self.ppo.answer_length or self.data.answer_length

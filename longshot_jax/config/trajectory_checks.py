@@ -30,6 +30,11 @@ def role_faults(run: RunConfig) -> Iterator[str]:
             f"config.data.threads {most} is more than config.thoughts.roles {roles}, and each thread "
             "needs a trajectory: raise roles, or lower threads."
         )
+    if run.data.batch_shapes:
+        yield (
+            f"config.data.batch_shapes {run.data.batch_shapes} groups sequences of one trajectory, and config.thoughts.join has "
+            "several: set it to 0; config.data.length_bucket still applies."
+        )
     if run.markers != "answer":
         yield (
             f"config.thoughts.join needs a marker that ends each trajectory's text, and config.markers {run.markers!r} "

@@ -104,6 +104,7 @@ class CurriculumBatch:
       text: CurriculumBatch of the same problems with all steps written, if thoughts are distilled from it.
       hidden: True where the tokens do not see the question, only the thoughts; None: nowhere.
       noise_seeds: of the noise of each problem's thoughts, if they are sampled.
+      roles: role of each problem's one trajectory; None without roles.
       dropout_mask: factors drawn by the update: 0 or 1 / (1 - dropout); None without dropout.
     """
 
@@ -118,6 +119,7 @@ class CurriculumBatch:
     text: Any = None
     hidden: Bool[Array, " B"] | None = None
     noise_seeds: UInt32[Array, " B"] | None = None
+    roles: Int[Array, " B"] | None = None
     dropout_mask: Float[Array, "B T D"] | None = None
 
     @property

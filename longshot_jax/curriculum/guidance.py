@@ -82,7 +82,9 @@ def target_distance(reasoner: Reasoner, thoughts: Thoughts, steps: StepTexts) ->
 def explanation_loss(reasoner: Reasoner, thoughts: Thoughts, steps: StepTexts) -> Float[Array, ""]:
     """Negative log-likelihood of each step's tokens given its thought alone, in nats, summed over tokens."""
     batch, slots, length = steps.tokens.shape
-    thought = thoughts.embeddings.reshape(batch * slots, 1, -1)
+    # The model's own thought, also where a step's embedding was fed back.
+    own = reasoner.navigator.to_embedding(thoughts.actions, thoughts.hidden[:, :, :-1])
+    thought = own.reshape(batch * slots, 1, -1)
     tokens = steps.tokens.reshape(batch * slots, length)
     mask = steps.mask.reshape(batch * slots, length)
     inputs = jnp.concatenate([thought, reasoner.backbone.embed(tokens[:, :-1])], axis=1)

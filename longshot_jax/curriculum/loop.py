@@ -92,6 +92,9 @@ class CurriculumLoop:
             batch = parallel_batch(*given, joined, rng, number)
         else:
             batch = curriculum_batch(*given, rng, number, replaced, self.padding)
+            if run.thoughts.roles:  # each of them learns to think
+                roles = rng.integers(run.thoughts.roles, size=len(problems), dtype=np.int32)
+                batch = replace(batch, roles=roles)
         return place_batch(batch, self.context.mesh)
 
     def batches(self, stage: int) -> grain.MapDataset[Batch]:

@@ -62,7 +62,8 @@ def curriculum_sums(
       thought_std: standard deviation of their prior before its learned factor, in units of the action.
     """
     guidance = guidance or GuidanceConfig()
-    prompt = begin_trajectories(reasoner, encode(reasoner, batch.prompt, batch.prompt_mask), 1)
+    roles = None if batch.roles is None else batch.roles[:, None]
+    prompt = begin_trajectories(reasoner, encode(reasoner, batch.prompt, batch.prompt_mask), 1, roles=roles)
     num_thoughts = batch.num_thoughts[:, None]
     shape, bound = (*num_thoughts.shape, max_thoughts), {}
     if pause_token is not None:

@@ -10,6 +10,7 @@ Shapes: B problems, N trajectories, S prompt length, T thought slots, W tokens o
 from collections.abc import Sequence
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -41,7 +42,7 @@ class ParallelBatch:
       num_thoughts: number of thoughts of each trajectory. active: trajectories that have a thread.
       texts: what each trajectory writes after its thoughts, predicted: the rest of its thread and `<|end-latent|>`.
       answers: joint steps and the joined answer after an opening marker, which is not predicted.
-      steps: texts of the replaced steps, in rows of all trajectories [B · N, T, W], if guidance reads them.
+      steps: texts of the replaced steps, those of all trajectories of a problem in its row [B, N · T, W], if guidance reads them.
     """
 
     prompt: Int[Array, "B S"]
@@ -112,6 +113,8 @@ def parallel_batch(
             [(int(out), int(put)) for out, put in replaced.reshape(-1, 2)],
         )
         steps = step_texts(rows, in_rows, config.c_thought, config.max_thoughts, layout, length, probability, rng)
+        # A row a problem, as all that micro-batches cut.
+        steps = jax.tree.map(lambda x: x.reshape(len(problems), -1, *x.shape[2:]), steps)
     arrays = prompt, prompt_mask, replaced[..., 1], text_mask.any(axis=-1), text_rows, text_mask
     answer_rows = padded(answers, lengths[1], layout.tokenizer.pad)
     # NumPy arrays until the batch is placed on the devices.
@@ -130,16 +133,17 @@ def parallel_sums(
     trajectories = batch.num_thoughts.shape[1]
     prompt = encode(reasoner, batch.prompt, batch.prompt_mask)
     prompt = begin_trajectories(reasoner, prompt, trajectories, batch.active)
+    steps = jax.tree.map(lambda x: x.reshape(batch.num_thoughts.size, -1, *x.shape[2:]), batch.steps)
     if pause_token is not None:
         thoughts = think_pauses(reasoner, prompt, pause_token, batch.num_thoughts, max_thoughts)
     else:
         noise = jnp.zeros((*batch.num_thoughts.shape, max_thoughts, reasoner.action_size))
         rule = StopRule(batch.num_thoughts, batch.num_thoughts, active=batch.active)
-        teaching = step_teaching(reasoner, batch.steps, guidance, batch.num_thoughts.shape)
+        teaching = step_teaching(reasoner, steps, guidance, batch.num_thoughts.shape)
         thoughts = think(reasoner, prompt, None, rule, noise, jnp.zeros(()), teaching=teaching)
     scores, texts = _text_scores(reasoner, prompt, thoughts, batch)
     answer = _answer_scores(reasoner, prompt, thoughts, texts, batch)
-    parts = thought_losses(reasoner, thoughts, batch.steps, guidance, batch.active)
+    parts = thought_losses(reasoner, thoughts, steps, guidance, batch.active)
     right = jnp.sum(scores.is_top, dtype=jnp.float32) + jnp.sum(answer.is_top, dtype=jnp.float32)
     return TokenSums(-jnp.sum(scores.log_probs) - jnp.sum(answer.log_probs), batch.loss_count, right, parts)
 

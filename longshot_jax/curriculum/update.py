@@ -78,7 +78,7 @@ def curriculum_update(
             "loss": loss,
             "token_accuracy": sums.correct / total,
             "gradient_norm": norm,
-            "thoughts": jnp.mean(batch.num_thoughts.astype(jnp.float32)),
+            "thoughts": jnp.mean(batch.num_thoughts.astype(jnp.float32), where=getattr(batch, "active", None)),
             "real_positions": jnp.mean(batch.real_positions, dtype=jnp.float32),
             "skipped": counts["skipped_total"],
             "skipped_in_a_row": counts["skipped"],

@@ -6,11 +6,12 @@ Threads that a problem states are taken as they are. Otherwise equations tell th
     24+24=48           ->   a joint step, because it uses the results of both
 
 A step that uses results of one thread alone goes on with it. A step that uses those of several, and all that use its
-result, are joint: they are written in the joined answer, which reads all threads. A number that is an earlier result by
-chance counts as that result, which makes fewer threads and never a thread that lacks something.
+result, are joint: they are written in the joined answer, which reads all threads, whatever the stage. A number that is an
+earlier result by chance counts as that result, which makes fewer threads. A result that is used rounded is not recognised.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -18,8 +19,9 @@ from typing import NamedTuple
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 
-_EQUATION = re.compile(r"(?:<<)?(?P<left>[^=<>]+)=(?P<right>[^=<>]+)(?:>>)?")
-_NUMBER = re.compile(r"\d{1,30}(?:\.\d{1,30})?")
+_EQUATION = re.compile(r"(?:<<)?(?P<left>[^=<>a-zA-Z]+)=(?P<right>[^=<>]+)(?:>>)?")
+_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
+_MOST_DIGITS = 30
 
 
 class ParallelSteps(NamedTuple):
@@ -38,12 +40,15 @@ def parallel_steps(problem: Problem, trajectories: int) -> ParallelSteps:
     if len(problem.threads) > trajectories:
         raise UserError(
             f"a problem has {len(problem.threads)} threads, but config.thoughts.roles is {trajectories}: train with more, or "
-            f"remove the question {problem.question[:60]!r}."
+            f"leave out problems such as {problem.question[:60]!r}."
         )
     if problem.threads:
-        stated = tuple(step for thread in problem.threads for step in thread)
-        rest = problem.steps[len(stated) :] if problem.steps[: len(stated)] == stated else ()
-        return ParallelSteps(problem.threads, rest)
+        stated = Counter(step for thread in problem.threads for step in thread)
+        # Steps that are told in another way, such as the values of all threads at once, are not those of the threads.
+        rest = [] if stated - Counter(problem.steps) else list(problem.steps)
+        for step in stated.elements() if rest else ():
+            rest.remove(step)
+        return ParallelSteps(problem.threads, tuple(rest))
     threads, joint = _graph(problem.steps)
     while len(threads) > trajectories:
         shortest, other = sorted(threads, key=len)[:2]
@@ -58,6 +63,10 @@ def parallel_steps(problem: Problem, trajectories: int) -> ParallelSteps:
     )
 
 
+def _numbers(text: str) -> list[Fraction]:
+    return [Fraction(found.replace(",", "")[:_MOST_DIGITS]) for found in _NUMBER.findall(text)]
+
+
 def _graph(steps: Sequence[str]) -> tuple[list[list[int]], list[int]]:
     """Numbers of the steps of each thread, and of the joint steps."""
     equations = [_EQUATION.fullmatch(step.strip()) for step in steps]
@@ -65,14 +74,14 @@ def _graph(steps: Sequence[str]) -> tuple[list[list[int]], list[int]]:
     joint: list[int] = []
     results: list[Fraction] = []
     for number, equation in enumerate(equations):
-        if equation is None or not (told := _NUMBER.findall(equation["right"])):
+        if equation is None or not (told := _numbers(equation["right"])):
             return [list(range(len(steps)))], []
         used = set()
-        for operand in map(Fraction, _NUMBER.findall(equation["left"])):
+        for operand in _numbers(equation["left"]):
             # Of equal results the latest that the equation does not use yet.
             places = [place for place, result in enumerate(results) if result == operand]
             used.update(next(([place] for place in reversed(places) if place not in used), places[-1:]))
-        results.append(Fraction(told[-1]))
+        results.append(told[-1])
         needed = [thread for thread in threads if used.intersection(thread)]
         if used.intersection(joint) or len(needed) > 1:
             joint.append(number)

@@ -114,11 +114,14 @@ class Layout:
     def answer(self, problem: Problem, joined: int = 0) -> list[int]:
         """Ids of the answer between its introducing marker and the end token.
 
-        One that is `joined` from so many trajectories is written after the steps that need several, if there are any.
+        One that is `joined` from so many trajectories is written after the steps that need several, if there are any and
+        the mode has steps at all.
         """
         if self.markers == "coconut":
             return [*self.tokenizer.encode(f"{_ANSWER_MARK} {problem.answer}"), self.tokenizer.end]
-        marker, joint = self.tokenizer.end_latent, parallel_steps(problem, joined).joint if joined else ()
+        marker, joint = self.tokenizer.end_latent, ()
+        if joined and self.mode != "no_cot":
+            joint = parallel_steps(problem, joined).joint
         steps = [*(token for step in joint for token in self.step(step)), marker] if joint else []
         return [marker, *steps, *self.tokenizer.encode(problem.answer), self.tokenizer.end]
 

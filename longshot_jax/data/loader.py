@@ -50,7 +50,7 @@ def problem_batches(problems: Sequence[Problem], batch_size: int, seed: int) -> 
 
 
 def batches_per_epoch(problems: Sequence[Problem], batch_size: int) -> int:
-    """The number of batches that covers every problem at least once."""
+    """The number of batches that covers every problem at least once; grouped by length, some twice and a few percent not."""
     return -(-len(problems) // batch_size)
 
 

@@ -3,7 +3,7 @@
 The suffix of a local file states its form; `name:config:split` is a data set on the Hugging Face hub.
 
     .json   a list of objects with `question`, `steps`, `answer`: COCONUT's form, also ProsQA and ProntoQA; `threads`
-            may hold the steps as lists that are independent of one another; or SVAMP, MultiArith (`data.word_problems`)
+            may hold lists of steps that are independent of one another, and `steps` those and what needs several; or SVAMP, MultiArith (`data.word_problems`)
     .jsonl  one object per line with `question` and `answer`, prose that ends in `#### N`: GSM8K as published
     .csv    columns `question`, `answer` and perhaps `steps`, a step a line; or MAWPS and ASDiv-A with number
             placeholders and prefix equations (`data.word_problems`)
@@ -45,8 +45,8 @@ class Problem:
     """A question, its reasoning as one text per step (may be ()), and its correct answer without the `####` marker.
 
     No text is empty. `threads` are the steps once more where some are independent of others: each thread is a sequence
-    of its own, and all can be taken at the same time; () where nothing is known of it (`data.equation_graph`). Where
-    `steps` begin with all threads in order, those after them need several.
+    of its own, and all can be taken at the same time; () where nothing is known of it (`data.equation_graph`). What
+    `steps` hold beside those of the threads needs several of them.
     """
 
     question: str
@@ -100,11 +100,15 @@ def checked_problem(place: str, problem: Any) -> Problem:
             f"{place}: {shown(problem, 40)} is no problem: give a longshot_jax.data.problems.Problem(question, steps, answer)"
         )
     steps: Any = problem.steps
+    threads: Any = problem.threads
+    if not isinstance(threads, tuple) or not all(isinstance(thread, tuple) and thread for thread in threads):
+        raise UserError(f'{place}: "threads" must be a tuple of tuples of steps, none empty: fix or remove the problem')
     return replace(
         problem,
         question=_text(place, "question", problem.question),
         steps=_steps(place, "steps", list(steps) if isinstance(steps, tuple) else steps),
         answer=_text(place, "answer", problem.answer),
+        threads=tuple(_steps(place, "threads", list(thread)) for thread in threads),
     )
 
 

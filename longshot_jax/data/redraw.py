@@ -25,10 +25,14 @@ _NUMBER = re.compile(r"(?<![\w.,/-])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w%/
 _DIGITS = re.compile(r"\d+")
 _STEP = re.compile(r"(?P<open><<)?(?P<left>[\d+*/() -]+)=(?P<right>\d+)(?P<close>>>)?")
 # Words that may stand for a number of an equation, so that its digits elsewhere in the question may not.
-_WORDS = dict(zip("zero one two three four five six seven eight nine ten eleven twelve".split(), range(13), strict=True)) | {
+_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety hundred"
+_WORDS = {word: value for value, word in enumerate(_UNITS.split())} | {
+    word: 10 * tens for tens, word in enumerate(_TENS.split(), start=2)
+} | {
     "twice": 2, "double": 2, "half": 2, "halves": 2, "pair": 2, "pairs": 2, "couple": 2, "couples": 2, "both": 2,
     "thrice": 3, "triple": 3, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fifth": 5, "sixth": 6,
-    "week": 7, "weeks": 7, "weekly": 7, "tenth": 10, "dozen": 12, "dozens": 12, "year": 12, "years": 12,
+    "week": 7, "weeks": 7, "weekly": 7, "tenth": 10, "thousand": 1000, "dozen": 12, "dozens": 12, "year": 12, "years": 12,
 }  # fmt: skip
 _ATTEMPTS = 200
 _TEMPLATES = 2**14
@@ -110,10 +114,10 @@ def template_of(problem: Problem) -> Template | None:
         except (ValueError, ZeroDivisionError):
             return None
         numbers = [int(number) for number in _DIGITS.findall(left)]
-        if any(
+        if len(set(numbers)) < len(numbers) or any(
             told[number] + results.count(number) != 1 or (told[number] and number not in asked) for number in numbers
         ):
-            return None  # a constant, or one that may come from two places
+            return None  # a constant, or one that may come from two places: of two equal ones either may be a constant
         used.update(dict.fromkeys(number for number in numbers if number in asked))
         places = [-1 - results.index(number) if number in results else number for number in numbers]
         texts = _DIGITS.split(left)

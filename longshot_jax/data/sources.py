@@ -273,7 +273,7 @@ def check_problems(run: RunConfig, layout: Layout, problems: Problems) -> Proble
     data = run.data
     needy = [phase for phase in run.phases if phase != "ppo" and run.supervised(phase).mode != "no_cot"]
     some = islice(problems.train, None if isinstance(problems.train, (list, RedrawnProblems)) else _FIRST_CHECKED)
-    if needy and not any(problem.steps for problem in some):
+    if needy and not any(problem.steps or (run.thoughts.join and problem.threads) for problem in some):
         raise UserError(
             f"no problem of {data.train} has written steps, from which {needy[0]!r} in config.phases learns: give "
             "config.data.train with steps, or leave the phase out."
@@ -333,14 +333,13 @@ class _Check:
         run, layout = self.run, self.layout
         layout.tokenizer.check_spelling(problem.question)
         layout.tokenizer.check_spelling(problem.answer)
-        if run.thoughts.joined:
-            parallel_steps(problem, run.thoughts.joined)  # refuses more threads than trajectories
+        steps = self._steps(problem)
         if len(problem.question.encode()) + self.overhead > run.data.prompt_length:
             layout.question(problem)
         answer = len(problem.answer.encode()) + 8
-        most = sum(len(step.encode()) + 1 for step in problem.steps) + answer
+        most = sum(len(step.encode()) + 1 for step in steps) + answer
         if supervised := [run.supervised(phase) for phase in run.phases if phase != "ppo"]:
-            for step in problem.steps:
+            for step in steps:
                 layout.tokenizer.check_spelling(step)
             if most > run.data.answer_length:
                 for config in supervised:
@@ -348,11 +347,18 @@ class _Check:
         if "ppo" in run.phases and (most if run.thoughts.joined else answer) > self.sampled_length:
             self._check_sampled(problem)
 
+    def _steps(self, problem: Problem) -> Sequence[str]:
+        """The steps as they are read; a UserError for more threads than trajectories."""
+        if not self.run.thoughts.joined:
+            return problem.steps
+        threads, joint = parallel_steps(problem, self.run.thoughts.joined)
+        return [*(step for thread in threads for step in thread), *joint]
+
     def _check_written(self, problem: Problem, config: CurriculumConfig) -> None:
         """Checks steps and answer at the stage that writes most steps, and the steps that guidance reads."""
         layout, limit = self.layout, self.run.data.answer_length
         if config.guidance.reads_steps and config.c_thought:
-            longest = max((len(layout.step(step)) for step in problem.steps), default=0)
+            longest = max((len(layout.step(step)) for step in self._steps(problem)), default=0)
             if longest > limit:
                 raise UserError(
                     f"a step has {longest} tokens but config.data.answer_length is {limit}: raise it, or set "
@@ -382,14 +388,13 @@ class _Check:
         needed = len(self.layout.answer(problem, self.run.thoughts.joined)) - self.forced
         if needed > self.sampled_length:
             raise UserError(
-                f"the answer {problem.answer[:60]!r} has {needed} tokens with its end, but config.{self.key}."
-                f"answer_length is {self.sampled_length}, so that no sampled answer could be correct: raise it, or "
+                f"the answer {problem.answer[:60]!r} has {needed} tokens with its end and the steps that stand before it, but "
+                f"config.{self.key}.answer_length is {self.sampled_length}, so that no sampled answer could be correct: raise it, or "
                 f"remove the question {problem.question[:60]!r}."
             )
 
     def passes(self, problem: Problem) -> bool:
-        try:
+        with suppress(UserError):
             self(problem)
-        except UserError:
-            return False
-        return True
+            return True
+        return False

@@ -169,10 +169,13 @@ def _supervised(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) ->
     rows, joined, guidance = config.batch_size, run.thoughts.joined, config.guidance
     prompt, answer = (rows, data.prompt_length), (rows, data.answer_length)
     prompts = place(prompt, jnp.int32), place(prompt, jnp.bool_)
+    steps = (rows, max(joined, 1) * config.max_thoughts, data.answer_length if config.c_thought else 1)
+    read = StepTexts(place(steps, jnp.int32), place(steps, jnp.bool_), place(steps[:2], jnp.bool_))
     if joined:
         each, text = (rows, joined), (rows, joined, data.answer_length)
         tokens = [place(shape, dtype) for shape in (text, answer) for dtype in (jnp.int32, jnp.bool_)]
         batch = ParallelBatch(*prompts, place(each, jnp.int32), place(each, jnp.bool_), *tokens)
+        batch = replace(batch, steps=read if guidance.reads_steps else None)
     else:
         batch = CurriculumBatch(
             *prompts,
@@ -182,14 +185,13 @@ def _supervised(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) ->
             loss_mask=place(answer, jnp.bool_),
             answer_starts=place((rows,), jnp.int32),
         )
-        steps = (rows, config.max_thoughts, data.answer_length if config.c_thought else 1)
-        read = StepTexts(place(steps, jnp.int32), place(steps, jnp.bool_), place(steps[:2], jnp.bool_))
         batch = replace(
             batch,
             text=batch if guidance.distillation else None,
             hidden=place((rows,), jnp.bool_) if config.question_hidden else None,
             steps=read if guidance.reads_steps else None,
             noise_seeds=place((rows,), jnp.uint32) if config.variational.kl else None,
+            roles=place((rows,), jnp.int32) if run.thoughts.roles else None,
         )
     micro = config.micro_batch_size or rows
     after = bool(run.thoughts.roles) + config.max_thoughts + data.answer_length - 1

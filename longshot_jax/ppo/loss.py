@@ -20,7 +20,7 @@ from longshot_jax.ppo.objective import (
     leave_one_out_advantages,
     reward_at_end,
     sequence_weights,
-    whiten,
+    whitening,
 )
 from longshot_jax.thoughts.densities import gaussian_kl
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
@@ -156,29 +156,34 @@ def estimate_advantages(
         advantages = jnp.where(mask, compare(total)[..., None], 0.0)
         # With lambda 1 the return is the discounted reward from a position on, without bootstrapping.
         _, returns = generalized_advantages(rewards, recorded.values, mask, config.gamma, 1.0)
-    if config.whiten:
-        advantages = whiten(advantages, mask)
     return advantages, returns
 
 
 def share_advantages(
-    advantages: Float[Array, "B N P"], rollout: Rollout, config: PPOConfig
+    advantages: Float[Array, "B N P"], values: Float[Array, "B N P"], rollout: Rollout, config: PPOConfig
 ) -> tuple[Float[Array, "B N P"], Float[Array, " B"] | None]:
-    """Advantages of trajectories' actions, and of the numbers of trajectories where these are actions.
+    """Advantages of trajectories' actions, whitened if asked, and of the numbers of trajectories where these are actions.
 
     A question's objective is the mean over its c trajectories. A trajectory's own actions therefore get 1 / c of their
     advantage, or all of it where the reward is shared; the number c, chosen at h_0 before anything else, gets the mean
-    of the advantages there. Without a shared reward both are multiplied by N, so that nothing changes where all N
-    exist.
+    over its trajectories of what each earns, less the first one's value: with roles each has a value of its own, whose mean over
+    c trajectories depends on c and would be no baseline for it. Without a shared reward both are multiplied by N, so that nothing
+    changes where all N exist.
+
+    `values` are the recorded ones, by which `advantages` were estimated.
     """
+    mask = jnp.concatenate([reached_positions(rollout), rollout.token_mask], axis=-1)
+    mean, scale = whitening(advantages, mask) if config.whiten else (0.0, 1.0)
+    whitened = jnp.where(mask, advantages - mean, 0.0) / scale
     if rollout.num_trajectories is None or rollout.active is None:
-        return advantages, None
+        return whitened, None
     number = rollout.num_trajectories.astype(advantages.dtype)
-    count_advantage = jnp.sum(advantages[..., 0], axis=1, where=rollout.active) / number
+    earned = jnp.sum((advantages + values)[..., 0], axis=1, where=rollout.active) / number
+    count_advantage = (earned - values[:, 0, 0] - mean) / scale
     if config.shared_reward:
-        return advantages, count_advantage
+        return whitened, count_advantage
     trajectories = rollout.active.shape[1]
-    return advantages * (trajectories / number)[:, None, None], trajectories * count_advantage
+    return whitened * (trajectories / number)[:, None, None], trajectories * count_advantage
 
 
 def policy_sums(

@@ -85,18 +85,17 @@ def group_advantages(total_reward: Float[Array, "B N"], epsilon: float = 1e-4) -
     return centred / (jnp.std(total_reward, axis=1, keepdims=True) + epsilon)
 
 
-def whiten(
+def whitening(
     advantages: Float[Array, "*shape"], mask: Bool[Array, "*shape"], epsilon: float = 1e-4
-) -> Float[Array, "*shape"]:
-    """Advantages shifted and scaled to mean 0 and standard deviation 1 over all real positions; zero elsewhere.
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean over all real positions, and their standard deviation plus `epsilon`: what to subtract, then to divide by.
 
     Call it once on the whole batch, before the split into minibatches: whitened per micro-batch, an advantage would
-    depend on the other elements. `epsilon` is added to the standard deviation.
+    depend on the other elements.
     """
     count = jnp.maximum(jnp.sum(mask), 1)
     mean = jnp.sum(advantages, where=mask) / count
-    centred = jnp.where(mask, advantages - mean, 0.0)
-    return centred / (jnp.sqrt(jnp.sum(jnp.square(centred)) / count) + epsilon)
+    return mean, jnp.sqrt(jnp.sum(jnp.square(advantages - mean), where=mask) / count) + epsilon
 
 
 @no_type_check  # JAX rebuilds it with leaves that are not scalars: stacked by a scan, shardings, None.

@@ -136,7 +136,7 @@ def policy_update(
             charged = kl_at_positions(recorded, reference, rollout, config)
             penalty, reference = state.kl_coefficient * charged, None
         advantages, returns = estimate_advantages(rollout, recorded, answer_reward, thought_reward, config, penalty)
-        advantages, count_advantage = share_advantages(advantages, rollout, config)
+        advantages, count_advantage = share_advantages(advantages, recorded.values, rollout, config)
         experience = Experience(rollout, recorded, reference, advantages, returns, count_advantage=count_advantage)
         order_key, next_key = jax.random.split(state.key)
 

@@ -88,9 +88,10 @@ def decode_jointly(
     if text_end is not None:
         texts = decode_answers(reasoner, prompt, thoughts, (), (text_end,), length, temperature, keys, active).context
     one = join_trajectories(prompt, thoughts, texts)
-    answers = decode_answers(
-        reasoner, *one, opening, end_tokens, length, temperature, None if keys is None else keys[:, :1]
-    )
+    first = None if keys is None else keys[:, :1]
+    if first is not None and texts is not None:  # the first trajectory's text has used the numbers up to `length`
+        first = jax.vmap(jax.random.fold_in, (0, None))(first[:, 0], length)[:, None]
+    answers = decode_answers(reasoner, *one, opening, end_tokens, length, temperature, first)
     return Answers(
         tokens=jnp.broadcast_to(answers.tokens, (*shape, length)),
         mask=in_first_row(answers.mask, shape[1]),
