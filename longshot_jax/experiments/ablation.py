@@ -98,6 +98,8 @@ PARTS: Mapping[str, Part] = {
     "no_cost": _ppo("no cost of a thought", {"ppo.rewards.thought_cost": "0.0"}),
     # Reads of a thought.
     "bank": _ppo("memory bank, top 3", _BANK),
+    # Remembered positions could pull a noisy one back.
+    "bank_noise": _ppo("memory bank, top 3, σ 0.4", _BANK | {"ppo.thought_std": "(0.4,0.4)"}, "more_noise"),
     "graph_own": _ppo("graph memory of its own actions", {"thoughts.graph": "own"}),
     "graph_bank": _ppo("graph memory with the bank", _BANK | {"thoughts.graph": "own"}),
     "graph_all": _ppo("graph memory of all trajectories", _CRITIC | {"thoughts.graph": "all"}, "critic"),
