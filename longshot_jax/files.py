@@ -1,5 +1,6 @@
 """Paths that a user names, atomic writes of files and folders, and reads of JSON, with errors that name the file."""
 
+import errno
 import json
 import os
 import re
@@ -182,6 +183,32 @@ def open_no_link(name: str | Path, flags: int) -> int:
 def unwritable(path: Path, error: OSError, advice: str) -> UserError:
     """The error for a file or folder that cannot be written."""
     return UserError(f"{path} cannot be written ({error.strerror or error}): {advice}.")
+
+
+def unreadable(what: object, error: OSError) -> UserError:
+    """The error for what the operating system refuses to read: it may be intact, so nothing says that it is damaged."""
+    advice = "it may be intact: see to its disk, and start the same command again"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        advice = "fix its permissions"
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        advice = "raise the limit of open files (`ulimit -n`)"
+    return UserError(f"{what} cannot be read ({error.strerror or error}): {advice}.")
+
+
+def is_there(file: Path) -> bool:
+    """Whether there is a file; a UserError if the operating system refuses to open it.
+
+    To be asked before safetensors, which says of such a file that it does not exist.
+    """
+    try:
+        file.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except IsADirectoryError:  # its reader says what is wrong
+        return True
+    except OSError as error:
+        raise unreadable(file, error) from None
+    return True
 
 
 def part_of(path: Path, kind: str = "part") -> Path:

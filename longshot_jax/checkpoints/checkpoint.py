@@ -11,7 +11,6 @@ reported by name, and every registered pytree (flax.struct, nnx.State, optax) is
 indices but not the values; the fingerprint of each array's bits turns a silently damaged file into an error.
 """
 
-import errno
 import gc
 import hashlib
 import json
@@ -39,7 +38,9 @@ from longshot_jax.checkpoints.named_arrays import (
     placement_of,
     stored_form,
 )
+from longshot_jax.checkpoints.refusals import DISK_FULL, TIMED_OUT, read_refusal, write_refusal
 from longshot_jax.errors import UserError, first_line
+from longshot_jax.files import unreadable
 
 Which = Literal["latest", "best"] | int
 
@@ -51,11 +52,6 @@ _METRIC = "metric"
 _VERSION = 1  # of the metadata's format
 # Metadata keys before version 1 -> present keys.
 _RENAMED_KEYS = {"llama": "backbone", "llama_path": "backbone_path", "stage": "phase"}
-_DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_TIMED_OUT = "a wait timed out"
-_DISK_FULL = "no space or no inodes left, the disk is full"
-# The array writer reports the operating system's error only as text.
-_DISK_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large", "ENOSPC")
 
 
 class Checkpoints:
@@ -184,7 +180,7 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:  # out of device memory: the file is not at fault
             raise
         except Exception as error:
-            raise self._damaged(step, first_line(error)) from error
+            raise self._failed_read(step, error) from error
         leaves = []
         for name, leaf in wanted.items():
             entry = stored[name]
@@ -269,7 +265,7 @@ class Checkpoints:
     def _raise_save_error(self, error: Exception) -> NoReturn:
         """Raises the error of a failed save as a UserError if writing was refused; keeps the complete checkpoints."""
         step, self._pending = self._pending, None
-        reason = _disk_error(error)
+        reason = write_refusal(error)
         if reason is None:
             raise error
         # Python would warn of every write that had not begun when another one failed.
@@ -279,8 +275,8 @@ class Checkpoints:
             self._manager.reload()
             last = max(self._manager.all_steps(), default=None)
         kept = "no earlier checkpoint exists" if last is None else f"the checkpoint of step {last} is intact"
-        advice = "free some of them" if reason == _DISK_FULL else "see to that folder"
-        if reason.startswith(_TIMED_OUT):
+        advice = "free some of them" if reason == DISK_FULL else "see to that folder"
+        if reason.startswith(TIMED_OUT):
             advice = "check that the clock did not jump and that the disk is fast,"
         raise UserError(
             f"The checkpoint of step {step} could not be written to {self.folder} ({reason}); {kept}: "
@@ -306,9 +302,9 @@ class Checkpoints:
 
     def _read_metadata(self, step: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """The metadata, and the description of every array by its present name, with its stored `name`."""
-        is_old = not (self.folder / str(step) / "metadata").is_dir()  # before version 1
-        item = "host" if is_old else "metadata"
         try:
+            is_old = not (self.folder / str(step) / "metadata").is_dir()  # before version 1
+            item = "host" if is_old else "metadata"
             content = self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
             version = 0 if is_old else content["version"]
             if version > _VERSION:
@@ -322,7 +318,7 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:
-            raise self._damaged(step, first_line(error)) from error
+            raise self._failed_read(step, error) from error
         if not sound:
             raise self._damaged(step, "its metadata does not have the content that was saved")
         if is_old:
@@ -347,6 +343,13 @@ class Checkpoints:
             if name not in wanted and (not prefix or name == prefix or name.startswith(prefix + ".")):
                 raise UserError(f"The {where} has {name}, which the model lacks: {advice}.")
 
+    def _failed_read(self, step: int, error: Exception) -> UserError:
+        """What a failed read means: nobody shall remove a checkpoint that is intact."""
+        refusal = read_refusal(error, self.folder / str(step))
+        if refusal is not None:
+            return unreadable(f"The checkpoint of step {step} in {self.folder}", refusal)
+        return self._damaged(step, first_line(error))
+
     def _damaged(self, step: int, reason: str) -> UserError:
         return UserError(
             f"The checkpoint of step {step} in {self.folder} is damaged ({reason}): remove {self.folder / str(step)} "
@@ -370,21 +373,3 @@ def _metric_or_lowest(metrics: Mapping[str, float] | None) -> float:
 def _digest(content: Mapping[str, Any]) -> str:
     """Fingerprint of a JSON object, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _disk_error(error: BaseException) -> str | None:
-    """Why the operating system refused to write, or that writing took too long; None for any other error."""
-    seen: BaseException | None = error
-    while seen is not None:
-        # An OSError too, but orbax's: its parts wait for one another by the wall clock.
-        if isinstance(seen, TimeoutError) or "DEADLINE_EXCEEDED" in str(seen):
-            return f"{_TIMED_OUT}: {first_line(seen)}"
-        if isinstance(seen, OSError) and seen.errno not in _DISK_FULL_ERRNOS:
-            return seen.strerror or first_line(seen)
-        if isinstance(seen, OSError) or any(text in str(seen) for text in _DISK_FULL_TEXTS):
-            return _DISK_FULL
-        # Reading what was just written fails too where the folder was removed.
-        if any(text in str(seen) for text in ("Error writing", "NOT_FOUND: Error ", "No ArrayMetadata found")):
-            return "its files are gone or cannot be written"
-        seen = seen.__cause__ or seen.__context__
-    return None

@@ -21,6 +21,7 @@ from longshot_jax.checkpoints.named_arrays import current_name, named_arrays
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.run import Phase
 from longshot_jax.errors import UserError, first_line
+from longshot_jax.files import is_there
 from longshot_jax.model.huggingface.weights import METADATA
 from longshot_jax.thoughts.navigator import Navigator
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank, empty_bank
@@ -59,10 +60,10 @@ class Sidecar:
 def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:
     """Reads the file `FILE` in `folder`; None if there is none.
 
-    Raises a UserError if it is damaged, or does not fit its settings or a backbone of this hidden size.
+    Raises a UserError if it cannot be read, is damaged, or does not fit its settings or a backbone of this hidden size.
     """
     file = folder / FILE
-    if not file.exists():
+    if not is_there(file):
         return None
     try:
         with safe_open(file, framework="numpy") as opened:

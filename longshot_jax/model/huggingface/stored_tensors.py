@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from longshot_jax.errors import UserError
-from longshot_jax.files import read_json
+from longshot_jax.files import is_there, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -18,7 +18,7 @@ class StoredTensors:
 
     def __init__(self, folder: Path, stack: ExitStack):
         self.where = folder / SINGLE
-        if not self.where.exists() and (folder / INDEX).exists():
+        if not is_there(self.where) and (folder / INDEX).exists():
             self.where = folder / INDEX
             placed = read_json(self.where, advice="copy it again from its source").get("weight_map")
             if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
@@ -73,10 +73,10 @@ class _FiniteTensor:
 
 def open_tensors(file: Path, stack: ExitStack) -> Any:
     """Opens a safetensors file and checks its header against its length."""
+    if not is_there(file):
+        raise UserError(f"{file} is missing; weights are read from safetensors only")
     try:
         return stack.enter_context(safe_open(file, framework="numpy"))
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; weights are read from safetensors only") from None
     except SafetensorError as error:
         raise UserError(f"{file} is damaged or cut short ({error}); copy it again from its source") from None
     except OSError as error:
