@@ -211,6 +211,26 @@ def is_there(file: Path) -> bool:
     return True
 
 
+def has_folder(path: Path) -> bool:
+    """Whether there is a folder at `path`, or a link to one; False if there is nothing.
+
+    Raises a UserError for anything else. A link whose disk is not mounted is no absent folder: its content comes back.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if os.path.isdir(path):
+        return True
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a link to {os.readlink(path)}, where no folder can be reached: mount its disk, or correct the link."
+        )
+    raise UserError(f"{path} is not a folder: move it elsewhere, or give another folder than {path.parent}.")
+
+
 def part_of(path: Path, kind: str = "part") -> Path:
     """Path of an unfinished file or folder (or of the one that it replaced), unique to this process of this host."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{kind}")

@@ -45,7 +45,7 @@ from longshot_jax.data.sources import (
 )
 from longshot_jax.distributed import on_primary
 from longshot_jax.errors import UserError
-from longshot_jax.files import local_path
+from longshot_jax.files import has_folder, local_path
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import make_mesh
 from longshot_jax.ppo.loop import PPOLoop
@@ -91,7 +91,8 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
     """
     workdir = local_path(workdir, "--workdir")
     mesh = make_mesh(run.mesh)
-    may_go_on = (workdir / "checkpoints").is_dir()
+    # All three before anything is fetched or written: what is not there counts as that of a new run.
+    may_go_on, _, _ = (has_folder(workdir / name) for name in ("checkpoints", "tensorboard", "tokenizer"))
     folder = None if may_go_on else model_folder(run)  # a checkpoint has what it needs of it
     problems = read_problems(run, lambda text: _note(text, stream))
     data = file_fingerprints(run, problems)
@@ -191,7 +192,7 @@ def _note_difference(difference: Difference, start: str, stream: Any) -> None:
 def _newest_metadata(workdir: Path) -> dict[str, Any] | None:
     """Metadata of the newest complete checkpoint, from which the run continues; None for a new run."""
     metadata = None
-    if (workdir / "checkpoints").is_dir():
+    if has_folder(workdir / "checkpoints"):
         with Checkpoints.reader(workdir) as checkpoints:
             metadata = None if checkpoints.latest_step is None else checkpoints.metadata()
     # All processes have looked before the first one creates the folder.

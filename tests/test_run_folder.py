@@ -9,6 +9,7 @@ from run_folders import PPO, edit_metadata, save_run
 from tiny_run import tiny
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints
+from longshot_jax.checkpoints.pretrained import load_pretrained
 from longshot_jax.config.curriculum import CurriculumConfig
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
@@ -105,3 +106,39 @@ def test_a_checkpoints_tokenizer_stays(tmp_path, start):
     shutil.rmtree(tmp_path / "tokenizer")
     with pytest.raises(UserError, match=r"tokenizer is missing, and the checkpoints beside it need it"):
         train(run, tmp_path)
+
+
+def everything(folder):
+    return sorted((str(path), path.is_symlink() or path.is_dir() or path.read_bytes()) for path in folder.rglob("*"))
+
+
+def test_a_run_whose_checkpoints_are_on_a_disk_that_is_gone_is_no_new_run(tmp_path, start):
+    """It would get another tokenizer, which the checkpoints would then be read with."""
+    folder, run = tmp_path / "run", bpe(270)
+    save_run(folder, replace(run, phases=("ppo",)), "ppo")
+    (folder / "checkpoints").rename(tmp_path / "disk")
+    (folder / "checkpoints").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk").rename(tmp_path / "away")
+    before = everything(tmp_path)
+    for read in (lambda: train(run, folder), lambda: Checkpoints.reader(folder), lambda: load_pretrained(folder)):
+        with pytest.raises(UserError, match=r"checkpoints is a link to .*disk, where no folder can be reached: mount"):
+            read()
+    assert everything(tmp_path) == before
+    (tmp_path / "away").rename(tmp_path / "disk")
+    start(replace(run, phases=("ppo",)), folder)
+
+
+def test_a_start_from_a_run_whose_tokenizer_is_out_of_reach_trains_no_other(tmp_path):
+    save_run(tmp_path / "before", PPO, "ppo")
+    shutil.rmtree(tmp_path / "before" / "tokenizer")
+    (tmp_path / "before" / "tokenizer").symlink_to("nowhere")
+    with pytest.raises(UserError, match="tokenizer is a link to nowhere, where no folder can be reached"):
+        train(bpe(270, initialize_from=str(tmp_path / "before")), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "tokenizer"])
+def test_a_file_in_place_of_a_folder_is_refused_before_anything_is_written(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"{name} is not a folder: move it elsewhere"):
+        train(tiny(), tmp_path)
+    assert everything(tmp_path) == [(str(tmp_path / name), b"mine")]

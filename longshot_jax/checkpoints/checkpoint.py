@@ -40,7 +40,7 @@ from longshot_jax.checkpoints.named_arrays import (
 )
 from longshot_jax.checkpoints.refusals import DISK_FULL, TIMED_OUT, read_refusal, write_refusal
 from longshot_jax.errors import UserError, first_line
-from longshot_jax.files import unreadable
+from longshot_jax.files import has_folder, unreadable
 
 Which = Literal["latest", "best"] | int
 
@@ -101,7 +101,7 @@ class Checkpoints:
     @classmethod
     def reader(cls, folder: str | Path) -> "Checkpoints":
         """The checkpoints of a run folder for reading, even while a run writes there; a UserError if it has none."""
-        if not (Path(folder) / "checkpoints").is_dir():
+        if not has_folder(Path(folder) / "checkpoints"):
             raise UserError(f"{folder} holds no checkpoints: give the folder that was the run's --workdir.")
         return cls(folder, 1, 0, read_only=True)
 

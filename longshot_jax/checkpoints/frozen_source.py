@@ -20,7 +20,7 @@ from longshot_jax.config import RunConfig
 from longshot_jax.config.declarations import flatten
 from longshot_jax.data.hub import hub_reachable
 from longshot_jax.errors import UserError, first_line, shown
-from longshot_jax.files import local_path
+from longshot_jax.files import has_folder, local_path
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.lora import is_adapter
@@ -203,7 +203,7 @@ def described(folder: Path, loaded: nnx.State | None = None) -> dict[str, Any]:
 
 
 def _is_converted(folder: Path) -> bool:
-    return (folder / "checkpoints").is_dir()
+    return has_folder(folder / "checkpoints")
 
 
 def _shape_in(folder: Path) -> LlamaConfig:

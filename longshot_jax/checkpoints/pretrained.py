@@ -19,7 +19,7 @@ from longshot_jax.data.layout import Layout
 from longshot_jax.data.sources import build_layout
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
-from longshot_jax.files import local_path
+from longshot_jax.files import has_folder, local_path
 from longshot_jax.model.huggingface import load_weights, read_config
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import platform_of
@@ -90,7 +90,7 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
     path = local_path(path, "the model")
     if not path.is_dir():
         raise UserError(f"there is no folder {path}: give a run folder or a Hugging Face Llama directory.")
-    if (path / "checkpoints").is_dir():
+    if has_folder(path / "checkpoints"):
         saved = SavedReasoner.find(path, which)
         chosen = (dtype or _default_dtype()) if saved.is_backbone_alone else saved.run.model.compute_dtype
         tokenizer, params = Tokenizer.find(path / "tokenizer"), _in_dtype(saved.params(), chosen)

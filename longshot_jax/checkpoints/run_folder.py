@@ -15,7 +15,7 @@ from longshot_jax.config.checks import check_combinations
 from longshot_jax.config.declarations import flatten
 from longshot_jax.data.own import names_code
 from longshot_jax.errors import UserError
-from longshot_jax.files import is_regular, open_no_link, read_json, unwritable, write_json
+from longshot_jax.files import has_folder, is_regular, open_no_link, read_json, unwritable, write_json
 
 _CONFIG, _LOCK = "config.json", ".lock"
 _ADVICE = "give the folder that was the run's --workdir, with its own config.json"
@@ -71,7 +71,7 @@ def _foreign_name(folder: Path) -> str | None:
     if os.path.lexists(lock) and not (is_regular(lock) and re.fullmatch(rb"\d*\n?", lock.read_bytes()[:64])):
         return _LOCK
     steps = folder / "checkpoints"
-    saved = [step for step in steps.iterdir() if _STEP.fullmatch(step.name)] if steps.is_dir() else []
+    saved = [step for step in steps.iterdir() if _STEP.fullmatch(step.name)] if has_folder(steps) else []
     for step in saved:
         if step.name.isdecimal() and not _is_of_a_run(step):
             return f"checkpoints/{step.name}"
@@ -125,7 +125,7 @@ def settings_of_test(folder: Path, data: str | None, grader: str | None, **other
     A folder may come from elsewhere, so code that its config.json names does not run: a UserError, as for a model without a
     run's settings and without `data`. An option that is None leaves the setting as it is.
     """
-    is_run = (folder / _CONFIG).exists() and (folder / "checkpoints").is_dir()
+    is_run = (folder / _CONFIG).exists() and has_folder(folder / "checkpoints")
     if not is_run and not data:
         raise UserError(f"{folder} is not a run folder with a config of its test: give --data.")
     run = read_settings(folder) if is_run else RunConfig()

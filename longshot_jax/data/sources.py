@@ -24,7 +24,7 @@ from longshot_jax.data.threads import ThreadProblems, thread_words
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.data.tokenizer_checks import no_model_tokenizer
 from longshot_jax.errors import UserError
-from longshot_jax.files import local_path, replacing_folder
+from longshot_jax.files import has_folder, local_path, replacing_folder
 
 # Held-out problems do not depend on the run's seed, so that runs can be compared.
 _VALIDATION_SEED, _TEST_SEED = 7_000_003, 7_000_019
@@ -232,7 +232,7 @@ def build_tokenizer(
                 f"{folder} is missing, and the checkpoints beside it need it: restore it, or choose another --workdir."
             )
         return Tokenizer.load(str(folder), multiple)
-    if kind in ("bpe", "model") and previous is not None and previous.is_dir():
+    if kind in ("bpe", "model") and previous is not None and has_folder(previous):
         return Tokenizer.load(str(previous), multiple, template)  # its ids index the loaded embedding
     if kind == "bpe":
         quick = run.data.train in GENERATORS or not isinstance(problems, GeneratedProblems)

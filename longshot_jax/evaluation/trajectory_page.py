@@ -33,6 +33,7 @@ from longshot_jax.evaluation.controls import question_numbers, replaced_thoughts
 from longshot_jax.evaluation.decoder import Decoder, full_batches
 from longshot_jax.evaluation.interventions import Interventions
 from longshot_jax.evaluation.lens import Lens, ThoughtReading
+from longshot_jax.files import has_folder
 
 _BATCH = 32  # questions at once
 _NO_THOUGHTS = "so there is nothing to look at: give a checkpoint with thoughts"
@@ -40,7 +41,7 @@ _NO_THOUGHTS = "so there is nothing to look at: give a checkpoint with thoughts"
 
 def check_has_thoughts(folder: Path) -> None:
     """Raises a UserError for a checkpoint without thoughts, as far as its folder says so without reading weights."""
-    if (folder / "checkpoints").is_dir():
+    if has_folder(folder / "checkpoints"):
         mode = read_settings(folder).curriculum.mode if (folder / "config.json").exists() else None
         if mode is None:
             raise UserError(f"{folder} holds converted weights, which were not trained to think, {_NO_THOUGHTS}.")
