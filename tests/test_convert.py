@@ -19,6 +19,8 @@ from safetensors.numpy import load_file, save_file
 from tiny_run import tiny
 
 from longshot_jax import LongShot
+from longshot_jax.checkpoints import convert
+from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.convert import from_hf, to_hf
 from longshot_jax.checkpoints.initialize import abstract_reasoner, build_reasoner
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
@@ -230,6 +232,40 @@ def test_weights_are_converted_into_no_folder_with_others(tmp_path, name):
     with pytest.raises(UserError, match=f"already holds {name}; choose a new folder"):
         from_hf(LLAMA, tmp_path)
     assert [path.name for path in tmp_path.rglob("*")] == [name]
+
+
+def test_two_conversions_into_one_folder_do_not_mix(tmp_path, monkeypatch):
+    """The second one begins while the first one reads its weights, or ended just before the first one locked the folder."""
+    first, _ = with_tokenizer(tmp_path / "first", 96)
+    out, load_weights, prepare = tmp_path / "out", convert.load_weights, convert.prepare_workdir
+
+    def while_loading(*given, **named):
+        with pytest.raises(
+            UserError, match=rf"Another run .* is writing to {out}: wait for it, or choose a new folder"
+        ):
+            from_hf(LLAMA, out)
+        return load_weights(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "load_weights", while_loading)
+        from_hf(first, out)
+    assert Tokenizer.find(out / "tokenizer") is not None and SavedReasoner.find(out).backbone.vocab_size == 99
+
+    def after_another(path, advice):
+        from_hf(first, path)
+        return prepare(path, advice)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "prepare_workdir", lambda *given: (patch.undo(), after_another(*given))[1])
+        with pytest.raises(UserError, match="already holds checkpoints; choose a new folder"):
+            from_hf(LLAMA, tmp_path / "late")
+    assert SavedReasoner.find(tmp_path / "late").backbone.vocab_size == 99
+
+
+def test_a_conversion_whose_checkpoint_is_not_written_does_not_end_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "save", lambda *_: False)
+    with pytest.raises(UserError, match="already holds checkpoints; choose a new folder"):
+        from_hf(LLAMA, tmp_path / "run")
 
 
 @pytest.mark.slow

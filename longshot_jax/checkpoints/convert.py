@@ -25,6 +25,7 @@ from longshot_jax.errors import UserError
 from longshot_jax.files import local_path, unwritable
 from longshot_jax.model.huggingface import load_weights, read_config, save_weights
 from longshot_jax.model.huggingface.weights import CARD, refuse_foreign
+from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.storage import float_dtype, plain_weights
 
 _TRAINED = "trainable.backbone"
@@ -41,13 +42,23 @@ def from_hf(folder: str | Path, out: str | Path) -> None:
         checkpoints, or cannot be written.
     """
     folder, out = local_path(folder, "DIR"), local_path(out, "OUT")
-    for name in ("checkpoints", "tokenizer"):
-        if os.path.lexists(out / name):
-            raise UserError(f"{out} already holds {name}; choose a new folder")
+    _refuse_taken(out)  # before the folder is made and locked
     config = read_config(folder)
     tokenizer = Tokenizer.find(folder)
     rows = embedding_rows(config.vocab_size, tokenizer)
-    prepare_workdir(out, "choose a new folder").close()
+    with prepare_workdir(out, "choose a new folder"):
+        _refuse_taken(out)  # by another conversion that has ended meanwhile
+        _convert(folder, out, config, tokenizer, rows)
+
+
+def _refuse_taken(out: Path) -> None:
+    for name in ("checkpoints", "tokenizer"):
+        if os.path.lexists(out / name):
+            raise UserError(f"{out} already holds {name}; choose a new folder")
+
+
+def _convert(folder: Path, out: Path, config: LlamaConfig, tokenizer: Tokenizer | None, rows: int) -> None:
+    """Writes tokenizer and checkpoint into a run folder that is locked."""
     starts = copied_rows(folder, tokenizer)
     params = load_weights(folder, config, embedding_rows=rows, copied_rows=starts)
     metadata: dict[str, Any] = {"backbone": asdict(replace(config, vocab_size=rows)), "backbone_path": _TRAINED}
@@ -62,7 +73,8 @@ def from_hf(folder: str | Path, out: str | Path) -> None:
         except OSError as error:
             raise unwritable(out, error, "choose another folder") from None
     with Checkpoints(out, keep_last=1, keep_best=0) as checkpoints:
-        checkpoints.save(0, {"trainable": {"backbone": params}}, metadata)
+        if not checkpoints.save(0, {"trainable": {"backbone": params}}, metadata):
+            raise UserError(f"{out} already holds checkpoints; choose a new folder")
 
 
 def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32", which: Which | None = None) -> None:
