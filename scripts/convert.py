@@ -28,9 +28,8 @@ def main() -> None:
     if flags.command == "from-hf":
         from_hf(flags.directory, flags.out)
     else:
-        to_hf(flags.checkpoint, flags.directory, flags.dtype, flags.which)
-        run, made = Path(flags.checkpoint).expanduser(), Path(flags.directory).expanduser()
-        print(write_model_card(run, made, flags.which))
+        saved = to_hf(flags.checkpoint, flags.directory, flags.dtype, flags.which)
+        print(write_model_card(saved, Path(flags.directory).expanduser()))
 
 
 if __name__ == "__main__":

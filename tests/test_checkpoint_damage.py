@@ -70,6 +70,18 @@ def test_damaged_checkpoint_is_refused_and_the_earlier_one_serves(tmp_path, dama
         assert bits(checkpoints.restore(first, 1)[0]) == bits(first)
 
 
+def test_a_checkpoint_that_a_run_removes_while_it_is_read_is_not_damaged(tmp_path):
+    state = {"w": jnp.ones(4)}
+    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+        checkpoints.save(1, state, {})
+    with Checkpoints.reader(tmp_path) as checkpoints:
+        shutil.rmtree(tmp_path / "checkpoints" / "1")
+        with pytest.raises(
+            UserError, match=r"step 1 in .* was removed while it was read: start the same command again"
+        ):
+            checkpoints.restore(state)
+
+
 def change_rate(content: dict) -> None:
     content["metadata"]["config"]["ppo"]["learning_rate"] = 1e-3
 

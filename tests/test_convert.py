@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from builders import ADAPTERS
 from commands import start
-from run_folders import PPO, save_run
+from run_folders import PPO, edit_metadata, save_run
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_run import tiny
@@ -305,6 +305,31 @@ def test_an_export_has_a_model_card_that_is_never_overwritten(run, tmp_path, cap
     assert "README.md was there and is kept; remove it" in capsys.readouterr().out
     assert (out / "README.md").read_text() == "mine"
     assert load_file(out / "model.safetensors")["model.norm.weight"].dtype.name == "bfloat16"
+
+
+@pytest.mark.parametrize("which", ["latest", None], ids=str)
+def test_an_export_of_a_run_at_work_is_of_one_checkpoint(tmp_path, monkeypatch, which):
+    """The run writes another one after the export has begun."""
+    folder, later, out = (tmp_path / name for name in ("run", "later", "export"))
+    save_run(folder, RUN, "ppo", metric=None)
+    save_run(later, RUN, "ppo", metric=None, seed=1)
+    with edit_metadata(later, 7) as metadata:
+        metadata["step"] = 8
+    ours, theirs = (SavedReasoner.find(each).params()["navigator"] for each in (folder, later))
+    read = SavedReasoner.params
+
+    def read_late(saved):
+        shutil.copytree(later / "checkpoints" / "7", folder / "checkpoints" / "8", dirs_exist_ok=True)
+        return read(saved)
+
+    monkeypatch.setattr(SavedReasoner, "params", read_late)
+    arguments = () if which is None else ("--which", which)
+    assert start("convert.py", "to-hf", folder, out, *arguments) == 0
+    sidecar = read_sidecar(out, 16)
+    assert sidecar is not None and sidecar.step == 7 and "Checkpoint: step 7 of" in (out / "README.md").read_text()
+    jax.tree.map(np.testing.assert_array_equal, sidecar.navigator, ours)
+    assert not np.array_equal(ours["direction"][...], theirs["direction"][...])
+    assert SavedReasoner.find(folder, which).step == 8
 
 
 def test_a_card_tells_what_each_finished_phase_did(run):

@@ -116,7 +116,7 @@ ADAPTED = {
 
 def arrays(folder, step="latest"):
     with Checkpoints.reader(folder) as checkpoints:
-        return checkpoints._read_metadata(checkpoints._resolve(step))[1]
+        return checkpoints._read_metadata(checkpoints.step_of(step))[1]
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,7 @@ class Checkpoints:
           UserError: there is no such checkpoint; an array's name, shape or dtype differs from the template's (the first
             such array is named); the checkpoint is damaged.
         """
-        step = self._resolve(which)
+        step = self.step_of(which)
         metadata, stored = self._read_metadata(step)
         wanted = named_arrays(template, prefix)
         self._check_layout(step, wanted, stored, prefix)
@@ -199,11 +199,11 @@ class Checkpoints:
 
     def metadata(self, which: Which = "latest") -> dict[str, Any]:
         """The metadata alone, for example to build a template from its config."""
-        return self._read_metadata(self._resolve(which))[0]
+        return self._read_metadata(self.step_of(which))[0]
 
     def arrays(self, prefix: str) -> dict[str, dict[str, Any]]:
         """Shape, dtype and fingerprint of the newest arrays below a path, by their names from there on."""
-        stored = self._read_metadata(self._resolve("latest"))[1]
+        stored = self._read_metadata(self.step_of("latest"))[1]
         return {
             name.removeprefix(f"{prefix}."): {key: value for key, value in entry.items() if key != "name"}
             for name, entry in stored.items()
@@ -283,7 +283,8 @@ class Checkpoints:
             f"{advice} and start the same command again."
         ) from error
 
-    def _resolve(self, which: Which) -> int:
+    def step_of(self, which: Which) -> int:
+        """The step of a checkpoint, which stays the same while a run writes others; a UserError if there is none."""
         steps = self.steps
         if not steps:
             raise UserError(f"{self.folder} holds no complete checkpoint: train first, or give another folder.")
@@ -345,6 +346,10 @@ class Checkpoints:
 
     def _failed_read(self, step: int, error: Exception) -> UserError:
         """What a failed read means: nobody shall remove a checkpoint that is intact."""
+        if not has_folder(self.folder) or not has_folder(self.folder / str(step)):
+            return UserError(
+                f"The checkpoint of step {step} in {self.folder} was removed while it was read: start the same command again."
+            )
         refusal = read_refusal(error, self.folder / str(step))
         if refusal is not None:
             return unreadable(f"The checkpoint of step {step} in {self.folder}", refusal)

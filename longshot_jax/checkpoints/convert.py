@@ -77,8 +77,10 @@ def _convert(folder: Path, out: Path, config: LlamaConfig, tokenizer: Tokenizer 
             raise UserError(f"{out} already holds checkpoints; choose a new folder")
 
 
-def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32", which: Which | None = None) -> None:
-    """Writes a checkpoint as a Hugging Face directory with its tokenizer.
+def to_hf(
+    checkpoint: str | Path, folder: str | Path, dtype: str = "float32", which: Which | None = None
+) -> SavedReasoner:
+    """Writes a checkpoint as a Hugging Face directory with its tokenizer; returns what it read.
 
     `transformers` loads the backbone, with adapters merged into its matrices. Navigator and memory bank are in a
     separate file (`checkpoints.sidecar`); `load_pretrained` restores the whole reasoner from the directory. The README.md
@@ -131,3 +133,4 @@ def to_hf(checkpoint: str | Path, folder: str | Path, dtype: str = "float32", wh
         token_ids=tokenizer.token_ids if tokenizer else alone.token_ids,
         beside=write_beside,
     )
+    return saved

@@ -27,13 +27,13 @@ CODE, DATA, TRAINED_ON = "code", "data", "trained_on"
 
 @dataclass(frozen=True)
 class SavedReasoner:
-    """The reasoner of checkpoint `which` in a run folder.
+    """The reasoner of the checkpoint of `step` in a run folder.
 
     `run` has the default settings for a backbone alone, as `convert.py from-hf` writes it.
     """
 
     folder: Path
-    which: Which
+    step: int
     metadata: dict[str, Any]
     run: RunConfig
     backbone: LlamaConfig
@@ -48,11 +48,12 @@ class SavedReasoner:
         with Checkpoints.reader(folder) as checkpoints:
             if which is None:
                 which = "latest" if checkpoints.best_step is None else checkpoints.best_step
-            metadata = checkpoints.metadata(which)
+            step = checkpoints.step_of(which)  # a run at work may write another before the rest is read
+            metadata = checkpoints.metadata(step)
         if "backbone" not in metadata or "backbone_path" not in metadata:
             raise UserError(f"{folder} holds no model: give the folder of a run.")
         run = parse_config(metadata["config"]) if "config" in metadata else RunConfig()
-        return cls(folder, which, metadata, run, LlamaConfig.from_json(metadata["backbone"]))
+        return cls(folder, step, metadata, run, LlamaConfig.from_json(metadata["backbone"]))
 
     @property
     def is_backbone_alone(self) -> bool:
@@ -80,9 +81,9 @@ class SavedReasoner:
         with Checkpoints.reader(self.folder) as checkpoints:
             if phase == "ppo" or run.samples_thoughts(phase):
                 scalar = jax.ShapeDtypeStruct((), jnp.float32)
-                rms = float(checkpoints.restore_partial(scalar, "thought_rms", self.which)[0])
+                rms = float(checkpoints.restore_partial(scalar, "thought_rms", self.step)[0])
             if memory is not None:
-                memory, _ = checkpoints.restore_partial(memory, "memory", self.which)
+                memory, _ = checkpoints.restore_partial(memory, "memory", self.step)
         stage = (
             None if phase == "ppo" else run.supervised(phase).stages[self.metadata.get("progress", {}).get("stage", -1)]
         )
@@ -112,7 +113,7 @@ class SavedReasoner:
         with Checkpoints.reader(self.folder) as checkpoints:
             for path, part in parts.items():
                 if jax.tree.leaves(part):
-                    restored.append(checkpoints.restore_partial(placed(part), path, self.which)[0])
+                    restored.append(checkpoints.restore_partial(placed(part), path, self.step)[0])
         if source is not None and outside is not None:
             weights = source.load(self.backbone, self.run.model.weight_dtype, placed(outside), self.folder)
             restored.append(merge_states(backbone=weights))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longshot_jax.checkpoints.checkpoint import Which
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.checkpoints.sidecar import FILE
 from longshot_jax.config import RunConfig
@@ -17,14 +16,13 @@ from longshot_jax.files import write_text
 from longshot_jax.model.huggingface.weights import CARD
 
 
-def write_model_card(run_folder: Path, export: Path, which: Which | None = None) -> str:
-    """Writes README.md into an export unless there is one; returns a line that says what was done."""
-    saved = SavedReasoner.find(run_folder, which)
+def write_model_card(saved: SavedReasoner, export: Path) -> str:
+    """Writes README.md into the export of a run unless there is one; returns a line that says what was done."""
     if saved.is_backbone_alone:
         return f"{export}: a plain Llama, without a model card."
     if os.path.lexists(export / CARD):
         return f"{export}: {CARD} was there and is kept; remove it and export again for a new one."
-    results = _results_of(run_folder, saved.metadata)
+    results = _results_of(saved.folder, saved.metadata)
     write_text(export / CARD, model_card(export.resolve().name, saved, results), advice="free some space")
     return f"{export}: {CARD} holds {len(results)} results of the run folder."
 
