@@ -34,15 +34,8 @@ from longshot_jax.config.declarations import flatten
 from longshot_jax.curriculum.batch import unfitting_steps
 from longshot_jax.curriculum.loop import CurriculumLoop
 from longshot_jax.data.own import OwnCodeError, own_grader
-from longshot_jax.data.sources import (
-    build_layout,
-    build_tokenizer,
-    check_problems,
-    file_fingerprints,
-    own_code,
-    read_problems,
-    store_tokenizer,
-)
+from longshot_jax.data.run_tokenizer import build_tokenizer, foreign_tokenizer, store_tokenizer
+from longshot_jax.data.sources import build_layout, check_problems, file_fingerprints, own_code, read_problems
 from longshot_jax.distributed import on_primary
 from longshot_jax.errors import UserError
 from longshot_jax.files import has_folder, local_path
@@ -108,6 +101,8 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
             run, source = _continued(run, data, workdir, metadata, lambda text: _note(text, stream))
             backbone = LlamaConfig.from_json(metadata["backbone"])
         tokenizer = build_tokenizer(run, workdir, problems.train, folder, resumed=metadata is not None)
+        if metadata is None and (foreign := foreign_tokenizer(run, tokenizer, folder)):
+            _note(f"warning: {foreign}.", stream)
         layout = build_layout(run, tokenizer)
         problems = check_problems(run, layout, problems)
         if "curriculum" in run.phases:

@@ -11,14 +11,8 @@ from child_process import NO_PROCESS
 from tiny_run import tiny
 
 from longshot_jax.data.problems import Problem, question_key
-from longshot_jax.data.sources import (
-    Problems,
-    build_layout,
-    build_tokenizer,
-    check_problems,
-    read_problems,
-    store_tokenizer,
-)
+from longshot_jax.data.run_tokenizer import build_tokenizer, store_tokenizer
+from longshot_jax.data.sources import Problems, build_layout, check_problems, read_problems
 from longshot_jax.data.sources import test_problems as problems_of_test
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError

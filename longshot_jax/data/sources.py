@@ -1,11 +1,10 @@
-"""The problems, tokenizer and layout of a run's settings, and the check that problems fit."""
+"""The problems and layout of a run's settings, and the check that problems fit."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 from longshot_jax.config.curriculum import CurriculumConfig
@@ -22,15 +21,11 @@ from longshot_jax.data.redraw import RedrawnProblems
 from longshot_jax.data.stories import StoryProblems
 from longshot_jax.data.threads import ThreadProblems, thread_words
 from longshot_jax.data.tokenizer import Tokenizer
-from longshot_jax.data.tokenizer_checks import no_model_tokenizer
 from longshot_jax.errors import UserError
-from longshot_jax.files import has_folder, local_path, replacing_folder
 
 # Held-out problems do not depend on the run's seed, so that runs can be compared.
 _VALIDATION_SEED, _TEST_SEED = 7_000_003, 7_000_019
 _VALIDATION_STRIDE, _MAX_VALIDATION = 10, 500  # a tenth of the training questions, at most 500, is for validation
-_BPE_PROBLEMS = 20_000
-_BPE_OWN_PROBLEMS = 2_000  # some tasks of reasoning-gym take a tenth of a second each
 _FIRST_COMPARED = 1_000  # generated problems that are compared with a training file
 _FIRST_CHECKED = 64  # generated problems that are checked before training
 _COMPARED = 10_000  # problems after one that is too long, among which the longest is looked for
@@ -204,56 +199,6 @@ def _read(data: DataConfig, setting: str, split: Split, seed: int, count: int) -
     if data.train != "colouring":
         return problems
     return [as_colouring(problem, f"{source}, problem {number}") for number, problem in enumerate(problems, start=1)]
-
-
-def build_tokenizer(
-    run: RunConfig, workdir: str | Path, problems: Sequence[Problem], model_folder: Path | None, resumed: bool
-) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names; a UserError if it is missing or cannot be loaded.
-
-    If the run folder has a checkpoint (`resumed`), its stored tokenizer is loaded. `bpe` and `model` prefer the
-    tokenizer of the `initialize_from` run; otherwise `bpe` is trained on `problems`, and `model` is read from
-    `model_folder`.
-    """
-    folder, kind, multiple = Path(workdir) / "tokenizer", run.data.tokenizer, run.mesh.tensor
-    start = run.initialize_from
-    previous = local_path(start, "config.initialize_from") / "tokenizer" if start else None
-    template = run.data.chat_template
-    if (kind in ALPHABETS or kind == "bpe") and template != "model":
-        raise UserError(
-            f"config.data.chat_template is {template!r}, but config.data.tokenizer {kind!r} has no chat template: set "
-            "config.data.chat_template to 'model', which takes the tokenizer as it is."
-        )
-    if kind in ALPHABETS:
-        return Tokenizer.for_chains(multiple, ALPHABETS[kind]())
-    if resumed:
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder} is missing, and the checkpoints beside it need it: restore it, or choose another --workdir."
-            )
-        return Tokenizer.load(str(folder), multiple)
-    if kind in ("bpe", "model") and previous is not None and has_folder(previous):
-        return Tokenizer.load(str(previous), multiple, template)  # its ids index the loaded embedding
-    if kind == "bpe":
-        quick = run.data.train in GENERATORS or not isinstance(problems, GeneratedProblems)
-        stride = max(len(problems) // (_BPE_PROBLEMS if quick else _BPE_OWN_PROBLEMS), 1)
-        some = (problems[index] for index in range(0, len(problems), stride))
-        texts = ("\n".join([each.question, *each.steps, f"### {each.answer}"]) for each in some)
-        return Tokenizer.train_bpe(texts, run.data.bpe_vocabulary, multiple)
-    if kind == "model":
-        if model_folder is None:
-            raise no_model_tokenizer()
-        return Tokenizer.load(str(model_folder), multiple, template)
-    return Tokenizer.load(kind, multiple, template)
-
-
-def store_tokenizer(tokenizer: Tokenizer, workdir: str | Path) -> None:
-    """Writes a new run's tokenizer to `workdir/tokenizer`, for evaluation and export; a UserError on failure.
-
-    Atomically replaces the tokenizer that an earlier start without a checkpoint may have written.
-    """
-    with replacing_folder(Path(workdir) / "tokenizer", "fix its permissions, or choose another --workdir") as part:
-        tokenizer.save(part)
 
 
 def build_layout(run: RunConfig, tokenizer: Tokenizer) -> Layout:

@@ -280,6 +280,11 @@ class Tokenizer:
             return self._encode(self._chat_template.render(question))
         return (*self._before, *self._encode(question + "\n"))
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token by its spelling in the files, latent tokens included."""
+        return self._tokenizer.get_vocab()
+
     def check_fits(self, vocabulary_rows: int) -> None:
         """Raises UserError unless an embedding of `vocabulary_rows` rows covers every token."""
         if self._rows > vocabulary_rows:
