@@ -15,10 +15,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from longshot_jax.checkpoints.checkpoint import Checkpoints, Which
-from longshot_jax.checkpoints.initialize import copied_rows, embedding_rows
+from longshot_jax.checkpoints.initialize import copied_rows, embedding_rows, latent_rows_trained
 from longshot_jax.checkpoints.run_folder import prepare_workdir
 from longshot_jax.checkpoints.saved_reasoner import TRAINED_ON, SavedReasoner
-from longshot_jax.checkpoints.sidecar import FILE, read_sidecar
+from longshot_jax.checkpoints.sidecar import BESIDE, FILE, LATENT_ROWS, NOTHING, TRAINED, UNTRAINED, read_sidecar
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.data.tokenizer_files import TokenizerFiles, files_of
 from longshot_jax.errors import UserError
@@ -62,6 +62,7 @@ def _convert(folder: Path, out: Path, config: LlamaConfig, tokenizer: Tokenizer 
     starts = copied_rows(folder, tokenizer)
     params = load_weights(folder, config, embedding_rows=rows, copied_rows=starts)
     metadata: dict[str, Any] = {"backbone": asdict(replace(config, vocab_size=rows)), "backbone_path": _TRAINED}
+    metadata[LATENT_ROWS] = TRAINED if latent_rows_trained(folder) else UNTRAINED
     if sidecar := read_sidecar(folder, config.hidden_size):  # an export of a run
         metadata[TRAINED_ON] = list(sidecar.trained_on)
     # Before the checkpoint, so that a folder with a checkpoint is complete.
@@ -114,6 +115,11 @@ def to_hf(
     sidecar = None if saved.is_backbone_alone else saved.sidecar(params)
     tokenizer = Tokenizer.find(checkpoint / "tokenizer")
     alone = TokenizerFiles.read(files_of(checkpoint / "tokenizer"))
+    marks = {BESIDE: NOTHING if sidecar is None else FILE}
+    if (
+        latent_rows := saved.metadata.get(LATENT_ROWS) if sidecar is None else TRAINED
+    ):  # earlier conversions do not know
+        marks[LATENT_ROWS] = latent_rows
 
     def write_beside(partial: Path) -> None:
         if os.path.lexists(folder / CARD):
@@ -132,5 +138,6 @@ def to_hf(
         dtype=dtype,
         token_ids=tokenizer.token_ids if tokenizer else alone.token_ids,
         beside=write_beside,
+        marks=marks,
     )
     return saved

@@ -14,12 +14,13 @@ from jax.sharding import Mesh
 from longshot_jax.checkpoints.frozen_source import FrozenSource, described, load_backbone
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.checkpoints.sidecar import FILE as SIDECAR
-from longshot_jax.checkpoints.sidecar import read_sidecar
+from longshot_jax.checkpoints.sidecar import LATENT_ROWS, TRAINED, read_sidecar
 from longshot_jax.config import RunConfig
 from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.data.tokenizer import LATENT_TOKENS, Tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.model.huggingface import read_config
+from longshot_jax.model.huggingface.stored_tensors import stored_marks
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.lora import is_adapter
 from longshot_jax.model.sharding import with_sharding
@@ -83,9 +84,18 @@ def embedding_rows(vocab_size: int, tokenizer: Tokenizer | None) -> int:
 
 
 def copied_rows(folder: Path | None, tokenizer: Tokenizer | None) -> dict[int, int]:
-    """Rows of the latent tokens that a Hugging Face directory has not trained -> rows from which they start."""
-    exported = folder is None or (folder / SIDECAR).exists()
-    return {} if exported or tokenizer is None else dict(tokenizer.meanings)
+    """Rows of the latent tokens that a Hugging Face directory has not trained -> rows from which they start.
+
+    Llama 3's latent tokens are reserved tokens, of which the tokenizer alone does not tell whether they are trained.
+    """
+    if folder is None or tokenizer is None or not tokenizer.meanings or latent_rows_trained(folder):
+        return {}
+    return dict(tokenizer.meanings)
+
+
+def latent_rows_trained(folder: Path) -> bool:
+    """Whether the weights in a Hugging Face directory come from a run, which trained the rows of the latent tokens."""
+    return (folder / SIDECAR).exists() or stored_marks(folder).get(LATENT_ROWS) == TRAINED
 
 
 def shape_of_other_run(run: RunConfig) -> LlamaConfig:

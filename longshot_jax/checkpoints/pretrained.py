@@ -11,7 +11,7 @@ from flax import nnx
 from longshot_jax.checkpoints.checkpoint import Which
 from longshot_jax.checkpoints.initialize import copied_rows, embedding_rows
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
-from longshot_jax.checkpoints.sidecar import FILE, Sidecar, exported_run, read_sidecar
+from longshot_jax.checkpoints.sidecar import BESIDE, FILE, Sidecar, exported_run, read_sidecar
 from longshot_jax.config import RunConfig
 from longshot_jax.config.model import ModelConfig
 from longshot_jax.config.thoughts import Coupling
@@ -21,6 +21,7 @@ from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.files import has_folder, local_path
 from longshot_jax.model.huggingface import load_weights, read_config
+from longshot_jax.model.huggingface.stored_tensors import stored_marks
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import platform_of
 from longshot_jax.model.storage import as_used, float_dtype, merge_states
@@ -49,7 +50,7 @@ class Pretrained:
       source: for reports: step, phase and stage of the checkpoint, seed, mode and feedback of its run.
       stage_rule: number of thoughts at the stage of a supervised phase that the checkpoint was in, after which the
         remaining steps are written; None after PPO and for a plain Llama, which answer at once by `rule`.
-      lost_sidecar: whether it is an export, whose vocabulary has the latent tokens by name, without the run's other parts.
+      lost_sidecar: whether it is an export of a run without the run's other parts.
       sigma: standard deviation of sampled thoughts, relative to the rms of thoughts.
       temperatures, coupling: temperatures and noise coupling of sampled trajectories.
       max_trajectories: largest number of trajectories that the count head chooses; 0 without a count head.
@@ -117,7 +118,11 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
     params = load_weights(path, config, jnp.dtype(chosen), embedding_rows=rows, copied_rows=starts)
     backbone = replace(config, vocab_size=rows)
     if sidecar is None or tokenizer is None:
-        lost = tokenizer is not None and tokenizer.came_with_latents and tokenizer.latent < config.vocab_size
+        beside, lost = stored_marks(path).get(BESIDE), False
+        if beside is not None:
+            lost = beside == FILE
+        elif tokenizer is not None:  # an earlier export is told by the names of its latent tokens
+            lost = tokenizer.came_with_latents and tokenizer.latent < config.vocab_size
         return replace(_plain(backbone, params, tokenizer, chosen), lost_sidecar=lost)
     params = merge_states(backbone=params, navigator=sidecar.navigator)
     return _trained(sidecar, exported_run(sidecar.run, chosen), backbone, params, tokenizer)

@@ -28,6 +28,10 @@ from longshot_jax.thoughts.reads.memory_bank import MemoryBank, empty_bank
 
 FILE = "longshot.safetensors"
 _SETTINGS = "trained"
+# What an export says in the metadata of its backbone's weights, where it stays with them: whether the rows of the latent
+# tokens are trained, and which file belongs beside the weights. Earlier exports say neither.
+LATENT_ROWS, BESIDE = "latent_rows", "beside"
+TRAINED, UNTRAINED, NOTHING = "trained", "untrained", "nothing"
 
 
 @dataclass(frozen=True)

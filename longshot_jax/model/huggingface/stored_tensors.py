@@ -34,8 +34,10 @@ class StoredTensors:
         else:
             placed, files = {}, [self.where]
         self._tensors: dict[str, tuple[Path, Any]] = {}
+        self.marks: dict[str, str] = {}  # metadata of the files: for an export, what `save_weights` was given
         for file in files:
             opened = open_tensors(file, stack)
+            self.marks |= opened.metadata() or {}
             self._tensors |= {name: (file, opened) for name in opened.keys()}
         for name, file in placed.items():
             if name not in self._tensors or self.file(name) != folder / file:
@@ -52,6 +54,12 @@ class StoredTensors:
         """A tensor that is read when sliced."""
         file, opened = self._tensors[name]
         return _FiniteTensor(opened.get_slice(name), name, file)
+
+
+def stored_marks(folder: Path) -> dict[str, str]:
+    """Metadata of the weights in a Hugging Face directory; a UserError if they cannot be read."""
+    with ExitStack() as stack:
+        return StoredTensors(folder, stack).marks
 
 
 class _FiniteTensor:

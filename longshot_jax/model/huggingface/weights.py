@@ -112,6 +112,7 @@ def save_weights(
     shard_bytes: int = 5_000_000_000,
     token_ids: Mapping[str, Any] | None = None,
     beside: Callable[[Path], None] | None = None,
+    marks: Mapping[str, str] | None = None,
 ) -> None:
     """Writes `config.json` and safetensors that `transformers` loads as a `LlamaForCausalLM`.
 
@@ -126,6 +127,7 @@ def save_weights(
       shard_bytes: largest size of a file, unless a single tensor is larger.
       token_ids: values of `bos_token_id`, `eos_token_id` (an id or a list) and `pad_token_id` for `config.json`.
       beside: writes additional files into the temporary folder.
+      marks: goes into the metadata of each file of tensors.
     """
     dtype = jnp.dtype(dtype)
     if dtype not in (jnp.float32, jnp.bfloat16):
@@ -141,7 +143,7 @@ def save_weights(
         with replacing_folder(folder, "choose another folder") as part:
             content = config_json(config, dtype.name, token_ids or {})
             (part / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            _write_tensors(tensors, dtype, part, shard_bytes)
+            _write_tensors(tensors, dtype, part, shard_bytes, METADATA | dict(marks or {}))
             if beside is not None:
                 beside(part)
     except SafetensorError as error:
@@ -281,7 +283,9 @@ def _place(
     return jax.make_array_from_single_device_arrays(tuple(shape), sharding, pieces)
 
 
-def _write_tensors(tensors: Sequence[Tensor], dtype: np.dtype, folder: Path, shard_bytes: int) -> None:
+def _write_tensors(
+    tensors: Sequence[Tensor], dtype: np.dtype, folder: Path, shard_bytes: int, metadata: dict[str, str]
+) -> None:
     """Writes the tensors in files of at most `shard_bytes`, in order; one file at a time is in memory.
 
     A larger tensor has a file of its own.
@@ -296,7 +300,7 @@ def _write_tensors(tensors: Sequence[Tensor], dtype: np.dtype, folder: Path, sha
         max_shard_size=shard_bytes,
     )
     for file, names in split.filename_to_tensors.items():
-        save_file({name: _fetched(named[name], dtype) for name in names}, folder / file, METADATA)
+        save_file({name: _fetched(named[name], dtype) for name in names}, folder / file, metadata)
         # safetensors makes its files readable by their owner only; config.json has the user's default permissions.
         shutil.copymode(folder / "config.json", folder / file)
     if split.is_sharded:
