@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import start
 from huggingface_folders import LLAMA, LLAMA_SPECIALS, llama_files
 from run_folders import CURRICULUM, save_run
 from safetensors.numpy import load_file, save_file
@@ -84,3 +85,13 @@ def test_only_the_export_of_a_run_can_have_lost_what_makes_it_think(run, tmp_pat
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     save_file(tensors, tmp_path / "out" / "model.safetensors", METADATA)  # as earlier exports, which do not say
     assert LongShot.from_pretrained(tmp_path / "out").model.lost_sidecar
+
+
+@pytest.mark.parametrize("target", [".", "..", "whole"])
+def test_the_working_directory_is_not_replaced(run, tmp_path, monkeypatch, capsys, target):
+    (tmp_path / "export").mkdir()
+    monkeypatch.chdir(tmp_path / "export")
+    assert start("convert.py", "to-hf", run, tmp_path / "export" if target == "whole" else target) == 2
+    said = capsys.readouterr().err
+    assert "is the working directory or one above it" in said and said.count("\n") == 1
+    assert Path.cwd() == tmp_path / "export" and list(tmp_path.rglob("*")) == [tmp_path / "export"]

@@ -7,7 +7,7 @@ one slice of one weight besides the arrays on its devices.
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -315,7 +315,17 @@ def _fetched(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raises a UserError unless the folder is missing, empty, or an earlier export without other files."""
+    """Raises a UserError unless the folder is missing, empty, or an earlier export without other files.
+
+    The working directory is refused too, and what it lies in: it is replaced, and the user's shell would stay in the
+    folder that is deleted.
+    """
+    with suppress(OSError):  # a working directory that is gone already lies in no folder
+        if Path.cwd().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{folder} is the working directory or one above it, and an export replaces its folder whole: run the command "
+                "from another directory, or choose another folder"
+            )
     try:
         present = sorted(folder.iterdir())
     except FileNotFoundError:
