@@ -1,5 +1,6 @@
 """What an export says about its weights, and what it does to files that are there already."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from longshot_jax import LongShot
 from longshot_jax.checkpoints.convert import from_hf, to_hf
 from longshot_jax.checkpoints.sidecar import FILE
 from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.errors import UserError
 from longshot_jax.model.huggingface.stored_tensors import stored_marks
 from longshot_jax.model.huggingface.weights import METADATA
 
@@ -95,3 +97,23 @@ def test_the_working_directory_is_not_replaced(run, tmp_path, monkeypatch, capsy
     said = capsys.readouterr().err
     assert "is the working directory or one above it" in said and said.count("\n") == 1
     assert Path.cwd() == tmp_path / "export" and list(tmp_path.rglob("*")) == [tmp_path / "export"]
+
+
+def test_what_the_user_put_into_an_export_stays_or_is_refused(run, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(run.parent / "export", folder)
+    for name in ("README.md", "tokenizer.model", "LICENSE", "LICENCE.txt"):
+        (folder / name).write_text(f"my {name}")
+    to_hf(run, folder, "bfloat16")
+    for name in ("README.md", "tokenizer.model", "LICENSE", "LICENCE.txt"):
+        assert (folder / name).read_text() == f"my {name}"
+    assert load_file(folder / "model.safetensors")[TABLE].dtype.name == "bfloat16"
+    for name in ("vocab.json", "merges.txt", "added_tokens.json"):  # which no export writes
+        (folder / name).write_text("mine")
+        with pytest.raises(UserError, match=rf"holds {name}, which does not belong to an export; choose a new folder"):
+            to_hf(run, folder)
+        assert (folder / name).read_text() == "mine"
+        (folder / name).unlink()
+    (folder / "LICENSES").mkdir()
+    with pytest.raises(UserError, match="holds LICENSES, which does not belong"):
+        to_hf(run, folder)

@@ -7,7 +7,6 @@ tokenizer, including the latent tokens, is in the folder `tokenizer` beside the 
 """
 
 import os
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from longshot_jax.data.tokenizer_files import TokenizerFiles, files_of
 from longshot_jax.errors import UserError
 from longshot_jax.files import local_path, unwritable
 from longshot_jax.model.huggingface import load_weights, read_config, save_weights
-from longshot_jax.model.huggingface.weights import CARD, refuse_foreign
+from longshot_jax.model.huggingface.weights import refuse_foreign
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.storage import float_dtype, plain_weights
 
@@ -84,8 +83,8 @@ def to_hf(
     """Writes a checkpoint as a Hugging Face directory with its tokenizer; returns what it read.
 
     `transformers` loads the backbone, with adapters merged into its matrices. Navigator and memory bank are in a
-    separate file (`checkpoints.sidecar`); `load_pretrained` restores the whole reasoner from the directory. The README.md
-    of an earlier export stays as it is.
+    separate file (`checkpoints.sidecar`); `load_pretrained` restores the whole reasoner from the directory. README.md,
+    tokenizer.model and LICENSE of an earlier export stay as they are.
 
     Args:
       checkpoint: run folder.
@@ -122,8 +121,6 @@ def to_hf(
         marks[LATENT_ROWS] = latent_rows
 
     def write_beside(partial: Path) -> None:
-        if os.path.lexists(folder / CARD):
-            shutil.copy2(folder / CARD, partial / CARD)
         if sidecar is not None:
             sidecar.write(partial)
         if tokenizer is not None:

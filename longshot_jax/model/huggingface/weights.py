@@ -46,8 +46,7 @@ METADATA = {"format": "pt", "written_by": "longshot_jax"}
 CARD = "README.md"
 _EXPORTED = {
     "config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "additional_chat_templates", "vocab.json",
-    "merges.txt", "tokenizer.model", CARD,
+    "special_tokens_map.json", "chat_template.jinja", "additional_chat_templates",
 }  # fmt: skip
 
 
@@ -122,7 +121,7 @@ def save_weights(
     Args:
       state: state of a `Llama` of this config, from `nnx.split`.
       config: its `vocab_size` is that of the state.
-      folder: new, empty, or an earlier export, which is replaced.
+      folder: new, empty, or an earlier export, which is replaced but for `kept_files`.
       dtype: dtype of the written tensors, float32 or bfloat16.
       shard_bytes: largest size of a file, unless a single tensor is larger.
       token_ids: values of `bos_token_id`, `eos_token_id` (an id or a list) and `pad_token_id` for `config.json`.
@@ -141,6 +140,8 @@ def save_weights(
     refuse_foreign(folder)
     try:
         with replacing_folder(folder, "choose another folder") as part:
+            for file in kept_files(folder):
+                shutil.copy2(file, part / file.name)
             content = config_json(config, dtype.name, token_ids or {})
             (part / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             _write_tensors(tensors, dtype, part, shard_bytes, METADATA | dict(marks or {}))
@@ -314,8 +315,14 @@ def _fetched(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
     return np.ascontiguousarray(tensor.layout.to_tensor(np.asarray(weight)), dtype)
 
 
+def kept_files(folder: Path) -> list[Path]:
+    """Files of an earlier export that its next one keeps: the card, and what only the user can put there."""
+    files = [folder / CARD, folder / "tokenizer.model", *folder.glob("LICENSE*"), *folder.glob("LICENCE*")]
+    return [file for file in files if file.is_file()]
+
+
 def refuse_foreign(folder: Path) -> None:
-    """Raises a UserError unless the folder is missing, empty, or an earlier export without other files.
+    """Raises a UserError unless the folder is missing, empty, or an earlier export without other files than `kept_files`.
 
     The working directory is refused too, and what it lies in: it is replaced, and the user's shell would stay in the
     folder that is deleted.
@@ -332,13 +339,13 @@ def refuse_foreign(folder: Path) -> None:
         return
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None
-    advice = "choose a new folder"
+    advice, kept = "choose a new folder", kept_files(folder)
     for file in present:
         if file.suffix == ".safetensors":
             with ExitStack() as stack:
                 if (open_tensors(file, stack).metadata() or {}).get("written_by") != METADATA["written_by"]:
                     raise UserError(f"{folder} holds {file.name}, which is not an export of this program; {advice}")
-        elif file.name not in _EXPORTED:
+        elif file.name not in _EXPORTED and file not in kept:
             raise UserError(f"{folder} holds {file.name}, which does not belong to an export; {advice}")
     if present and not any(file.suffix == ".safetensors" for file in present):
         raise UserError(f"{folder} holds {present[0].name} but no exported weights; {advice}")
