@@ -297,6 +297,7 @@ def test_an_export_has_a_model_card_that_is_never_overwritten(run, tmp_path, cap
     assert "On `held_out.json` (`results.json`, seed 3):" in card and "of_another_checkpoint" not in card
     assert "greedy accuracy   75.0 %   [ 30.0 %,  95.0 %]" in card
     assert "thoughts: zero    25.0 %" in card and "thoughts: swap     0.0 %" in card
+    assert 'as seen from the one that holds it.\nmodel = LongShot.from_pretrained("export")' in card
     assert "Checkpoint: step 7 of phase `ppo`" in card and '"feedback": "navigator"' in card
     assert "- `ppo` (lora weights): not finished at this checkpoint" in card and str(tmp_path) not in card
 

@@ -14,6 +14,7 @@ import pytest
 from longshot_jax import cli
 from longshot_jax.config import RunConfig
 from longshot_jax.config.declarations import declared
+from longshot_jax.train import _MAY_CHANGE
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = set(declared(RunConfig))
@@ -162,6 +163,14 @@ def check_make(words: list[str]) -> None:
         variable, equals, _ = word.partition("=")
         wanted = rf"^{re.escape(variable)} *[?:]?=" if equals else rf"^{re.escape(word)}:"
         assert re.search(wanted, MAKEFILE, re.MULTILINE), f"the Makefile has no {word}"
+
+
+def test_the_settings_that_a_resumed_run_may_change_are_named():
+    row = re.search(
+        r"`was made with another config` \| a setting outside ([^;]*) differs",
+        (ROOT / "docs/troubleshooting.md").read_text(),
+    )
+    assert row and tuple(re.findall(r"`(\w+)`", row[1])) == _MAY_CHANGE
 
 
 @pytest.mark.parametrize("name", re.findall(r"^::: ([\w.]+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE))

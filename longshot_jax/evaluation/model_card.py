@@ -90,6 +90,7 @@ and thoughts that differ from the defaults:
 ```python
 from longshot_jax import LongShot
 
+# The path of this folder, as seen from the one that holds it.
 model = LongShot.from_pretrained("{name}")
 print(model.generate("a question of the training data's form"))
 ```
