@@ -24,7 +24,7 @@ def local_path(named: str | Path, option: str) -> Path:
     """The path that an option or a setting names, with the user's home folder for `~`; it need not exist.
 
     Raises a UserError that begins with `option` for the address of a bucket or server, an empty text, an unknown home
-    folder, and anything else that can be no path here.
+    folder, a folder without permission, and anything else that can be no path here.
     """
     text = str(named)
     shown = f"{option} {text if len(text) <= 80 else text[:80] + '...'!r}"
@@ -46,6 +46,8 @@ def local_path(named: str | Path, option: str) -> Path:
         raise UserError(
             f"{shown} cannot be used ({getattr(error, 'strerror', None) or error}): give another path."
         ) from None
+    if path.is_dir() and not os.access(path, os.X_OK):
+        raise UserError(f"{shown} is a folder that may not be entered: fix its permissions, or give another path.")
     return path
 
 

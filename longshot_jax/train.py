@@ -7,6 +7,7 @@ The same command continues a killed run from its newest checkpoint, to the same 
 number and decision is a function of the settings and the checkpoint.
 """
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -236,7 +237,7 @@ def _continued(
 
 
 def _is_folder(named: str) -> bool:
-    return bool(named) and Path(named).expanduser().is_dir()
+    return os.path.isdir(os.path.expanduser(named))  # False too where it may not be looked at
 
 
 def _final_accuracy(phase: str) -> str:

@@ -112,6 +112,53 @@ def test_an_export_without_permission_is_neither_damaged_nor_missing(tmp_path):
         assert line.endswith(f" {file} cannot be read (Permission denied): fix its permissions."), line
 
 
+def test_a_folder_that_may_not_be_entered_is_a_sentence(tmp_path):
+    save_run(tmp_path / "run", PPO, "ppo")
+    to_hf(tmp_path / "run", tmp_path / "export")
+    (tmp_path / "far").mkdir()
+    said = sentences(
+        """
+    from pathlib import Path
+    from longshot_jax.checkpoints.convert import from_hf, to_hf
+    from longshot_jax.checkpoints.frozen_source import KEY, FrozenSource
+    from longshot_jax.checkpoints.pretrained import load_pretrained
+    from longshot_jax.config import RunConfig, default_config, parse_config
+    from longshot_jax.data.tokenizer import Tokenizer
+    from longshot_jax.train import _is_folder, train
+
+    def training(workdir, **changes):
+        config = default_config()
+        config.update(changes)
+        return lambda: train(parse_config(config), workdir)
+
+    run, export, new = folder / "run", folder / "export", folder / "new"
+    refused(
+        run,
+        lambda: load_pretrained(run),
+        lambda: to_hf(run, new),
+        training(run),
+        training(new, initialize_from=str(run)),
+    )
+    refused(run / "tokenizer", lambda: load_pretrained(run), lambda: Tokenizer.find(run / "tokenizer"))
+    refused(run / "checkpoints", lambda: load_pretrained(run), training(run))
+    refused(run / "checkpoints" / "7", lambda: load_pretrained(run), training(run))
+    refused(export, lambda: load_pretrained(export), lambda: from_hf(export, new), lambda: to_hf(run, export))
+    for place in (folder / "far", folder / "far" / "weights"):
+        metadata = {KEY: {"folder": str(place), "setting": "initialize_from", "arrays": {}}}
+        settings = RunConfig(initialize_from=str(place))
+        refused(folder / "far", lambda: FrozenSource.find(metadata, settings, settings, run))
+    (folder / "far").chmod(0)
+    assert not _is_folder(str(folder / "far" / "weights")) and not _is_folder("")
+    """,
+        tmp_path,
+    )
+    (tmp_path / "far").chmod(0o700)
+    assert len(said) == 15 and [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
+    for line in said:
+        words = ("may not be entered: fix its permissions", "cannot be used", "cannot be read", "cannot be written")
+        assert str(tmp_path) in line and any(word in line for word in words), line
+
+
 def test_what_is_no_file_is_left_to_its_reader(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("nowhere")

@@ -5,6 +5,7 @@ Hugging Face directory, or weights that `convert.py from-hf` wrote. It names the
 array in it. Adapters and navigator are of use over these weights alone, so others are refused, wherever they lie.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -99,7 +100,8 @@ class FrozenSource:
             return None
         source = cls(**metadata[KEY] | {"folder": Path(metadata[KEY]["folder"])})
         before, now = (flatten(settings)[source.setting] for settings in (stored, named))
-        if now == before and source.folder.is_dir():
+        # One that may not be entered is named below, unless there is another.
+        if now == before and os.access(source.folder, os.X_OK) and source.folder.is_dir():
             return source
         try:  # a hub name is downloaded again
             named_here = source.setting == "model.source"
@@ -107,7 +109,7 @@ class FrozenSource:
         except UserError:
             if now != before:
                 raise
-            place = source.folder
+            place = local_path(source.folder, f"config.{source.setting}")
         if not place.is_dir():
             raise UserError(
                 f"{run} does not hold the frozen weights that its checkpoints belong to, and there is no folder {place}: "

@@ -155,8 +155,8 @@ class Tokenizer:
     @classmethod
     def find(cls, folder: str | Path) -> "Tokenizer | None":
         """The tokenizer in a folder, or None if the folder has none. Raises UserError as `load` does."""
-        names = ("tokenizer.json", "tokenizer.model", "vocab.json")
-        return cls.load(str(folder)) if any((Path(folder) / name).exists() for name in names) else None
+        folder, names = local_path(folder, "the tokenizer"), ("tokenizer.json", "tokenizer.model", "vocab.json")
+        return cls.load(str(folder)) if any((folder / name).exists() for name in names) else None
 
     @classmethod
     def for_chains(cls, multiple: int = 1, words: Sequence[str] | None = None) -> "Tokenizer":
