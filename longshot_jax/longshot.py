@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ from longshot_jax.evaluation.lens import Lens, ThoughtReading
 from longshot_jax.thoughts.coconut import fill_thoughts
 from longshot_jax.thoughts.fusion import CHOOSING
 from longshot_jax.thoughts.stopping import ThoughtRule
+
+_MOST = 2**20  # of thoughts, trajectories, questions of a batch and tokens of an answer
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ class LongShot:
         if latent_token_id is None and model.layout is not None and model.layout.mode != "pause":
             latent_token_id = model.layout.tokenizer.latent
         rows = model.backbone.vocab_size
-        if latent_token_id is not None and not 0 <= latent_token_id < rows:
+        if latent_token_id is not None:
+            latent_token_id = _whole("latent_token_id", latent_token_id, 0, 2**63)
+        if latent_token_id is not None and latent_token_id >= rows:
             raise UserError(
                 f"latent_token_id {latent_token_id} is not a token of {path}: give one from 0 to {rows - 1}."
             )
@@ -110,7 +115,7 @@ class LongShot:
         num_trajectories: int | str = 1,
         return_all_trajectories: bool = False,
         *,
-        thoughts: int | None = None,
+        thoughts: Literal["own", "fixed"] | int | None = None,
         answer_length: int | None = None,
         seed: int = 0,
         fusion: str = "vote",
@@ -122,7 +127,7 @@ class LongShot:
           num_trajectories: 1 decodes greedily, where a joined answer has as many as the model chooses; more are sampled and
             fused. `own`: the model chooses the number, if PPO trained it to.
           return_all_trajectories: return a `Generation` instead of the text of the answer.
-          thoughts: number of thoughts, after which the answer follows at once. None: the stop head decides where
+          thoughts: number of thoughts, `own` (the stop head decides) or `fixed` (the largest of training), after which the answer follows at once. None: the stop head decides where
             PPO or the curriculum trained it; after another curriculum, the largest number of its stage. After a curriculum
             the remaining steps are then written. A model that was not trained here has no thoughts.
           answer_length: largest number of tokens of an answer; None is that of training.
@@ -131,13 +136,19 @@ class LongShot:
             an answer that attends to all thoughts) or `mean` (feeds back the mean thought of all trajectories).
 
         Raises:
-          UserError: a question is empty or too long, there is no tokenizer, or the model cannot have thoughts.
+          UserError: an argument is of another kind or out of range, a question is empty or too long, there is no tokenizer, or the
+            model cannot have thoughts.
         """
-        questions = [question] if isinstance(question, str) else list(question)
+        questions: list[Any] = list(question) if isinstance(question, (list, tuple)) else [question]
+        if not all(isinstance(text, str) for text in questions):
+            raise UserError(f"the question is {shown(question)}: give a text, or a list of texts.")
         if not all(text.strip() for text in questions):
             raise UserError("the question is empty: ask one.")
-        if num_trajectories != "own" and (isinstance(num_trajectories, bool) or not isinstance(num_trajectories, int)):
-            raise UserError(f"num_trajectories is {num_trajectories!r}: it must be a whole number or 'own'.")
+        if num_trajectories != "own":
+            num_trajectories = _whole("num_trajectories", num_trajectories, 1, _MOST, " or 'own'")
+        if answer_length is not None:
+            answer_length = _whole("answer_length", answer_length, 1, _MOST)
+        seed = _whole("seed", seed, 0, 2**63)
         adaptive = num_trajectories == "own"
         if adaptive and not self.model.max_trajectories:
             raise UserError(
@@ -147,10 +158,6 @@ class LongShot:
         number = self.model.max_trajectories if num_trajectories == "own" else num_trajectories
         # A greedy joined answer has as many trajectories as the model chooses, as in an evaluation.
         adaptive = adaptive or bool(self.model.joined and self.model.max_trajectories and number == 1)
-        if number < 1:
-            raise UserError(f"num_trajectories is {num_trajectories}: it must be at least 1.")
-        if answer_length is not None and answer_length < 1:
-            raise UserError(f"answer_length is {answer_length}: it must be at least 1.")
         if fusion not in (*CHOOSING, "attend", "mean"):
             raise UserError(f"fusion is {shown(fusion)}: it may be {', '.join(CHOOSING)}, attend or mean.")
         if self.model.joined and fusion != "vote":
@@ -232,12 +239,16 @@ class LongShot:
           grade: gives 1 for a problem and the text of a right answer, and less for a wrong one.
           decoded: called before each pass over the problems and after each of its batches, with the pass's name, the number
             of problems it has decoded, and that of all.
+
+        Raises:
+          UserError: an argument is of another kind or out of range, or a problem is too long.
         """
-        if not len(problems) or batch_size < 1 or num_trajectories < 0:
-            raise UserError(
-                f"{len(problems)} problems in batches of {batch_size} with {num_trajectories} trajectories: there must "
-                "be at least one problem, a batch_size of 1 and 0 trajectories."
-            )
+        if isinstance(problems, str) or not len(problems) or not isinstance(problems[0], Problem):
+            raise UserError(f"problems are {shown(problems)}: give at least one, such as those of load_problems(path).")
+        if not callable(grade):
+            raise UserError(f"grade is {shown(grade)}: give a function of a problem and the text of an answer.")
+        num_trajectories = _whole("num_trajectories", num_trajectories, 0, _MOST)
+        batch_size, seed = _whole("batch_size", batch_size, 1, _MOST), _whole("seed", seed, 0, 2**63)
         (rule, steps_written), temperatures = self._rule(thoughts, known_steps=True), self.model.temperatures
         results = evaluate(
             self._decoder(rule, None, steps_written),
@@ -280,7 +291,12 @@ class LongShot:
         Raises:
           UserError: an id has no row in the embedding, the shapes do not fit, or a row starts with a latent token.
         """
-        tokens = np.asarray(token_ids)
+        try:
+            tokens = np.asarray(token_ids)
+        except ValueError:  # rows of several lengths
+            raise UserError(
+                "token_ids must be whole numbers of shape [B, S]: pad shorter rows, with an attention_mask."
+            ) from None
         if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
             raise UserError(f"token_ids must be whole numbers of shape [B, S], not {tokens.dtype}{list(tokens.shape)}.")
         mask = np.ones(tokens.shape, bool) if attention_mask is None else np.asarray(attention_mask) != 0
@@ -316,22 +332,22 @@ class LongShot:
             raise UserError("this model has no tokenizer, so it reads no text: put one into its folder.")
         return self.model.layout
 
-    def _rule(self, thoughts: str | int | None, known_steps: bool = False) -> tuple[ThoughtRule, bool]:
+    def _rule(self, thoughts: Any, known_steps: bool = False) -> tuple[ThoughtRule, bool]:
         """The requested number of thoughts, or that of training, and whether steps may be written after them."""
         trained = self.model.rule
         if thoughts and self.model.lost_sidecar:
             raise UserError(f"{LOST_SIDECAR}, or leave the number of thoughts out.")
-        if isinstance(thoughts, int):
-            if thoughts < 0:
-                raise UserError(f"the number of thoughts is {thoughts}: it cannot be negative.")
+        if isinstance(thoughts, Integral):
+            thoughts = _whole("thoughts", thoughts, 0, _MOST)
             trained_here = self.model.source["mode"] != "plain"
             if thoughts and trained_here and not has_thoughts(self._layout().mode):
                 raise UserError(f"a model of mode {self._layout().mode!r} has no thoughts: leave their number out.")
             return ThoughtRule("fixed", thoughts), False
-        if thoughts in ("own", "steps", "fixed"):
-            return replace(trained, kind=thoughts), False
+        words = ("own", "steps", "fixed") if known_steps else ("own", "fixed")  # of a question alone no steps are known
+        if thoughts in words:
+            return replace(trained, kind=thoughts), False  # pyright: ignore[reportArgumentType]
         if thoughts is not None:
-            raise UserError(f"thoughts is {shown(thoughts)}: it must be a number, 'own', 'steps' or 'fixed'.")
+            raise UserError(f"thoughts is {shown(thoughts)}: it must be a whole number, or one of {', '.join(words)}.")
         if self.model.stage_rule is not None:
             trained = self.model.stage_rule
         # The number of steps of a bare question is unknown.
@@ -350,6 +366,14 @@ class LongShot:
             own = self.model.max_trajectories, self.model.coupling, self.model.joined
             self._decoders[key] = Decoder(self.model.graphdef, *key, *own)
         return self._decoders[key]
+
+
+def _whole(name: str, value: Any, least: int, end: int, other: str = "") -> int:
+    """A whole number from `least` to before `end`, of Python's or NumPy's types."""
+    number = -1 if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+    if not least <= number < end:
+        raise UserError(f"{name} is {shown(value)}: it must be a whole number from {least} to {end - 1}{other}.")
+    return number
 
 
 def _trajectory(

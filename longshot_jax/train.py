@@ -114,20 +114,13 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         if "ppo" in run.phases:
             check_rewards(run, problems.train, lambda text: _note(text, stream))
         abstract = abstract_reasoner(run, tokenizer, mesh, folder, backbone)
-        longest, context_length = run.longest_sequence, abstract.backbone.max_position_embeddings
-        if longest > context_length:
-            _note(
-                f"warning: prompt, thoughts and answer may take {longest} positions, and the model is made for {context_length} "
-                "(max_position_embeddings): beyond them it has not been trained. Lower config.data.prompt_length, "
-                "config.data.answer_length or the number of thoughts.",
-                stream,
-            )
         log = stack.enter_context(weights_and_biases(run, workdir))
         # Written after all checks, so a refused run leaves nothing behind.
         on_primary(lambda: write_config(workdir, asdict(run)))
         if metadata is None or not (workdir / "tokenizer").is_dir():
             on_primary(lambda: store_tokenizer(tokenizer, workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir, run.checkpoint.keep_last, run.checkpoint.keep_best))
+        _warn_of_length(run, abstract.backbone, stream)
         resumed_from = metadata["step"] if metadata else None
         writer = stack.enter_context(RunWriter(workdir / "tensorboard", resumed_from, log))
         writer.hyperparameters(asdict(run), [*map(_final_accuracy, run.phases), _BEST])
@@ -175,6 +168,17 @@ def _note(text: str, stream: Any) -> None:
     """Prints a line on the first process."""
     if jax.process_index() == 0:
         print(text, file=sys.stderr if stream is None else stream, flush=True)
+
+
+def _warn_of_length(run: RunConfig, backbone: LlamaConfig, stream: Any) -> None:
+    longest, context_length = run.longest_sequence, backbone.max_position_embeddings
+    if longest > context_length:
+        _note(
+            f"warning: prompt, thoughts and answer may take {longest} positions, and the model is made for {context_length} "
+            "(max_position_embeddings): beyond them it has not been trained. Lower config.data.prompt_length, "
+            "config.data.answer_length or the number of thoughts.",
+            stream,
+        )
 
 
 def _note_difference(difference: Difference, start: str, stream: Any) -> None:

@@ -26,7 +26,11 @@ def main() -> None:
     add_which(exporting)
     flags = parser.parse_args()
     if flags.command == "from-hf":
-        from_hf(flags.directory, flags.out)
+        if from_hf(flags.directory, flags.out):
+            print(
+                f"note: {flags.directory} is an export of a run, and the thoughts in its longshot.safetensors were left out: name "
+                "the export itself as --checkpoint or config.model.source to keep them"
+            )
     else:
         saved = to_hf(flags.checkpoint, flags.directory, flags.dtype, flags.which)
         print(write_model_card(saved, Path(flags.directory).expanduser()))

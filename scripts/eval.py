@@ -26,7 +26,12 @@ def main() -> None:
         help="run folder or Hugging Face Llama directory",
     )
     add_test_options(parser)
-    parser.add_argument("--output", type=path_option("--output"), required=True, help="results.json to write")
+    parser.add_argument(
+        "--output",
+        type=path_option("--output"),
+        required=True,
+        help="results.json to write; earlier results are replaced",
+    )
     parser.add_argument("--num_trajectories", type=whole_number(), default=5, help="N of samples and vote; 0: none")
     parser.add_argument("--seed", type=whole_number(), default=0, help="seed of samples")
     parser.add_argument(

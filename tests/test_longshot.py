@@ -1,5 +1,6 @@
 """The public face: logits of the contract, answers, and what it refuses."""
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -189,14 +190,22 @@ def test_generate(ppo):
     [
         ({"question": " "}, "the question is empty"),
         ({"question": "a=1 " * 20}, "config.data.prompt_length is 26"),
-        ({"question": QUESTION, "num_trajectories": 0}, "at least 1"),
-        ({"question": QUESTION, "thoughts": -1}, "cannot be negative"),
+        ({"question": QUESTION, "num_trajectories": 0}, "num_trajectories is 0: it must be a whole number from 1"),
+        ({"question": QUESTION, "thoughts": -1}, "thoughts is -1: it must be a whole number from 0"),
+        ({"question": QUESTION, "thoughts": 10**7}, "thoughts is 10000000: it must be a whole number"),
+        ({"question": QUESTION, "thoughts": True}, "thoughts is True: it must be a whole number"),
+        ({"question": QUESTION, "thoughts": 2.5}, "thoughts is 2.5: it must be a whole number, or one of own, fixed"),
+        ({"question": QUESTION, "thoughts": "steps"}, "thoughts is 'steps': .* one of own, fixed"),
+        ({"question": QUESTION, "answer_length": "3"}, "answer_length is '3': it must be a whole number"),
+        ({"question": QUESTION, "seed": 2**70}, "seed is .*: it must be a whole number"),
+        ({"question": 5}, "the question is 5: give a text"),
+        ({"question": [1]}, r"the question is \[1\]: give a text"),
         ({"question": "what?"}, "cannot spell"),
     ],
 )
 def test_generate_refuses(ppo, arguments, message):
-    with pytest.raises(UserError, match=message):
-        ppo[1].generate(**arguments)
+    with pytest.raises(UserError, match=message):  # without the type checks of the tests, as users have it
+        inspect.unwrap(LongShot.generate)(ppo[1], **arguments)
 
 
 def test_a_joined_answer_is_not_fused(tmp_path):
@@ -303,8 +312,35 @@ def test_another_dtype_is_one_sentence(dtype):
 
 @pytest.mark.parametrize("number", ["three", "3", True])
 def test_another_number_of_trajectories_is_one_sentence(backbone, number):
-    with pytest.raises(UserError, match=r"num_trajectories is .*: it must be a whole number or 'own'"):
+    with pytest.raises(UserError, match=r"num_trajectories is .*: it must be a whole number from 1 to \d+ or 'own'"):
         backbone.generate("a?", num_trajectories=number)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"problems": "chains"}, "problems are 'chains': give at least one"),
+        ({"problems": []}, r"problems are \[\]: give at least one"),
+        ({"problems": [QUESTION]}, "problems are .*: give at least one"),
+        ({"num_trajectories": 1.5}, "num_trajectories is 1.5: it must be a whole number from 0"),
+        ({"num_trajectories": "own"}, "num_trajectories is 'own': it must be a whole number"),
+        ({"batch_size": 0}, "batch_size is 0: it must be a whole number from 1"),
+        ({"grade": "my:grader"}, "grade is 'my:grader': give a function"),
+        ({"thoughts": "all"}, "thoughts is 'all': .* one of own, steps, fixed"),
+    ],
+)
+def test_evaluate_refuses(ppo, arguments, message):
+    given = {"problems": [Problem(QUESTION, (), "1")]} | arguments
+    with pytest.raises(UserError, match=message):
+        inspect.unwrap(LongShot.evaluate)(ppo[1], given.pop("problems"), **given)
+
+
+def test_numbers_of_numpy_are_whole_numbers_too(ppo):
+    generate = inspect.unwrap(LongShot.generate)
+    answered = generate(ppo[1], QUESTION, np.int64(2), True, thoughts=np.int32(2), seed=np.uint8(3))
+    assert answered == ppo[1].generate(QUESTION, 2, True, thoughts=2, seed=3)
+    with pytest.raises(UserError, match=r"shape .B, S.: pad shorter rows"):
+        ppo[1].logits([[3, 4, 5], [2]])
 
 
 def test_a_plain_llama_shows_its_whole_text():

@@ -336,6 +336,18 @@ def test_every_role_is_taught_where_answers_are_not_joined(tmp_path, monkeypatch
     assert {role for roles in seen for role in roles.tolist()} == {0, 1, 2}
 
 
+def test_a_stage_says_what_limited_it(tmp_path, monkeypatch):
+    skip_evaluations(monkeypatch.setattr)
+    few = {"phases": ("curriculum",), "curriculum__stages": (0,), "data__generated_train": 32}
+    for name, settings, limit in (
+        ("updates", {"curriculum__epochs_per_stage": 3}, "after 4 updates, its limit, max_steps_per_stage 4"),
+        ("passes", {}, "after 2 updates, its limit, epochs_per_stage 1"),
+    ):
+        stream = io.StringIO()
+        train(tiny(**few, **settings), tmp_path / name, stream)
+        assert limit in stream.getvalue()
+
+
 def test_sequences_beyond_the_models_context_are_warned_of(tmp_path):
     golden, told = "tests/fixtures/golden_llama3", {}  # 256 positions
 

@@ -297,6 +297,10 @@ class Checkpoints:
                     f"No checkpoint in {self.folder} has a metric: ask for 'latest' or one of the steps {steps}."
                 )
             return best
+        if isinstance(which, str):
+            raise UserError(
+                f"the checkpoint is {which!r}: name best, latest or one of the steps {steps} as a whole number."
+            )
         if which not in steps:
             raise UserError(f"{self.folder} holds no checkpoint of step {which}: it holds the steps {steps}.")
         return int(which)

@@ -30,8 +30,10 @@ from longshot_jax.model.storage import float_dtype, plain_weights
 _TRAINED = "trainable.backbone"
 
 
-def from_hf(folder: str | Path, out: str | Path) -> None:
-    """Writes the Llama in a Hugging Face directory as a checkpoint into a new run folder.
+def from_hf(folder: str | Path, out: str | Path) -> bool:
+    """Writes the Llama in a Hugging Face directory as a checkpoint into a new run folder, the Llama alone.
+
+    Returns whether the directory is an export of a run, whose navigator is left out.
 
     The embedding table is extended for the latent tokens of the tokenizer; without a tokenizer it is copied unchanged.
     generation_config.json and the token ids of config.json go into the folder `tokenizer`, from where `to_hf` writes them.
@@ -47,7 +49,7 @@ def from_hf(folder: str | Path, out: str | Path) -> None:
     rows = embedding_rows(config.vocab_size, tokenizer)
     with prepare_workdir(out, "choose a new folder"):
         _refuse_taken(out)  # by another conversion that has ended meanwhile
-        _convert(folder, out, config, tokenizer, rows)
+        return _convert(folder, out, config, tokenizer, rows)
 
 
 def _refuse_taken(out: Path) -> None:
@@ -56,8 +58,8 @@ def _refuse_taken(out: Path) -> None:
             raise UserError(f"{out} already holds {name}; choose a new folder")
 
 
-def _convert(folder: Path, out: Path, config: LlamaConfig, tokenizer: Tokenizer | None, rows: int) -> None:
-    """Writes tokenizer and checkpoint into a run folder that is locked."""
+def _convert(folder: Path, out: Path, config: LlamaConfig, tokenizer: Tokenizer | None, rows: int) -> bool:
+    """Writes tokenizer and checkpoint into a run folder that is locked; returns whether a navigator was left out."""
     starts = copied_rows(folder, tokenizer)
     params = load_weights(folder, config, embedding_rows=rows, copied_rows=starts)
     metadata: dict[str, Any] = {"backbone": asdict(replace(config, vocab_size=rows)), "backbone_path": _TRAINED}
@@ -75,6 +77,7 @@ def _convert(folder: Path, out: Path, config: LlamaConfig, tokenizer: Tokenizer 
     with Checkpoints(out, keep_last=1, keep_best=0) as checkpoints:
         if not checkpoints.save(0, {"trainable": {"backbone": params}}, metadata):
             raise UserError(f"{out} already holds checkpoints; choose a new folder")
+    return sidecar is not None
 
 
 def to_hf(

@@ -72,7 +72,10 @@ class CurriculumLoop:
             settings = config, context.layout, run.data.answer_length
             self.padding = choose_padding(train, run.data.batch_shapes, *settings)
         steps = config.epochs_per_stage * batches_per_epoch(train, config.batch_size)
-        self.limit = min(steps, config.max_steps_per_stage or steps)  # updates of a stage
+        most = config.max_steps_per_stage
+        self.limit = min(steps, most or steps)  # updates of a stage
+        passes, updates = ("epochs", "max_steps") if phase == "text" else ("epochs_per_stage", "max_steps_per_stage")
+        self.limited_by = f"{updates} {most:,}" if 0 < most < steps else f"{passes} {config.epochs_per_stage}"
         self.evaluation = context.validation(
             config.max_thoughts, answer_length=run.data.answer_length, steps_written=True
         )
@@ -181,7 +184,9 @@ class CurriculumLoop:
             progress.advance(0, **at.figures)
             figures = self.measure_end((state.trainable, state.frozen), at.stage)
             context.writer.scalars(step, {f"stability/{name}": value for name, value in figures.items()})
-            reason = "its limit" if at.step >= self.limit else f"with a running loss below {threshold}"
+            reason = (
+                f"its limit, {self.limited_by}" if at.step >= self.limit else f"with a running loss below {threshold}"
+            )
             shown = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items()]
             progress.note(", ".join([f"{title} ends after {at.step:,} updates, {reason}", *shown]))
         if not is_last:

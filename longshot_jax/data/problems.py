@@ -291,7 +291,10 @@ def _from_prose_row(place: str, row: Any) -> Problem:
     question, prose = _field(place, row, "question"), _field(place, row, "answer")
     *steps, last = [line.strip() for line in prose.split("\n") if line.strip()]
     if not last.startswith("####"):
-        raise UserError(f'{place}: the last line of "answer" must be "#### N": fix or remove the line')
+        raise UserError(
+            f'{place}: the last line of "answer" must be "#### N": fix or remove the line; where all are of another form, name '
+            "their fields of question, answer and steps by config.data.fields (or --fields)"
+        )
     return Problem(question, tuple(steps), _text(place, "answer", last.removeprefix("####")))
 
 
@@ -299,7 +302,10 @@ def _field(place: str, row: Any, key: str) -> str:
     if not isinstance(row, dict):
         raise UserError(f"{place}: not an object with question and answer: fix or remove it")
     if key not in row:
-        raise UserError(f'{place}: "{key}" is missing: add it or remove the item')
+        raise UserError(
+            f'{place}: "{key}" is missing: add it or remove the item; where all have other fields, name them by '
+            "config.data.fields (or --fields)"
+        )
     return _text(place, key, row[key])
 
 

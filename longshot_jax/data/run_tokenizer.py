@@ -42,7 +42,7 @@ def build_tokenizer(
         return Tokenizer.load(str(folder), multiple)
     if kind in ("bpe", "model") and start is not None and has_folder(start / "checkpoints"):
         previous = start / "tokenizer"
-        if not previous.is_dir():  # another one, trained here, would read rows of other tokens
+        if not has_folder(previous):  # another one, trained here, would read rows of other tokens
             raise UserError(
                 f"{previous} is missing, and the embedding in {start} was trained with it: restore it, or name a folder with "
                 "the same tokenizer as config.data.tokenizer."
