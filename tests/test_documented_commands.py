@@ -48,7 +48,7 @@ RUNS = {
 PLACES = {f"runs/{name}": name for name in RUNS if name != "chains"}
 PLACES |= dict.fromkeys(["runs/colouring_learned_ppo"], "colouring")
 PLACES |= dict.fromkeys(["runs/threads_unfinished", "runs/threads_ppo"], "threads")
-PLACES |= {"runs/threads_of_five": "threads_of_three"}
+PLACES |= {"runs/threads_of_five": "threads_of_three", "runs/legs_thinking": "soft_stories"}
 PLACES |= dict.fromkeys(
     [
         "runs/digits",
