@@ -139,7 +139,9 @@ class LongShot:
           UserError: an argument is of another kind or out of range, a question is empty or too long, there is no tokenizer, or the
             model cannot have thoughts.
         """
-        questions: list[Any] = list(question) if isinstance(question, (list, tuple)) else [question]
+        questions: list[Any] = (
+            [question] if isinstance(question, str) or not hasattr(question, "__iter__") else list(question)
+        )
         if not all(isinstance(text, str) for text in questions):
             raise UserError(f"the question is {shown(question)}: give a text, or a list of texts.")
         if not all(text.strip() for text in questions):
@@ -243,7 +245,7 @@ class LongShot:
         Raises:
           UserError: an argument is of another kind or out of range, or a problem is too long.
         """
-        if isinstance(problems, str) or not len(problems) or not isinstance(problems[0], Problem):
+        if not isinstance(problems, Sequence) or not len(problems) or not isinstance(problems[0], Problem):
             raise UserError(f"problems are {shown(problems)}: give at least one, such as those of load_problems(path).")
         if not callable(grade):
             raise UserError(f"grade is {shown(grade)}: give a function of a problem and the text of an answer.")
@@ -293,13 +295,13 @@ class LongShot:
         """
         try:
             tokens = np.asarray(token_ids)
+            mask = np.ones(tokens.shape, bool) if attention_mask is None else np.asarray(attention_mask) != 0
         except ValueError:  # rows of several lengths
             raise UserError(
-                "token_ids must be whole numbers of shape [B, S]: pad shorter rows, with an attention_mask."
+                "token_ids and attention_mask must have the shape [B, S]: pad shorter rows, with an attention_mask."
             ) from None
         if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
             raise UserError(f"token_ids must be whole numbers of shape [B, S], not {tokens.dtype}{list(tokens.shape)}.")
-        mask = np.ones(tokens.shape, bool) if attention_mask is None else np.asarray(attention_mask) != 0
         if mask.shape != tokens.shape:
             raise UserError(f"attention_mask has shape {list(mask.shape)}, but token_ids {list(tokens.shape)}.")
         rows = self.model.backbone.vocab_size

@@ -176,7 +176,7 @@ def _warn_of_length(run: RunConfig, backbone: LlamaConfig, stream: Any) -> None:
         _note(
             f"warning: prompt, thoughts and answer may take {longest} positions, and the model is made for {context_length} "
             "(max_position_embeddings): beyond them it has not been trained. Lower config.data.prompt_length, "
-            "config.data.answer_length or the number of thoughts.",
+            "config.data.answer_length, config.ppo.answer_length or the number of thoughts.",
             stream,
         )
 

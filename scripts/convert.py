@@ -28,7 +28,7 @@ def main() -> None:
     if flags.command == "from-hf":
         if from_hf(flags.directory, flags.out):
             print(
-                f"note: {flags.directory} is an export of a run, and the thoughts in its longshot.safetensors were left out: name "
+                f"note: {flags.directory} is an export of a run, and its navigator (longshot.safetensors) was left out: name "
                 "the export itself as --checkpoint or config.model.source to keep them"
             )
     else:

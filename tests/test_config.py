@@ -4,12 +4,14 @@ import json
 import math
 import typing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longshot_jax.cli import load_config
 from longshot_jax.config import RunConfig, default_config, parse_config
 from longshot_jax.config.bounds import MAX_FLOAT, MAX_INT, Bound
 from longshot_jax.config.declarations import Setting, declared, declared_groups, flatten
@@ -385,3 +387,14 @@ def test_thought_slots_cover_every_stage():
     assert changed(curriculum__mode="cot", phases=("curriculum",)).max_thoughts == 0
     assert changed(phases=("ppo",), ppo__max_thoughts=3).max_thoughts == 3
     assert changed(phases=("ppo",), ppo__trainable="navigator", model__weight_dtype="bfloat16").max_thoughts == 6
+
+
+def test_stored_settings_that_are_refused_today_are_still_read():
+    """Grouped batches had no effect on joined answers, and were not refused."""
+    config = load_config(Path(__file__).parents[1] / "configs" / "threads.py")
+    stored = asdict(parse_config(config))
+    stored["data"]["batch_shapes"] = 2
+    assert parse_config(stored) == parse_config(config)
+    config.data.batch_shapes = 2
+    with pytest.raises(UserError, match="set it to 0"):
+        parse_config(config)

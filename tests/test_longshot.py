@@ -320,6 +320,7 @@ def test_another_number_of_trajectories_is_one_sentence(backbone, number):
     ("arguments", "message"),
     [
         ({"problems": "chains"}, "problems are 'chains': give at least one"),
+        ({"problems": None}, "problems are None: give at least one"),
         ({"problems": []}, r"problems are \[\]: give at least one"),
         ({"problems": [QUESTION]}, "problems are .*: give at least one"),
         ({"num_trajectories": 1.5}, "num_trajectories is 1.5: it must be a whole number from 0"),
@@ -339,7 +340,7 @@ def test_numbers_of_numpy_are_whole_numbers_too(ppo):
     generate = inspect.unwrap(LongShot.generate)
     answered = generate(ppo[1], QUESTION, np.int64(2), True, thoughts=np.int32(2), seed=np.uint8(3))
     assert answered == ppo[1].generate(QUESTION, 2, True, thoughts=2, seed=3)
-    with pytest.raises(UserError, match=r"shape .B, S.: pad shorter rows"):
+    with pytest.raises(UserError, match=r"the shape .B, S.: pad shorter rows"):
         ppo[1].logits([[3, 4, 5], [2]])
 
 

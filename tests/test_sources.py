@@ -190,10 +190,7 @@ def test_a_gold_answer_that_no_rollout_can_give_is_refused(markers, sampled, key
     run = tiny(phases=("ppo",), markers=markers, ppo__answer_length=sampled, data__answer_length=5 if sampled else 2)
     layout = layout_of(run)
     checked(run, layout, [Problem("a=1 a?", (), "1")])  # a digit and the end: just so
-    with pytest.raises(
-        UserError,
-        match=rf"'12' has 3 tokens with its end and the steps that stand before it, but config\.{key}\.answer_length is 2",
-    ):
+    with pytest.raises(UserError, match=rf"'12' has 3 tokens with its end, but config\.{key}\.answer_length is 2"):
         checked(run, layout, [Problem("a=1 a?", (), "12")])
 
 

@@ -14,8 +14,11 @@ _DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # The array writer reports the operating system's error only as text.
 _DISK_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large", "ENOSPC")
 _ERRNO_IN_TEXT = re.compile(r"os_error_code='(\d+)'|OS error (\d+)")
-# A file is lost, or something else has its name.
-_DAMAGE_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+# What a disk, a network or permissions are the reason of; any other error may come from what a file holds.
+_REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EAGAIN),
+}
 
 
 def write_refusal(error: BaseException) -> str | None:
@@ -41,7 +44,7 @@ def read_refusal(error: BaseException, folder: Path) -> OSError | None:
         code = int(told[1] or told[2]) if told else getattr(seen, "errno", None)
         if _is_timeout(seen):
             code = errno.ETIMEDOUT
-        if code is not None and code not in _DAMAGE_ERRNOS:
+        if code in _REFUSALS:
             return OSError(code, os.strerror(code))
     return _unreadable_part(folder)
 
@@ -61,7 +64,7 @@ def _unreadable_part(folder: Path) -> OSError | None:
                 with open(os.path.join(place, name), "rb"):
                     pass
     except OSError as error:
-        return None if error.errno in _DAMAGE_ERRNOS else error
+        return error if error.errno in _REFUSALS else None
     return None
 
 

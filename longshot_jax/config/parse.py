@@ -214,6 +214,10 @@ def _with_current_keys(stored: Mapping[str, Any]) -> dict[str, Any]:
             old = next((old for old, new in RENAMED.items() if new == current), current)
             raise UserError(f"the stored settings have config.{current} and its old name config.{old}: remove one.")
         place[name] = value
+    thoughts, data = values.get("thoughts"), values.get("data")
+    # Together they were accepted before, without an effect of `batch_shapes`.
+    if isinstance(thoughts, dict) and thoughts.get("join") is True and isinstance(data, dict):
+        data["batch_shapes"] = 0
     return values
 
 

@@ -175,7 +175,8 @@ class RunConfig:
     def longest_sequence(self) -> int:
         """Most positions of a prompt, its thoughts and what is written; before a joined answer each trajectory may write."""
         written = self.data.answer_length * (2 if self.thoughts.join else 1)
-        return self.data.prompt_length + self.max_thoughts + max(written, self.sampled_length)
+        sampled = self.sampled_length if "ppo" in self.phases else 0
+        return self.data.prompt_length + bool(self.thoughts.roles) + self.max_thoughts + max(written, sampled)
 
     @property
     def sampled_length(self) -> int:

@@ -84,6 +84,7 @@ def explanation_loss(reasoner: Reasoner, thoughts: Thoughts, steps: StepTexts) -
     batch, slots, length = steps.tokens.shape
     # The model's own thought, also where a step's embedding was fed back.
     own = reasoner.navigator.to_embedding(thoughts.actions, thoughts.hidden[:, :, :-1])
+    own = jnp.where(steps.forced.reshape(own.shape[:-1])[..., None], own, thoughts.embeddings)
     thought = own.reshape(batch * slots, 1, -1)
     tokens = steps.tokens.reshape(batch * slots, length)
     mask = steps.mask.reshape(batch * slots, length)

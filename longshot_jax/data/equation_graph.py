@@ -40,7 +40,7 @@ def parallel_steps(problem: Problem, trajectories: int) -> ParallelSteps:
     if len(problem.threads) > trajectories:
         raise UserError(
             f"a problem has {len(problem.threads)} threads, but config.thoughts.roles is {trajectories}: train with more, or "
-            f"leave out problems such as {problem.question[:60]!r}."
+            f"leave out problems such as {problem.question[:60]!r} (a task that is generated may have a parameter for it)."
         )
     if problem.threads:
         stated = Counter(step for thread in problem.threads for step in thread)

@@ -50,7 +50,7 @@ def problem_batches(problems: Sequence[Problem], batch_size: int, seed: int) -> 
 
 
 def batches_per_epoch(problems: Sequence[Problem], batch_size: int) -> int:
-    """The number of batches that covers every problem at least once; grouped by length, some twice and a few percent not."""
+    """The number of batches that covers every problem at least once; grouped by length, some come twice and a few per cent not at all."""
     return -(-len(problems) // batch_size)
 
 

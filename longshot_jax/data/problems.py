@@ -101,7 +101,10 @@ def checked_problem(place: str, problem: Any) -> Problem:
         )
     steps: Any = problem.steps
     threads: Any = problem.threads
-    if not isinstance(threads, tuple) or not all(isinstance(thread, tuple) and thread for thread in threads):
+    rows = isinstance(threads, (tuple, list)) and all(
+        isinstance(thread, (tuple, list)) and thread for thread in threads
+    )
+    if not rows:
         raise UserError(f'{place}: "threads" must be a tuple of tuples of steps, none empty: fix or remove the problem')
     return replace(
         problem,

@@ -44,7 +44,7 @@ def build_tokenizer(
         previous = start / "tokenizer"
         if not has_folder(previous):  # another one, trained here, would read rows of other tokens
             raise UserError(
-                f"{previous} is missing, and the embedding in {start} was trained with it: restore it, or name a folder with "
+                f"{previous} is missing, and the embedding in {start} was trained with it, if there was one: restore it, or name a folder with "
                 "the same tokenizer as config.data.tokenizer."
             )
         return Tokenizer.load(str(previous), multiple, template)  # its ids index the loaded embedding

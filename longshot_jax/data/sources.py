@@ -289,7 +289,7 @@ class _Check:
             if most > run.data.answer_length:
                 for config in supervised:
                     self._check_written(problem, config)
-        if "ppo" in run.phases and (most if run.thoughts.joined else answer) > self.sampled_length:
+        if "ppo" in run.phases and answer > self.sampled_length:
             self._check_sampled(problem)
 
     def _steps(self, problem: Problem) -> Sequence[str]:
@@ -330,11 +330,11 @@ class _Check:
             )
 
     def _check_sampled(self, problem: Problem) -> None:
-        needed = len(self.layout.answer(problem, self.run.thoughts.joined)) - self.forced
+        needed = len(self.layout.answer(problem)) - self.forced
         if needed > self.sampled_length:
             raise UserError(
-                f"the answer {problem.answer[:60]!r} has {needed} tokens with its end and the steps that stand before it, but "
-                f"config.{self.key}.answer_length is {self.sampled_length}, so that no sampled answer could be correct: raise it, or "
+                f"the answer {problem.answer[:60]!r} has {needed} tokens with its end, but config.{self.key}."
+                f"answer_length is {self.sampled_length}, so that no sampled answer could be correct: raise it, or "
                 f"remove the question {problem.question[:60]!r}."
             )
 

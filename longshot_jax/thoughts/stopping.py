@@ -53,13 +53,7 @@ class ThoughtRule:
             fewest = self.min_thoughts if self.kind == "own" else self.max_thoughts
             count = len(problems)
             return np.full(count, fewest, np.int32), np.full(count, self.max_thoughts, np.int32)
-        alone = ((),) * max(joined, 1)  # a problem without steps: every trajectory has its thoughts
-        threads = [
-            parallel_steps(problem, joined).threads
-            if joined and (problem.steps or problem.threads)
-            else ((problem.steps,) if problem.steps else alone)
-            for problem in problems
-        ]
+        threads = [_threads(problem, joined) for problem in problems]
         fewest, most = np.zeros((2, len(problems), max(joined, 1)), np.int32)
         for row, each in enumerate(threads):
             most[row, : len(each)] = [self._of(steps, layout) if steps else self.max_thoughts for steps in each]
@@ -79,11 +73,15 @@ class ThoughtRule:
         """
         if not joined or self.kind == "own" or not any(problem.steps or problem.threads for problem in problems):
             return None
-        numbers = [
-            len(parallel_steps(problem, joined).threads) if problem.steps or problem.threads else joined
-            for problem in problems
-        ]
+        numbers = [len(_threads(problem, joined)) for problem in problems]
         return np.asarray(numbers, np.int32)
+
+
+def _threads(problem: Problem, joined: int) -> Sequence[Sequence[str]]:
+    """Steps of each trajectory of a `joined` answer, or of the one; without steps all N have their thoughts."""
+    if not problem.steps and not (joined and problem.threads):
+        return ((),) * max(joined, 1)
+    return parallel_steps(problem, joined).threads if joined else (problem.steps,)
 
 
 def rule_after(run: RunConfig, phase: str) -> ThoughtRule:
