@@ -85,7 +85,7 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
     """
     workdir = local_path(workdir, "--workdir")
     mesh = make_mesh(run.mesh)
-    # All three before anything is fetched or written: what is not there counts as that of a new run.
+    # Checks all three before anything is fetched or written. A run without checkpoints is a new one.
     may_go_on, _, _ = (has_folder(workdir / name) for name in ("checkpoints", "tensorboard", "tokenizer"))
     folder = None if may_go_on else model_folder(run)  # a checkpoint has what it needs of it
     problems = read_problems(run, lambda text: _note(text, stream))

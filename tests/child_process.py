@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,15 @@ def obeying_permissions() -> tuple[str, ...]:
         return ()
     powers = "-dac_override,-dac_read_search"
     prefix = ("setpriv", "--bounding-set", powers, "--inh-caps", powers)
+    skip_without(prefix, "permissions do not apply to root, and this system has no way to give up its powers")
+    return prefix
+
+
+def skip_without(prefix: Sequence[str], reason: str) -> None:
+    """Skips the test if this system does not run a command with this prefix."""
     try:
         possible = subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
     except FileNotFoundError:
         possible = False
     if not possible:
-        pytest.skip("permissions do not apply to root, and this system has no way to give up its powers")
-    return prefix
+        pytest.skip(reason)

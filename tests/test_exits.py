@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from child_process import skip_without
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
@@ -51,12 +52,7 @@ def test_ctrl_c_during_the_imports_is_one_sentence():
 def test_a_user_without_a_home_may_train(tmp_path):
     """`docker run -u 12345`: no HOME and no entry of the user. Refused here for its lengths, the last check of a start."""
     as_user = ["unshare", "--user", "--map-user=12345", "env", "--unset=HOME", "--unset=JAX_COMPILATION_CACHE_DIR"]
-    try:
-        possible = subprocess.run([*as_user, "true"], capture_output=True).returncode == 0
-    except FileNotFoundError:
-        possible = False
-    if not possible:
-        pytest.skip("this system gives no user another number")
+    skip_without(as_user, "this system gives no user another number")
     script, config = ROOT / "scripts" / "train.py", ROOT / "configs" / "tiny.py"
     done = subprocess.run(
         [*as_user, sys.executable, script, "--config", config, "--workdir", "run", "--config.data.prompt_length=9"],

@@ -349,7 +349,7 @@ class Checkpoints:
                 raise UserError(f"The {where} has {name}, which the model lacks: {advice}.")
 
     def _failed_read(self, step: int, error: Exception) -> UserError:
-        """What a failed read means: nobody shall remove a checkpoint that is intact."""
+        """The error of a failed read: says that a checkpoint is damaged only if its files could be read."""
         if not has_folder(self.folder) or not has_folder(self.folder / str(step)):
             return UserError(
                 f"The checkpoint of step {step} in {self.folder} was removed while it was read: start the same command again."

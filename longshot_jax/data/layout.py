@@ -114,8 +114,8 @@ class Layout:
     def answer(self, problem: Problem, joined: int = 0) -> list[int]:
         """Ids of the answer between its introducing marker and the end token.
 
-        One that is `joined` from so many trajectories is written after the steps that need several, if there are any and
-        the mode has steps at all.
+        `joined` is the number of trajectories of a joined answer, 0 for any other. A joined answer begins with the problem's
+        joint steps, except in mode `no_cot`.
         """
         if self.markers == "coconut":
             return [*self.tokenizer.encode(f"{_ANSWER_MARK} {problem.answer}"), self.tokenizer.end]

@@ -44,8 +44,8 @@ def build_tokenizer(
         previous = start / "tokenizer"
         if not has_folder(previous):  # another one, trained here, would read rows of other tokens
             raise UserError(
-                f"{previous} is missing, and the embedding in {start} was trained with it, if there was one: restore it, or name a folder with "
-                "the same tokenizer as config.data.tokenizer."
+                f"{previous} is missing, and the embedding in {start} was trained with it, if there was one: restore it, or "
+                "name a folder with the same tokenizer as config.data.tokenizer."
             )
         return Tokenizer.load(str(previous), multiple, template)  # its ids index the loaded embedding
     if kind == "bpe":
@@ -70,8 +70,8 @@ def foreign_tokenizer(run: RunConfig, tokenizer: Tokenizer, model_folder: Path |
     start = _start(run)
     place = model_folder if start is None else start / "tokenizer"
     stored = None
-    with suppress(UserError):  # a broken one that is not used is in nobody's way
-        stored = None if place is None else Tokenizer.find(place)
+    with suppress(UserError):  # one that cannot be read is no fault of a run that does not use it
+        stored = place and Tokenizer.find(place)
     if stored is None:
         return ""
     ours, theirs = tokenizer.vocabulary, stored.vocabulary
