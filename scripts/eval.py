@@ -56,6 +56,7 @@ def main() -> None:
     grade = own_grader(run.data.grader, problems, "--grader")
     from longshot_jax import LongShot  # takes seconds, so after the checks above
     from longshot_jax.checkpoints.pretrained import LOST_SIDECAR
+    from longshot_jax.evaluation.batches import GREEDY
     from longshot_jax.training.progress import ProgressOfPasses
 
     data_fingerprint = fingerprint(problems)
@@ -64,6 +65,7 @@ def main() -> None:
     model = LongShot.from_pretrained(flags.checkpoint, which=flags.which)
     if model.model.lost_sidecar:
         print(f"warning: {LOST_SIDECAR}.", file=sys.stderr)
+    passes = ProgressOfPasses()
     results = model.evaluate(
         problems,
         num_trajectories=flags.num_trajectories,
@@ -71,8 +73,10 @@ def main() -> None:
         batch_size=flags.batch_size,
         seed=flags.seed,
         grade=grade,
-        decoded=ProgressOfPasses(),
+        decoded=passes,
     )
+    results["seconds_per_question"] = passes.seconds_per_question(GREEDY)
+    results["config"]["batch_size"] = flags.batch_size
     results["config"] |= {"checkpoint": str(flags.checkpoint), "data": data, "data_fingerprint": data_fingerprint}
     results["config"] |= {"grader": run.data.grader} if run.data.grader else {}
     if note := contamination(results["config"].get("trained_on", ()), data):

@@ -1,6 +1,8 @@
 """eval.py and generate.py as a user starts them, and the file that eval.py leaves."""
 
 import json
+import re
+import time
 
 import pytest
 from commands import start
@@ -43,6 +45,20 @@ def test_results_are_of_the_contract(results, folder):
     assert (config["seed"], config["num_trajectories"], config["sigma"]) == (3, 2, 0.1)
     assert config["data"] == str(folder / "chains.json") and config["checkpoint"] == str(folder / "run")
     assert [path.name for path in results.parent.iterdir()] == ["results.json"]
+
+
+def test_it_times_the_greedy_answers(folder, results, capsys):
+    write_chains(folder / "nine.json", 2, 9, seed=1)
+    output = folder / "timed.json"
+    flags = ("--num_trajectories", 0, "--batch_size", 1, "--output", output)
+    started = time.monotonic()
+    assert start("eval.py", "--checkpoint", folder / "run", "--data", folder / "nine.json", *flags) == 0
+    took = time.monotonic() - started
+    seconds = json.loads(output.read_text())["seconds_per_question"]
+    assert 0 < seconds < took / 5  # five of nine questions take at least the median
+    assert re.search(rf"greedy, 1 at once +{1000 * seconds:#.3g} ms a question", capsys.readouterr().out)
+    content = json.loads(results.read_text())  # one batch, which compiled
+    assert content["seconds_per_question"] is None and content["config"]["batch_size"] == 128
 
 
 def test_it_shows_a_table_and_the_paired_interval(results, folder, capsys):

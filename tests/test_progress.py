@@ -89,6 +89,18 @@ def test_passes_share_the_half_minute_between_lines(clock):
     assert stream.getvalue().splitlines() == ["5 samples: 200/300 (67 %), 10 questions/s, 00:10 left"]
 
 
+def test_the_time_of_a_question_is_that_of_batches_that_do_not_compile(clock):
+    shown = ProgressOfPasses(io.StringIO())
+    for name, batches in (("greedy answers", 9), ("5 samples", 8)):
+        shown(name, 0, 4 * batches)
+        for batch in range(batches):
+            clock[0] += 60 if batch < 4 else 2
+            shown(name, 4 * (batch + 1), 4 * batches)
+        clock[0] += 1000  # between the passes
+    assert shown.seconds_per_question("greedy answers") == 0.5
+    assert shown.seconds_per_question("5 samples") is None and shown.seconds_per_question("none") is None
+
+
 def test_each_pass_has_a_bar_on_a_terminal():
     stream = Terminal()
     shown = ProgressOfPasses(stream)

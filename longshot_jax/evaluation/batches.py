@@ -24,6 +24,7 @@ Decoded = Callable[[str, int, int], None]
 Prompts = tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]
 _SHAPES = 4  # lengths of prompts, each compiled once
 UNFINISHED = " <|unfinished|>"
+GREEDY = "greedy answers"  # name of the first pass for `Decoded`
 
 
 class Batches:
@@ -89,7 +90,7 @@ class Batches:
         """
         adaptive = adaptive or bool(self.decoder.joined and self.decoder.max_trajectories and self.counts is None)
         return self._over(
-            what or (f"{num_trajectories} samples" if num_trajectories else "greedy answers"),
+            what or (f"{num_trajectories} samples" if num_trajectories else GREEDY),
             lambda rows, prompts: self.decoder.decode(
                 self.params,
                 prompts,

@@ -56,6 +56,9 @@ def results_table(results: Mapping[str, Any]) -> str:
         label = f"vote of own number, {results['mean_trajectories']:.2f} on average"
         rows.append((label, _percent(results["fusion"]["vote_adaptive"])))
     rows.append(("mean thoughts", f"{results['mean_thoughts']:5.2f}"))
+    if seconds := results.get("seconds_per_question"):
+        label = f"greedy, {results['config']['batch_size']} at once"
+        rows.append((label, f"{1000 * seconds:#5.3g} ms a question"))
     if (stage := results.get("config", {}).get("stage")) is not None:
         written = "remaining steps written" if results["config"]["steps_written"] else "answer at once"
         rows.append(("trained to stage", f"{stage:2}, evaluated with {written}"))

@@ -1,5 +1,6 @@
 """Progress of a phase: a bar on a terminal, plain lines elsewhere."""
 
+import statistics
 import sys
 import time
 from typing import Any, TextIO, cast
@@ -9,6 +10,7 @@ from tqdm import tqdm
 from longshot_jax.tables import figure
 
 _SECONDS_BETWEEN_LINES = 30.0
+_FEWEST_TIMED = 9  # batches: at most four of them compile a shape, and the median is then of one that does not
 
 
 class Progress:
@@ -99,15 +101,24 @@ class ProgressOfPasses:
 
     def __init__(self, stream: TextIO | None = None):
         self._stream, self._name, self._shown = stream, "", cast(Progress | None, None)
-        self._last_line = time.monotonic()
+        self._last_line = self._last_call = time.monotonic()
+        self._times: dict[str, list[float]] = {}  # seconds a question of each batch, by pass
 
     def __call__(self, name: str, done: int, total: int) -> None:
         """Shows that `done` of the `total` questions of the pass `name` are done."""
         if self._shown is None or name != self._name:
             self._name, self._shown = name, Progress(name, total, 0, "question", self._stream)
             self._shown.last_line = self._last_line
-        self._shown.advance(done - self._shown.done)
+        if questions := done - self._shown.done:
+            self._times.setdefault(name, []).append((time.monotonic() - self._last_call) / questions)
+        self._shown.advance(questions)
         self._last_line = self._shown.last_line
         if done == total:
             self._shown.close_bar()
             self._shown = None
+        self._last_call = time.monotonic()
+
+    def seconds_per_question(self, name: str) -> float | None:
+        """Median over the batches of the pass `name`; None for fewer than nine batches, whose median may be of one that compiled."""
+        times = self._times.get(name, [])
+        return statistics.median(times) if len(times) >= _FEWEST_TIMED else None
