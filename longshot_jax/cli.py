@@ -38,7 +38,7 @@ def parse_command(
 ) -> tuple[RunConfig, Path, argparse.Namespace]:
     """Parses `--config FILE`, `--config.key=value` and a command's own options; returns settings, file and options.
 
-    With `--help`, prints the help and exits.
+    With `--help`, prints the help and exits; the help shows the values of the config file, if there is one.
 
     Args:
       parser: parser from `command_parser` with the command's own options.
@@ -50,19 +50,36 @@ def parse_command(
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for place, argument in enumerate(arguments):
         if argument in ("-h", "--help", "-help"):
-            group = "".join(arguments[place + 1 : place + 2])
-            print(f"{parser.description}\n{settings_help('' if group.startswith('-') else group)}")
+            named = [word for word in arguments[place + 1 : place + 2] if not word.startswith("-")]
+            others = arguments[:place] + arguments[place + 1 + len(named) :]
+            print(f"{parser.description}\n{_help_beside(parser, others, ''.join(named))}")
             sys.exit(0)
+    run, file, own = _settings(parser, arguments)
+    for key in PATH_SETTINGS:
+        if named := flatten(run)[key]:
+            local_path(named, f"config.{key}")
+    return run, file, own
+
+
+def _settings(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[RunConfig, Path, argparse.Namespace]:
+    """Settings of the config file with the overrides, the file, and the command's own options."""
     own, rest = parser.parse_known_args(arguments)
     file, overrides = _config_arguments(rest, [action.dest for action in parser._actions])
     config = load_config(file)
     for key, text in overrides:
         _override(config, key, text)
-    run = parse_config(config)
-    for key in PATH_SETTINGS:
-        if named := flatten(run)[key]:
-            local_path(named, f"config.{key}")
-    return run, file, own
+    return parse_config(config), file, own
+
+
+def _help_beside(parser: argparse.ArgumentParser, arguments: list[str], group: str) -> str:
+    """Help for the settings of a group, with the values that the other arguments of the command give."""
+    if not any(argument.lstrip("-").partition("=")[0] == "config" for argument in arguments):
+        return settings_help(group)
+    try:
+        run = _settings(parser, arguments)[0]
+    except UserError as error:  # help is there for whoever makes mistakes
+        return f"{settings_help(group)}\n\nThese are the defaults: {error}"
+    return f"{settings_help(group, run)}\n\n* differs from the default."
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
@@ -70,8 +87,8 @@ def command_parser(description: str | None) -> argparse.ArgumentParser:
     return OptionParser(description=description, add_help=False, allow_abbrev=False)
 
 
-def settings_help(group: str = "") -> str:
-    """Default, allowed values and meaning of the settings of a group.
+def settings_help(group: str = "", run: RunConfig | None = None) -> str:
+    """Default, allowed values and meaning of the settings of a group; of a `run` its values, with * where it differs.
 
     "" is all; `run` those that are in no other group. An unknown group is a UserError.
     """
@@ -79,7 +96,7 @@ def settings_help(group: str = "") -> str:
     groups = {name or _TOP: title for name, title in declared_groups(RunConfig).items()}
     if group and group not in groups:
         raise UserError(f"--help {group}: the groups of settings are {', '.join(groups)}.")
-    lines = []
+    lines, values = [], flatten(RunConfig() if run is None else run)
     for title_name, title in groups.items():
         if group and title_name != group and not title_name.startswith(group + "."):
             continue
@@ -87,7 +104,9 @@ def settings_help(group: str = "") -> str:
         lines += ["", f"{title_name}: {first_line(Exception(title))}"]
         for key, setting in declared(RunConfig).items():
             if key.rpartition(".")[0] == name:
-                lines.append(f"  --config.{key}={setting.default!r}   ({setting.allowed})")
+                differs = values[key] != setting.default
+                otherwise = f"; default {setting.default!r}" if differs else ""
+                lines.append(f"{'*' if differs else ' '} --config.{key}={values[key]!r}   ({setting.allowed}{otherwise})")
                 lines += textwrap.wrap(setting.meaning, 110, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
 

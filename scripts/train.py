@@ -4,7 +4,7 @@
 
 The run folder is runs/<name of the config file> by default. The same command continues an interrupted run from its
 newest checkpoint. On SIGTERM the run saves and exits with code 143. For several hosts see docs/performance.md: the same
-command runs once per process. `--help` lists every setting, `--help ppo` one group.
+command runs once per process. `--help` lists every setting, `--help ppo` one group; with `--config` their values in that file.
 """
 
 from pathlib import Path

@@ -310,8 +310,23 @@ def test_help_names_every_setting_with_its_default_and_meaning(capsys):
         assert f"{start} {setting.meaning}" in flat, key
     assert shown.count("--config.") == len(SETTINGS)
     assert max(map(len, shown.splitlines())) <= 160
-    for arguments in (["-h"], ["--config", "none.py", "--help"], ["--help", "--config", "none.py"]):
-        assert shown_by(capsys, *arguments) == shown
+    assert shown_by(capsys, "-h") == shown
+    for arguments in (["--config", "none.py", "--help"], ["--help", "--config", "none.py"]):
+        assert shown_by(capsys, *arguments).startswith(shown + "\nThese are the defaults: there is no config file none.py")
+
+
+def test_help_shows_the_values_of_the_config_file(capsys):
+    """Those of the files that it extends and of overrides too, with the default where they differ."""
+    command = ("--config", str(ROOT / "configs" / "multi.py"), "--config.ppo.questions=8")
+    for arguments in ((*command, "--help"), ("-h", *command)):
+        shown = shown_by(capsys, *arguments)
+        assert "* --config.ppo.questions=8   (whole number, at least 1; default 32)" in shown
+        assert "* --config.ppo.gradient='score'" not in shown and "  --config.ppo.gradient='score'   (one of" in shown
+        assert "* --config.thoughts.feedback='vocabulary'   (one of" in shown  # of the file that single.py extends
+        assert shown.count("--config.") == len(SETTINGS) + shown.partition("\n")[0].count("--config.")
+        assert shown.endswith("* differs from the default.\n")
+    group = shown_by(capsys, *command, "--help", "ppo")
+    assert "--config.ppo.questions=8 " in group and "--config.thoughts" not in group
 
 
 @pytest.mark.parametrize("group", [name for name in declared_groups(RunConfig) if name])
