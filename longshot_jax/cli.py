@@ -106,7 +106,9 @@ def settings_help(group: str = "", run: RunConfig | None = None) -> str:
             if key.rpartition(".")[0] == name:
                 differs = values[key] != setting.default
                 otherwise = f"; default {setting.default!r}" if differs else ""
-                lines.append(f"{'*' if differs else ' '} --config.{key}={values[key]!r}   ({setting.allowed}{otherwise})")
+                lines.append(
+                    f"{'*' if differs else ' '} --config.{key}={values[key]!r}   ({setting.allowed}{otherwise})"
+                )
                 lines += textwrap.wrap(setting.meaning, 110, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
 

@@ -312,7 +312,9 @@ def test_help_names_every_setting_with_its_default_and_meaning(capsys):
     assert max(map(len, shown.splitlines())) <= 160
     assert shown_by(capsys, "-h") == shown
     for arguments in (["--config", "none.py", "--help"], ["--help", "--config", "none.py"]):
-        assert shown_by(capsys, *arguments).startswith(shown + "\nThese are the defaults: there is no config file none.py")
+        assert shown_by(capsys, *arguments).startswith(
+            shown + "\nThese are the defaults: there is no config file none.py"
+        )
 
 
 def test_help_shows_the_values_of_the_config_file(capsys):
