@@ -19,7 +19,7 @@ def byte_level(folder: Path, specials: Sequence[str], before: str = "", holes: b
     model = tokenizers.Tokenizer(models.BPE(words, []))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
-    return _saved(folder, model, specials, before)
+    return saved(folder, model, specials, before)
 
 
 def sentencepiece(folder: Path, specials: Sequence[str], before: str = "") -> dict[str, int]:
@@ -32,10 +32,11 @@ def sentencepiece(folder: Path, specials: Sequence[str], before: str = "") -> di
     model.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return _saved(folder, model, specials, before)
+    return saved(folder, model, specials, before)
 
 
-def _saved(folder: Path, model: tokenizers.Tokenizer, specials: Sequence[str], before: str) -> dict[str, int]:
+def saved(folder: Path, model: tokenizers.Tokenizer, specials: Sequence[str], before: str) -> dict[str, int]:
+    """Writes tokenizer.json with special tokens, of which `before` comes before a text; returns the ids."""
     model.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in specials])
     if before:
         id = model.token_to_id(before)

@@ -1,25 +1,17 @@
 """Text to token ids and back: a Hugging Face fast tokenizer with the three latent special tokens."""
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from longshot_jax.data.chains import chain_words
 from longshot_jax.data.chat_template import ChatTemplate, only_template, stored_template
 from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.tokenizer_checks import check_new, check_round_trip, check_vocabulary
-from longshot_jax.data.tokenizer_files import (
-    NAMES,
-    TOKEN_IDS,
-    TokenizerFiles,
-    end_token_setting,
-    files_of,
-    find_end_tokens,
-)
+from longshot_jax.data.tokenizer_files import TOKEN_IDS, TokenizerFiles, end_token_setting, find_end_tokens
+from longshot_jax.data.tokenizer_source import FILE, MODEL, PAIR, files_about, library, library_tokenizer
 from longshot_jax.errors import UserError, first_line
 from longshot_jax.files import local_path
 
@@ -109,24 +101,20 @@ class Tokenizer:
         folder = local_path(folder_or_name, "the tokenizer")
         is_folder = folder.is_dir()
         files = {path.name for path in folder.iterdir()} if is_folder else set()
-        bare = "tokenizer.json" not in files and {"vocab.json", "merges.txt"} <= files
-        if is_folder and not bare and not files & {"tokenizer.json", "tokenizer.model"}:
+        if is_folder and not files & {FILE, MODEL} and not files.issuperset(PAIR):
             raise UserError(f"{folder} has no tokenizer: put a tokenizer.json, or vocab.json and merges.txt, there")
         if not is_folder and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", folder_or_name, re.ASCII):
             raise UserError(f"there is no tokenizer folder {folder_or_name}: give a folder or a model's hub name")
         offline = not is_folder and not hub_reachable()
         local = is_folder or offline
-        transformers = _transformers()
-        # AutoTokenizer cannot identify a folder with GPT-2's two files and no config.
-        loader = transformers.GPT2Tokenizer if bare else transformers.AutoTokenizer
         place = str(folder) if is_folder else folder_or_name
         file, template = stored_template(folder)
         if template:
             only_template(template, str(file))  # before transformers, which fails on some without naming the file
         try:
-            files = _files(place, local)
-            TokenizerFiles.read(files)  # a broken one is named before the library meets it
-            tokenizer = loader.from_pretrained(place, local_files_only=local, trust_remote_code=False)
+            files = files_about(place, local)
+            # A broken one is named before the library meets it.
+            tokenizer = library_tokenizer(place, local, TokenizerFiles.read(files))
             if tokenizer.chat_template is None:
                 tokenizer.chat_template = template
             tokens = cls(tokenizer, place, multiple, files, chat_template)
@@ -155,7 +143,7 @@ class Tokenizer:
     @classmethod
     def find(cls, folder: str | Path) -> "Tokenizer | None":
         """The tokenizer in a folder, or None if the folder has none. Raises UserError as `load` does."""
-        folder, names = local_path(folder, "the tokenizer"), ("tokenizer.json", "tokenizer.model", "vocab.json")
+        folder, names = local_path(folder, "the tokenizer"), (FILE, MODEL, PAIR[0])
         return cls.load(str(folder)) if any((folder / name).exists() for name in names) else None
 
     @classmethod
@@ -294,16 +282,8 @@ class Tokenizer:
             )
 
 
-def _transformers() -> ModuleType:
-    """Imports transformers (seconds, so on first use) without its advice to install PyTorch."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    import transformers
-
-    return transformers
-
-
 def _wrap(model: "tokenizers.Tokenizer") -> Any:
-    return _transformers().PreTrainedTokenizerFast(tokenizer_object=model, eos_token=_END, pad_token=_PAD)
+    return library().PreTrainedTokenizerFast(tokenizer_object=model, eos_token=_END, pad_token=_PAD)
 
 
 def _chat_template(tokenizer: Any, name: str, choice: str) -> ChatTemplate | None:
@@ -339,16 +319,6 @@ def _alphabet(tokenizer: Any) -> frozenset[str] | None:
     if type(getattr(backend, "model", None)).__name__ != "WordLevel" or tokenizer.unk_token_id is not None:
         return None
     return frozenset(word for word in tokenizer.get_vocab() if len(word) == 1)
-
-
-def _files(place: str, local: bool) -> list[Path]:
-    """The files of a folder, or of a model on the hub, about its tokens."""
-    if Path(place).is_dir():
-        return files_of(Path(place))
-    from transformers.utils import cached_file
-
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    return [Path(file) for name in NAMES if (file := cached_file(place, name, local_files_only=local, **quiet))]
 
 
 def _added_before(tokenizer: Any, text: str) -> list[int]:
