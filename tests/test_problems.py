@@ -1,9 +1,11 @@
 """Problems from every file form, from the hub's absence, and from every kind of broken file."""
 
+import csv
 import json
 import socket
 import threading
 import time
+from decimal import Decimal
 
 import pytest
 
@@ -60,6 +62,71 @@ def test_coconut_json_ignores_other_keys(tmp_path):
     assert second.steps == ()
 
 
+ROWS = [
+    ({"question": "q", "answer": "5"}, Problem("q", (), "5")),
+    ({"question": "q", "answer": 5}, Problem("q", (), "5")),
+    ({"question": "q", "answer": "a\nb\n#### 5"}, Problem("q", ("a", "b"), "5")),
+    ({"question": "q", "answer": "Because 2+3=5. #### 5"}, Problem("q", ("Because 2+3=5.",), "5")),
+    ({"question": "q", "answer": "5", "steps": ["a", "b"]}, Problem("q", ("a", "b"), "5")),
+    ({"question": "q", "answer": "#### 5", "steps": ["a", "b"]}, Problem("q", ("a", "b"), "5")),
+    ({"question": "q", "answer": "5", "steps": "a\n\nb\n"}, Problem("q", ("a", "b"), "5")),
+    ({"question": "q", "answer": "5", "steps": None}, Problem("q", (), "5")),
+    (
+        {"question": "q", "answer": "#### 5", "steps": ["a", "b", "c"], "threads": [["a"], ["b"]]},
+        Problem("q", ("a", "b", "c"), "5", (("a",), ("b",))),
+    ),
+]
+
+
+@pytest.mark.parametrize("form", [".json", ".jsonl", ".parquet", ".csv", "hub"])
+@pytest.mark.parametrize(("row", "problem"), ROWS)
+def test_every_form_has_the_same_rows(monkeypatch, tmp_path, form, row, problem):
+    path = tmp_path / f"a{form}"
+    if form == "hub":
+        import datasets
+
+        monkeypatch.setattr(problems_module, "hub_reachable", lambda: True)
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [row])
+        path = "someone/set:main:train"
+    elif form == ".parquet":
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    elif form == ".csv":
+        if any(isinstance(value, list) for value in row.values()):
+            pytest.skip("a csv has no lists")
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            writer.writeheader()
+            writer.writerow(row)
+    else:
+        path.write_text(json.dumps([row] if form == ".json" else row))
+    assert load_problems(str(path)) == [problem]
+
+
+def test_numbers_have_the_digits_of_the_file(tmp_path):
+    """An answer is graded by its digits: a power of ten is no number, and 0.1 is not 0.10000000149011612."""
+    written = {
+        "0.1": "0.1", "1e-7": "0.0000001", "1E22": "10000000000000000000000", "-0.0": "0", "2.50": "2.5", "300.0": "300",
+        "12345678901234567890.5": "12345678901234567890.5", "0.30000000000000004": "0.30000000000000004",
+    }  # fmt: skip
+    lines = "\n".join(f'{{"question": "q", "answer": {number}}}' for number in written)
+    assert [each.answer for each in load_problems(write(tmp_path, "a.jsonl", lines))] == list(written.values())
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {
+        pyarrow.float32(): ([0.1, 2.5, 1e-7, 16777216.0, 123456.79, 1234567.25], "0.1 2.5 0.0000001 16777216"),
+        pyarrow.float64(): ([0.1, 1e-7, 1234567.25, 123456792.0, 0.1 + 0.2], "0.1 0.0000001 1234567.25 123456792"),
+        pyarrow.decimal128(38, 7): ([Decimal("2.50"), Decimal("0.0000001"), Decimal(100)], "2.5 0.0000001 100"),
+    }
+    for kind, (values, expected) in columns.items():
+        table = pyarrow.table({"question": ["q"] * len(values), "answer": pyarrow.array(values, kind)})
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+        answers = [each.answer for each in load_problems(str(tmp_path / "a.parquet"))]
+        assert answers[: len(expected.split())] == expected.split(), kind
+
+
 @pytest.mark.parametrize(
     ("name", "text", "place", "words"),
     [
@@ -75,8 +142,12 @@ def test_coconut_json_ignores_other_keys(tmp_path):
         ("a.jsonl", "[" * 100_000, "line 1", "nested"),
         ("a.jsonl", "[1]\n", "line 1", "not an object"),
         ("a.jsonl", '{"question": "a"}\n', "line 1", '"answer" is missing'),
-        ("a.jsonl", '{"question": "a", "answer": 7}\n', "line 1", '"answer" must be a text, not int'),
-        ("a.jsonl", '{"question": "a", "answer": "so 7"}\n', "line 1", "#### N"),
+        ("a.jsonl", '{"question": "a", "answer": true}\n', "line 1", '"answer" must be a text, not bool'),
+        ("a.jsonl", '{"question": "a", "answer": 1e99999999}\n', "line 1", '"answer" must be a text, not Decimal'),
+        ("a.jsonl", '{"question": "a", "answer": 1e99999999999999999999}\n', "line 1", '"answer" must be a text'),
+        ("a.jsonl", '{"question": "a", "answer": "so\\n7"}\n', "line 1", 'must be "#### N", or "steps" hold the lines'),
+        ("a.jsonl", '{"question": "a", "answer": "#### 7\\nor 8"}\n', "line 1", '"answer" goes on after "#### N"'),
+        ("a.jsonl", '{"question": "a", "answer": "7", "threads": 3}\n', "line 1", '"threads" must be a list of lists'),
         ("a.jsonl", '{"question": "a", "answer": "so 7\\n####"}\n', "line 1", '"answer" is empty'),
         ("a.jsonl", '{"question": " ", "answer": "#### 7"}\n', "line 1", '"question" is empty'),
         ("a.jsonl", "", "a.jsonl", "no problems"),
@@ -89,9 +160,17 @@ def test_coconut_json_ignores_other_keys(tmp_path):
         ("a.json", '[{"answer": "b", "steps": []}]', "item 1", '"question" is missing'),
         ("a.json", '[{"question": "a", "answer": "", "steps": []}]', "item 1", '"answer" is empty'),
         ("a.json", '[{"question": "a", "answer": null, "steps": []}]', "item 1", "not NoneType"),
-        ("a.json", '[{"question": "a", "answer": "b"}]', "item 1", '"steps"'),
-        ("a.json", '[{"question": "a", "answer": "b", "steps": "c"}]', "item 1", '"steps"'),
-        ("a.json", '[{"question": "a", "answer": "b", "steps": ["c", 1]}]', "item 1", '"steps"'),
+        ("a.json", '[{"question": "a", "answer": "b", "steps": {}}]', "item 1", '"steps"'),
+        ("a.json", '[{"question": "a", "answer": "b", "steps": ["c", null]}]', "item 1", '"steps"'),
+        ("a.json", '[{"question": "a", "response": "b"}]', "item 1", '"answer" is missing'),
+        ("a.json", '[{"question": "a", "response": "b"}]', "item 1", "config.data.fields"),
+        (
+            "a.json",
+            '{"question": "a", "answer": "b"}\n{"question": "c", "answer": "d"}\n',
+            "a.json",
+            "to end in .jsonl",
+        ),
+        ("a.json", '{"version": 1, "data": []}', "a.json", "take the list out of its key 'data'"),
         ("a.json", '[{"question": "a", "answer": "b", "steps": ["c", " "]}]', "item 1", '"steps"'),
         ("a.jsonl", '{"question": "a", "answer": ' + "1" * 5000 + "}", "line 1", "broken JSON"),
         ("a.json", "[" + "1" * 5000 + "]", "a.json", "unreadable JSON"),
@@ -101,8 +180,13 @@ def test_coconut_json_ignores_other_keys(tmp_path):
             "a.csv",
             "question,reply\n1,2\n",
             "line 1",
-            "no column Question: a csv must have the columns question and answer",
+            "no column Question among question, reply: a csv must have the columns question and answer",
         ),
+        ("a.csv", "question;answer\n1;2\n", "line 1", "separated by semicolons: separate them by commas"),
+        ("a.csv", "question\tanswer\n1\t2\n", "line 1", "separated by tabs: separate them by commas"),
+        ("a.csv", "question,answer,steps\n1,2,\"['a', 'b']\"\n", "line 2", "list written as a text"),
+        ("a.csv", "question,answer,steps\n1,2,\"['a'\n 'b']\"\n", "line 3", "list written as a text"),
+        ("a.csv", "question,answer,steps\n1,2,[]\n", "line 2", "list written as a text"),
         ("a.csv", "question,answer\n1,\n", "line 2", '"answer" is empty'),
         ("a.xml", "question,answer", "a.xml", ".json, .jsonl, .csv, .parquet or .txt"),
     ],
@@ -126,7 +210,13 @@ def test_a_csv_with_columns_of_the_plain_names(tmp_path):
         Problem("2+2", (), "4")
     ]  # of a table
     with pytest.raises(UserError, match="line 1: broken csv"):
-        load_problems(write(tmp_path, "d.csv", 'question,"answer' + "x" * 140_000))
+        load_problems(write(tmp_path, "d.csv", 'question,"answer'))
+    spaced = load_problems(write(tmp_path, "e.csv", 'question, answer\n"1, 2", "#### 3"\n'))
+    assert spaced == [Problem("1, 2", (), "3")]
+    (long,) = load_problems(write(tmp_path, "f.csv", f"question,answer\n{'x' * 140_000},4\n"))
+    assert len(long.question) == 140_000
+    (matrix,) = load_problems(write(tmp_path, "g.csv", 'question,answer,steps\n2,4,"[1, 2]\n[3]"\n'))
+    assert matrix.steps == ("[1, 2]", "[3]")
     assert load_problems(write(tmp_path, "b.csv", "question,answer\n2+2,4\n")) == [Problem("2+2", (), "4")]
 
 

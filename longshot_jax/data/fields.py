@@ -1,16 +1,26 @@
-"""Question, answer and steps by the names of their fields, and the rows of CSV and Parquet files."""
+"""Question, answer and steps by the names of their fields, and what JSON, CSV and Parquet files hold."""
 
+import ast
 import csv
 import io
+import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from longshot_jax.errors import UserError, did_you_mean, first_line
+import numpy as np
+
+from longshot_jax.errors import UserError, did_you_mean, first_line, shown
 
 Texts = tuple[Any, Any, Any]
+
+csv.field_size_limit(2**31 - 1)  # of a whole process: by default a text above 131,072 characters is an error
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+# More digits behind the point than a table holds are those of a 4-byte number that was read as an 8-byte one.
+_DIGITS, _MAGNITUDE = 15, 400
 
 
 def texts_of(row: Any, fields: Sequence[str], place: str) -> Texts:
@@ -26,42 +36,88 @@ def texts_of(row: Any, fields: Sequence[str], place: str) -> Texts:
             raise UserError(f"{place}: there is no field {name!r} of config.data.fields: {advice}")
     question, answer, *steps = (_plain(row[name]) for name in fields)
     lines = steps[0] if steps and steps[0] is not None else []
-    if isinstance(lines, str):  # only newlines end a line, as in every file
-        lines = [line for line in lines.split("\n") if line.strip()]
+    if isinstance(lines, str):
+        if _is_list(lines):  # as pandas writes a column of lists into a csv
+            raise UserError(
+                f"{place}: {fields[2]!r} is a list written as a text ({shown(lines, 40)}): write a step a line, or save the "
+                "rows as .jsonl or .parquet"
+            )
+        lines = [line for line in lines.split("\n") if line.strip()]  # only newlines end a line, as in every file
     return question, list(map(_plain, lines)) if isinstance(lines, list) else lines, answer
 
 
+def _is_list(text: str) -> bool:
+    if not (text := text.strip()).startswith("["):
+        return False
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = read(text)
+            return isinstance(found, list) and all(isinstance(each, str) for each in found)
+    return False
+
+
 def _plain(value: Any) -> Any:
-    """A number as its text, None for one that is none (a missing number in Parquet); anything else as it is."""
+    """A number as its digits, None for one that is none (a missing number in Parquet); anything else as it is."""
     if not isinstance(value, float | Decimal):
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not math.isfinite(value):
+    value = _shortest(value) if isinstance(value, float) else value
+    if not value.is_finite():
         return None
-    return str(int(value) if value == int(value) else value)
+    if not value:
+        return "0"
+    if abs(value.adjusted()) > _MAGNITUDE:  # whose digits would fill the memory
+        return value
+    text = format(value, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def own_columns(text: str) -> list[str]:
-    """`question`, `answer` and, if it is there, `steps`, where a csv has columns of these names; else []."""
+def _shortest(value: float) -> Decimal:
+    """The fewest digits that tell a number: of a 4-byte number that Parquet held, those of 4 bytes."""
+    whole = Decimal(repr(value))
+    with np.errstate(over="ignore"):
+        short = np.float32(value)
+    is_short = float(short) == value and len(whole.as_tuple().digits) >= _DIGITS
+    return Decimal(str(short)) if is_short else whole
+
+
+def read_json_text(text: str) -> Any:
+    """What a JSON text holds, with the digits of each number as they stand there; errors are those of `json.loads`."""
+    return json.loads(text, parse_float=_decimal)
+
+
+def _decimal(digits: str) -> Decimal | float:
     try:
-        head = next(csv.reader(io.StringIO(text, newline="")), [])
+        return Decimal(digits)
+    except ArithmeticError:  # an exponent with dozens of digits
+        return math.nan
+
+
+def has_own_columns(text: str) -> bool:
+    """Whether a csv has the columns `question` and `answer`."""
+    try:
+        return {"question", "answer"} <= {*next(_reader(text), [])}
     except csv.Error:  # whoever reads the rows says what is wrong
-        return []
-    return (
-        [name for name in ("question", "answer", "steps") if name in head] if {"question", "answer"} <= {*head} else []
-    )
+        return False
+
+
+def _reader(text: str) -> Iterator[list[str]]:
+    return csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
 
 
 def csv_rows(path: Path, text: str, columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
     """(place, row) of a csv with a head; a UserError if one of `columns` is not there, or for a row of another length."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
         names = reader.fieldnames or ()
         if twice := [name for place, name in enumerate(names) if name and name in names[:place]]:
             raise UserError(f"{path}, line 1: the column {twice[0]!r} stands there twice: rename or remove one")
+        others = [word for mark, word in _SEPARATORS.items() if len(names) == 1 and mark in names[0]]
+        if others:
+            raise UserError(f"{path}, line 1: its columns are separated by {others[0]}: separate them by commas")
         missing = [name for name in columns if name not in names]
         if missing:
             raise UserError(
-                f"{path}, line 1: no column {missing[0]}: a csv must have the columns question and answer, or "
+                f"{path}, line 1: no column {missing[0]} among {', '.join(names)}: a csv must have the columns question and answer, or "
                 f"{', '.join(columns[:-1])} and {columns[-1]}, or its columns be named by config.data.fields or --fields"
             )
         for row in reader:

@@ -2,15 +2,17 @@
 
 The suffix of a local file states its form; `name:config:split` is a data set on the Hugging Face hub.
 
-    .json   a list of objects with `question`, `steps`, `answer`: COCONUT's form, also ProsQA and ProntoQA; `threads`
-            may hold lists of steps that are independent of one another, and `steps` those and what needs several; or SVAMP, MultiArith (`data.word_problems`)
-    .jsonl  one object per line with `question` and `answer`, prose that ends in `#### N`: GSM8K as published
-    .csv    columns `question`, `answer` and perhaps `steps`, a step a line; or MAWPS and ASDiv-A with number
-            placeholders and prefix equations (`data.word_problems`)
-    .parquet  rows with `question`, `answer` and perhaps `steps`, as on the hub
+    .json   a list of objects (COCONUT's form, also ProsQA and ProntoQA)
+    .jsonl  one object per line (GSM8K as published)
+    .csv    a head and a row per problem; or MAWPS and ASDiv-A with number placeholders and prefix equations
+            (`data.word_problems`)
+    .parquet  a row per problem, as on the hub
     .txt    one `question||<<a+b=c>> <<...>> #### N` per line: the equation form of GSM8K
 
-With `data.fields` a JSON, CSV or Parquet file or a hub data set may have any fields (`data.fields`).
+All but the last have the same rows: `question`, `answer` and perhaps `steps`, a list or one text with a step a line. The
+answer may be prose that ends in `#### N`: then each line before it is a step, where the row has no `steps`. `threads` may
+hold lists of steps that are independent of one another, and `steps` those and what needs several. A row may also be one of
+SVAMP or MultiArith (`data.word_problems`), or have any fields that `data.fields` names.
 """
 
 import hashlib
@@ -24,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, SupportsIndex, TypeVar
 
-from longshot_jax.data.fields import csv_rows, own_columns, parquet_rows, texts_of
+from longshot_jax.data.fields import csv_rows, has_own_columns, parquet_rows, read_json_text, texts_of
 from longshot_jax.data.grading import same_answer
 from longshot_jax.data.hub import cache_alone, hub_reachable
 from longshot_jax.data.word_problems import from_csv, from_json_row, is_word_problem
@@ -140,39 +142,38 @@ def fingerprint(problems: Iterable[Problem]) -> str:
 def load_problems(source: str, fields: Sequence[str] = ()) -> list[Problem]:
     """All problems of `source` in order: a file, or `name:config:split` on the hub.
 
-    In a prose answer (GSM8K) each line before `#### N` is a step, including calculator marks `<<...>>`. `fields` names
-    the fields of question, answer and, if there are any, steps (`data.fields`).
+    `fields` names the fields of question, answer and, if there are any, steps (`data.fields`).
 
     Raises UserError, naming the file and line (or item, counted from 1), if a source is missing, empty, unreadable or
     of another form, or if the hub is out of reach.
     """
     path = local_path(source, "the data file")
-    named_row = partial(_from_named_row, fields) if fields else None
+    from_row = partial(_from_named_row, fields) if fields else _from_row
     if path.exists():
-        return _from_file(path, named_row)
+        return _from_file(path, from_row)
     named = _HUB_NAME.fullmatch(source)
     if named:
-        return _from_hub(source, named["name"], named["config"], named["split"], named_row or _from_hub_row)
+        return _from_hub(source, named["name"], named["config"], named["split"], from_row)
     raise UserError(
         f"there is no data file {source}: give a .json, .jsonl, .csv, .parquet or .txt file, or a hub data set as "
         "name:config:split"
     )
 
 
-def _from_file(path: Path, named_row: Read[Any] | None) -> list[Problem]:
+def _from_file(path: Path, from_row: Read[Any]) -> list[Problem]:
     suffix = path.suffix.lower()
     if suffix not in (".json", ".jsonl", ".csv", ".parquet", ".txt") or not path.is_file():
         raise UserError(f"{path} is not a data file: give a file that ends in .json, .jsonl, .csv, .parquet or .txt")
     if suffix == ".parquet":
-        problems = [(named_row or _from_hub_row)(*row) for row in parquet_rows(path)]
+        problems = [from_row(*row) for row in parquet_rows(path)]
     else:
-        problems = _from_text_file(path, suffix, named_row)
+        problems = _from_text_file(path, suffix, from_row)
     if not problems:
         raise UserError(f"{path} holds no problems: give a file with at least one")
     return problems
 
 
-def _from_text_file(path: Path, suffix: str, named_row: Read[Any] | None) -> list[Problem]:
+def _from_text_file(path: Path, suffix: str, from_row: Read[Any]) -> list[Problem]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -180,15 +181,12 @@ def _from_text_file(path: Path, suffix: str, named_row: Read[Any] | None) -> lis
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
     if suffix == ".json":
-        return _from_json(path, text, named_row or _from_item)
-    if suffix == ".csv" and not named_row and (names := own_columns(text)):
-        named_row = partial(_from_named_row, names)
-    if suffix == ".csv" and named_row:
-        return [named_row(*row) for row in csv_rows(path, text)]
-    if suffix == ".csv":
+        return _from_json(path, text, from_row)
+    if suffix == ".csv" and from_row is _from_row and not has_own_columns(text):
         return [_from_texts(*row) for row in from_csv(path, text)]
-    from_json_line = partial(_from_json_line, named_row or _from_prose_row)
-    from_line: Read[str] = from_json_line if suffix == ".jsonl" else _from_equation_line
+    if suffix == ".csv":
+        return [from_row(*row) for row in csv_rows(path, text)]
+    from_line: Read[str] = partial(_from_json_line, from_row) if suffix == ".jsonl" else _from_equation_line
     # Only newlines end a line: U+2028 may occur in a question.
     lines = enumerate(text.split("\n"), start=1)
     return [from_line(f"{path}, line {number}", line) for number, line in lines if line.strip()]
@@ -198,20 +196,21 @@ def _from_json(path: Path, text: str, from_item: Read[Any]) -> list[Problem]:
     if not text.strip():
         return []
     try:
-        items = json.loads(text)
+        items = read_json_text(text)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and error.lineno > 1:
+            raise UserError(f"{path} has an object a line, which is JSON Lines: rename it to end in .jsonl") from None
         raise UserError(f"{path}, line {error.lineno}: broken JSON ({error.msg}): fix the file") from None
     except RecursionError:
         raise UserError(f"{path}: JSON nested too deeply: give a list of objects") from None
     except ValueError as error:  # such as a number with more digits than Python reads
         raise UserError(f"{path}: unreadable JSON ({error}): fix the file") from None
     if not isinstance(items, list):
+        lists = [key for key, value in items.items() if isinstance(value, list)] if isinstance(items, dict) else []
+        if len(lists) == 1:
+            raise UserError(f"{path} holds an object with a list: take the list out of its key {shown(lists[0])}")
         raise UserError(f"{path} holds no JSON list: give a list of objects with question, steps and answer")
     return [from_item(f"{path}, item {number}", item) for number, item in enumerate(items, start=1)]
-
-
-def _from_item(place: str, item: Any) -> Problem:
-    return _from_texts(place, from_json_row(place, item)) if is_word_problem(item) else _from_coconut_row(place, item)
 
 
 def _from_texts(place: str, texts: tuple[str, tuple[str, ...], str]) -> Problem:
@@ -221,20 +220,45 @@ def _from_texts(place: str, texts: tuple[str, tuple[str, ...], str]) -> Problem:
 
 def _from_json_line(from_row: Read[Any], place: str, line: str) -> Problem:
     try:
-        row = json.loads(line)
+        row = read_json_text(line)
     except (ValueError, RecursionError) as error:
         fault = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
         raise UserError(f"{place}: broken JSON ({fault}): fix or remove the line") from None
     return from_row(place, row)
 
 
+def _from_row(place: str, row: Any) -> Problem:
+    """The problem of a row with the plain names, or of one of SVAMP or MultiArith."""
+    if is_word_problem(row):
+        return _from_texts(place, from_json_row(place, row))
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: not an object with question and answer: fix or remove it")
+    others = "where all have other fields, name them by config.data.fields (or --fields)"
+    for key in ("question", "answer"):
+        if key not in row:
+            raise UserError(f'{place}: "{key}" is missing: add it or remove the item; {others}')
+    problem = _from_named_row(("question", "answer", "steps")[: 2 + ("steps" in row)], place, row)
+    if "\n" in problem.answer and not problem.steps:  # prose, of which nothing says where the answer is
+        raise UserError(
+            f'{place}: the last line of "answer" must be "#### N", or "steps" hold the lines before it: fix or remove it; '
+            f"{others}"
+        )
+    threads = row.get("threads") or []
+    if not isinstance(threads, list) or not all(threads):
+        raise UserError(f'{place}: "threads" must be a list of lists of steps, none empty: fix or remove the item')
+    return replace(problem, threads=tuple(_steps(place, "threads", thread) for thread in threads))
+
+
 def _from_named_row(fields: Sequence[str], place: str, row: Any) -> Problem:
     question, steps, answer = texts_of(row, fields, place)
-    prose = _text(place, fields[1], answer)
-    if prose.split("\n")[-1].lstrip().startswith("####"):
-        told = _from_prose_row(place, {"question": question, "answer": prose})
-        return replace(told, steps=_steps(place, "steps", steps)) if steps else told
-    return Problem(_text(place, fields[0], question), _steps(place, fields[-1], steps), prose)
+    question, answer = _text(place, fields[0], question), _text(place, fields[1], answer)
+    told, marker, number = answer.rpartition("####")
+    if marker:
+        answer = _text(place, fields[1], number)
+        if "\n" in answer:
+            raise UserError(f'{place}: "{fields[1]}" goes on after "#### N": end it there, or remove the item')
+        steps = steps or [line for line in told.split("\n") if line.strip()]
+    return Problem(question, _steps(place, fields[-1] if len(fields) > 2 else "steps", steps), answer)
 
 
 def _from_equation_line(place: str, line: str) -> Problem:
@@ -272,44 +296,10 @@ def _from_hub(source: str, name: str, config: str, split: str, from_row: Read[An
     return problems
 
 
-def _from_hub_row(place: str, row: Any) -> Problem:
-    return (_from_coconut_row if isinstance(row, dict) and "steps" in row else _from_prose_row)(place, row)
-
-
-def _from_coconut_row(place: str, row: Any) -> Problem:
-    question, answer = _field(place, row, "question"), _field(place, row, "answer")
-    steps, threads = _steps(place, "steps", row.get("steps")), row.get("threads", [])
-    if not isinstance(threads, list) or (threads and not all(threads)):
-        raise UserError(f'{place}: "threads" must be a list of lists of steps, none empty: fix or remove the item')
-    return Problem(question, steps, answer, tuple(_steps(place, "threads", thread) for thread in threads))
-
-
 def _steps(place: str, key: str, steps: Any) -> tuple[str, ...]:
     if not isinstance(steps, list) or not all(isinstance(step, str) and step.strip() for step in steps):
         raise UserError(f'{place}: "{key}" must hold lists of texts that are not empty: fix or remove the item')
     return tuple(_text(place, key, step) for step in steps)
-
-
-def _from_prose_row(place: str, row: Any) -> Problem:
-    question, prose = _field(place, row, "question"), _field(place, row, "answer")
-    *steps, last = [line.strip() for line in prose.split("\n") if line.strip()]
-    if not last.startswith("####"):
-        raise UserError(
-            f'{place}: the last line of "answer" must be "#### N": fix or remove the line; where all are of another form, name '
-            "their fields of question, answer and steps by config.data.fields (or --fields)"
-        )
-    return Problem(question, tuple(steps), _text(place, "answer", last.removeprefix("####")))
-
-
-def _field(place: str, row: Any, key: str) -> str:
-    if not isinstance(row, dict):
-        raise UserError(f"{place}: not an object with question and answer: fix or remove it")
-    if key not in row:
-        raise UserError(
-            f'{place}: "{key}" is missing: add it or remove the item; where all have other fields, name them by '
-            "config.data.fields (or --fields)"
-        )
-    return _text(place, key, row[key])
 
 
 def _text(place: str, key: str, value: Any) -> str:

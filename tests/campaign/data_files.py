@@ -2,6 +2,7 @@
 
 import json
 import random
+from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,11 @@ def _read_again(suffix: str, content: bytes) -> list[Row] | None:
         documents = _documents(suffix, content)
         if suffix == ".txt":
             return [_equations(line) for line in documents] or None
-        rows = json.loads(documents[0]) if suffix == ".json" else [json.loads(line) for line in documents]
+        found = [json.loads(text, parse_float=_digits, parse_constant=lambda _: ...) for text in documents]
+        rows = found[0] if suffix == ".json" else found
         if not isinstance(rows, list):
             return None
-        return [(_coconut if suffix == ".json" else _prose)(row) for row in rows] or None
+        return [_row(row) for row in rows] or None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None
 
@@ -114,17 +116,31 @@ def _whole(value: Any) -> str:
     return value.strip()
 
 
-def _coconut(row: Record) -> Row:
-    if not isinstance(row["steps"], list):
+def _digits(text: str) -> str | None:
+    """A number without exponent and without needless zeros; None for one of hundreds of digits."""
+    number = Decimal(text)
+    if abs(number.adjusted()) > 400:
+        return None if number else "0"
+    return f"{number.normalize(Context(prec=1000)):f}" if number else "0"
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+def _row(row: Record) -> Row:
+    question, answer, steps = _whole(_as_text(row["question"])), _whole(_as_text(row["answer"])), row.get("steps")
+    steps = _as_text(steps) or []
+    if isinstance(steps, str):
+        steps = [line for line in steps.split("\n") if line.strip()]
+    if not isinstance(steps, list):
         raise TypeError("steps")
-    return _whole(row["question"]), tuple(map(_whole, row["steps"])), _whole(row["answer"])
-
-
-def _prose(row: Record) -> Row:
-    lines = [line.strip() for line in _whole(row["answer"]).split("\n") if line.strip()]
-    if lines[-1][:4] != "####":
-        raise ValueError("no mark")
-    return _whole(row["question"]), tuple(lines[:-1]), _whole(lines[-1][4:])
+    told, mark, number = answer.rpartition("####")
+    if mark:
+        answer, steps = _whole(number), steps or [line for line in told.split("\n") if line.strip()]
+    if "\n" in answer and (mark or not steps):
+        raise ValueError("where is the answer?")
+    return question, tuple(_whole(_as_text(step)) for step in steps), answer
 
 
 def _equations(line: str) -> Row:
