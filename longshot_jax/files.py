@@ -75,7 +75,7 @@ def write_json(path: str | Path, content: Mapping[str, Any], *, advice: str, sor
 def read_json(path: str | Path, *, advice: str) -> dict[str, Any]:
     """Reads a JSON object. Raises a UserError that ends with `advice` if it is missing, unreadable or not an object."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         json.dumps(content, ensure_ascii=False).encode()  # half a character (a lone surrogate) is in no name or text
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: {advice}.") from None

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from builders import ADAPTERS
 from flax import nnx
+from huggingface_folders import CONFIG as HUGGING_FACE_CONFIG
+from huggingface_hub.utils import filter_repo_objects
 from run_folders import CURRICULUM, edit_metadata, save_run
 from safetensors.numpy import load_file, save_file
 from tiny_run import tiny, watch_batches
@@ -222,3 +224,36 @@ def test_weights_that_nothing_else_holds_stay_in_the_checkpoint(llama, trained):
         adapting(llama, initialize_from=str(trained), model__lora__rank=3),  # merged
     ):
         assert frozen_source(run, model_folder(run), nnx.State({})) is None
+
+
+def test_the_config_of_a_hub_model_is_read_before_its_weights(tmp_path, monkeypatch):
+    """The hub is a folder here: `snapshot_download` copies what the patterns allow, as it would from there."""
+    hub, cache, asked = tmp_path / "hub", tmp_path / "cache", []
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "consolidated.safetensors",
+        "original/params.json",
+        "tokenizer.json",
+    ):
+        (hub / name).parent.mkdir(parents=True, exist_ok=True)
+        (hub / name).write_text(json.dumps(HUGGING_FACE_CONFIG))
+
+    def download(name, *, local_files_only, allow_patterns, ignore_patterns=()):
+        asked.append(name)
+        files = [str(file.relative_to(hub)) for file in hub.rglob("*") if file.is_file()]
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=list(ignore_patterns)):
+            (cache / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(hub / file, cache / file)
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("longshot_jax.checkpoints.frozen_source.hub_reachable", lambda: True)
+    run = tiny(model__source="someone/model", data__tokenizer="model")
+    assert model_folder(run) == cache
+    assert sorted(file.name for file in cache.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    shutil.rmtree(cache)
+    (hub / "config.json").write_text(json.dumps(HUGGING_FACE_CONFIG | {"model_type": "qwen2"}))
+    with pytest.raises(UserError, match="model_type is 'qwen2'"):
+        model_folder(run)
+    assert [file.name for file in cache.iterdir()] == ["config.json"] and asked == ["someone/model"] * 3

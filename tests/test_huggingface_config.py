@@ -93,12 +93,14 @@ def test_keys_of_public_folders_are_known(tmp_path):
         "torch_dtype": "bfloat16", "transformers_version": "4.57.6", "unsloth_fixed": True, "is_llama_config": True,
         "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}, "max_sequence_length": 2048,
         "pretraining_tp": 2, "attention_dropout": 0.1, "hidden_act": "swish", "use_cache": False, "temperature": 0.6,
-        "quantization_config": None, "sliding_window": None, "layer_types": ["full_attention"] * 2, "pad_token_id": -1,
+        "quantization_config": None, "layer_types": ["full_attention"] * 2, "pad_token_id": -1,
         "rope_scaling": {"type": "linear", "factor": 1.0}, "logits_scaling": 1, "num_experts": 0, "vendor_key": None,
-        "pruned_heads": {}, "rope_parameters": None,
+        "pruned_heads": {}, "rope_parameters": None, "sliding_window": 4096, "use_sliding_window": False,
     }  # fmt: skip
     before = read_config(write(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps(theirs | CONFIG | ours))
+    (tmp_path / "config.json").write_text(
+        json.dumps(theirs | CONFIG | ours), encoding="utf-8-sig"
+    )  # as some editors do
     assert read_config(tmp_path) == before
 
 
@@ -106,7 +108,11 @@ def test_keys_of_public_folders_are_known(tmp_path):
     ("changes", "words"),
     [
         ({"model_type": "mistral"}, "model_type is 'mistral'"),
-        ({"attention_bias": True}, "attention_bias is True"),
+        (
+            {"attention_bias": True},
+            "attention_bias is True, but layers with biases cannot be loaded; give another model",
+        ),
+        ({"sliding_window": 8, "use_sliding_window": True}, "use_sliding_window is True"),
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"hidden_act": ["silu"]}, "hidden_act is ['silu']"),

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from huggingface_folders import CONFIG, FIRST_QUERY, assert_equal, hf_tensors, leaves, load, write, write_sharded
 
+from longshot_jax.checkpoints.pretrained import load_pretrained
 from longshot_jax.errors import UserError
 from longshot_jax.model.huggingface import read_config, weights
 from longshot_jax.model.llama import Llama
@@ -230,7 +231,40 @@ def test_the_largest_numbers_are_finite(tmp_path):
     np.testing.assert_array_equal(leaves(load(write(tmp_path, tensors)))["final_norm"], tensors["model.norm.weight"])
 
 
-def test_folder_without_safetensors_is_refused(tmp_path):
-    (write(tmp_path) / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"model\.safetensors is missing; weights are read from safetensors only"):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pytorch_model.bin", "pytorch_model.bin is not read: write safetensors with transformers"),
+        ("model.Q4_K_M.gguf", "GGUF is not read: give the folder from which it was converted"),
+        ("adapter_config.json", "merge them into their model"),
+        ("consolidated.00.pth", "give the same model in Hugging Face's form"),
+        ("params.json", "give the same model in Hugging Face's form"),
+        ("model-00001-of-00002.safetensors", "needs the index of the shards, model.safetensors.index.json"),
+        ("other.txt", "copy it from the source of the model"),
+    ],
+)
+def test_weights_of_another_form_are_refused_with_the_way_to_safetensors(tmp_path, name, words):
+    (write(tmp_path) / "model.safetensors").rename(tmp_path / name)
+    with pytest.raises(
+        UserError, match=r"model\.safetensors is missing; weights are read from safetensors only"
+    ) as told:
+        load(tmp_path)
+    assert words in str(told.value)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"holds neither checkpoints nor a config\.json") as told:
+        load_pretrained(tmp_path)
+    assert name == "other.txt" or words in str(told.value)
+
+
+def test_a_file_is_no_folder_of_weights(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"model\.gguf is a file: give a run folder .* \(GGUF is not read"):
+        load_pretrained(tmp_path / "model.gguf")
+
+
+def test_a_pointer_of_git_is_not_called_damaged(tmp_path):
+    (write(tmp_path) / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    )
+    with pytest.raises(UserError, match=r"model\.safetensors is a pointer of Git LFS.*run git lfs pull"):
         load(tmp_path)

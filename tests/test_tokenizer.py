@@ -168,6 +168,14 @@ def test_llama_reserved_tokens_need_no_new_rows(tmp_path):
     assert tokens.encode_question("a") == tokens.encode("a\n")  # begin-of-text exists, and is not put before a text
 
 
+def test_reserved_tokens_are_rows_of_the_model(tmp_path):
+    """Nothing is added, so a tokenizer with as many as three ids too many is that of another model."""
+    tokens = Tokenizer.load(llama_files(tmp_path, LLAMA_SPECIALS, **LLAMA))
+    tokens.check_fits(tokens.vocabulary_size, latents_beyond=True)
+    with pytest.raises(UserError, match="the model's own tokenizer"):
+        tokens.check_fits(tokens.vocabulary_size - 1, latents_beyond=True)
+
+
 def test_llama_padding_on_a_reserved_token_is_left_alone(tmp_path):
     tokens = Tokenizer.load(llama_files(tmp_path, LLAMA_SPECIALS, pad_token="<|reserved_special_token_0|>", **LLAMA))
     assert tokens.pad == 258
@@ -200,6 +208,9 @@ def test_check_fits():
     tokens.check_fits(34)  # the padded rows need not exist in the model
     with pytest.raises(UserError, match=r"ids up to 33 .* only 33 rows.*own tokenizer"):
         tokens.check_fits(33)
+    tokens.check_fits(31, latents_beyond=True)
+    with pytest.raises(UserError, match=r"ids up to 30 .* only 30 rows.* enlarge the embedding to 31 rows"):
+        tokens.check_fits(30, latents_beyond=True)
 
 
 def test_what_cannot_be_loaded(tmp_path):

@@ -8,6 +8,7 @@ array in it. Adapters and navigator are of use over these weights alone, so othe
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ def model_folder(run: RunConfig) -> Path | None:
     return None if run.model.source == "scratch" or run.initialize_from else _source_folder(run.model.source)
 
 
+# Not the weights a second time, which some models have in folders or in Meta's form.
+_FETCHED = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
+
+
 def is_hub_name(source: str) -> bool:
     """Whether `model.source` may be a name on the hub; a relative path with one slash may be too."""
     return source.count("/") == 1 and not source.startswith((".", "/", "~"))
@@ -56,10 +61,13 @@ def _source_folder(source: str) -> Path:
     import huggingface_hub  # takes a second to import
 
     offline = not hub_reachable()
+    fetch = partial(huggingface_hub.snapshot_download, source, local_files_only=offline)
     try:
-        fetched = huggingface_hub.snapshot_download(
-            source, allow_patterns=["*.json", "*.safetensors", "*.jinja"], local_files_only=offline
-        )
+        first = fetch(allow_patterns=["config.json"])
+        read_config(first)  # before gigabytes of a model that cannot be read
+        fetched = fetch(allow_patterns=_FETCHED, ignore_patterns=["*/*", "consolidated*"])
+    except UserError:
+        raise
     except Exception as error:  # of many types
         reason = "the hub is out of reach and it was not downloaded before" if offline else first_line(error)
         raise UserError(

@@ -17,7 +17,7 @@ from longshot_jax.checkpoints.sidecar import FILE as SIDECAR
 from longshot_jax.checkpoints.sidecar import LATENT_ROWS, TRAINED, read_sidecar
 from longshot_jax.config import RunConfig
 from longshot_jax.config.thoughts import NavigatorConfig
-from longshot_jax.data.tokenizer import LATENT_TOKENS, Tokenizer
+from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.model.huggingface import read_config
 from longshot_jax.model.huggingface.stored_tensors import stored_marks
@@ -79,7 +79,7 @@ def embedding_rows(vocab_size: int, tokenizer: Tokenizer | None) -> int:
     if tokenizer is None:
         return vocab_size
     # Only the latent tokens may lie beyond the model's rows: otherwise the tokenizer belongs to another model.
-    tokenizer.check_fits(vocab_size + len(LATENT_TOKENS))
+    tokenizer.check_fits(vocab_size, latents_beyond=True)
     return max(vocab_size, tokenizer.vocabulary_size)
 
 

@@ -21,6 +21,7 @@ from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.files import has_folder, local_path
 from longshot_jax.model.huggingface import load_weights, read_config
+from longshot_jax.model.huggingface.other_forms import other_form
 from longshot_jax.model.huggingface.stored_tensors import stored_marks
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import platform_of
@@ -90,7 +91,8 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
     dtype = None if dtype is None else float_dtype(dtype)
     path = local_path(path, "the model")
     if not path.is_dir():
-        raise UserError(f"there is no folder {path}: give a run folder or a Hugging Face Llama directory.")
+        what = f"{path} is a file" if path.exists() else f"there is no folder {path}"
+        raise UserError(f"{what}: give a run folder or a Hugging Face Llama directory{_hint(path)}.")
     if has_folder(path / "checkpoints"):
         saved = SavedReasoner.find(path, which)
         chosen = (dtype or _default_dtype()) if saved.is_backbone_alone else saved.run.model.compute_dtype
@@ -104,9 +106,10 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
         raise UserError(f"{path} is no run folder, so it has no checkpoints to choose from: leave --which out.")
     if not (path / "config.json").exists():
         raise UserError(
-            f"{path} holds neither checkpoints nor a config.json: give a run folder or a Hugging Face Llama directory."
+            f"{path} holds neither checkpoints nor a config.json: give a run folder or a Hugging Face Llama "
+            f"directory{_hint(path)}."
         )
-    tokenizer, config = Tokenizer.find(path), read_config(path)
+    config, tokenizer = read_config(path), Tokenizer.find(path)  # the model first: what it is says more
     sidecar = read_sidecar(path, config.hidden_size)
     if sidecar is not None:
         if tokenizer is None:
@@ -126,6 +129,11 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
         return replace(_plain(backbone, params, tokenizer, chosen), lost_sidecar=lost)
     params = merge_states(backbone=params, navigator=sidecar.navigator)
     return _trained(sidecar, exported_run(sidecar.run, chosen), backbone, params, tokenizer)
+
+
+def _hint(path: Path) -> str:
+    other = other_form(path)
+    return f" ({other})" if other else ""
 
 
 def _default_dtype() -> str:

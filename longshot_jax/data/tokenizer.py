@@ -70,6 +70,9 @@ class Tokenizer:
         check_new(vocabulary, spellings, name)
         check_vocabulary(tokenizer, vocabulary, name)
         self._rows = max(vocabulary.values()) + 1
+        self._rows_without_latents = (
+            max((id for word, id in vocabulary.items() if word not in LATENT_TOKENS), default=-1) + 1
+        )
         self._respelled = {
             ours: theirs for ours, theirs in zip(LATENT_TOKENS, spellings, strict=True) if ours != theirs
         }
@@ -273,12 +276,16 @@ class Tokenizer:
         """The id of each token by its spelling in the files, latent tokens included."""
         return self._tokenizer.get_vocab()
 
-    def check_fits(self, vocabulary_rows: int) -> None:
-        """Raises UserError unless an embedding of `vocabulary_rows` rows covers every token."""
-        if self._rows > vocabulary_rows:
+    def check_fits(self, vocabulary_rows: int, *, latents_beyond: bool = False) -> None:
+        """Raises UserError unless an embedding of `vocabulary_rows` rows covers every token.
+
+        With `latents_beyond` latent tokens of COCONUT's names need none: they are added to a model.
+        """
+        rows = self._rows_without_latents if latents_beyond else self._rows
+        if rows > vocabulary_rows:
             raise UserError(
-                f"tokenizer {self.name} has ids up to {self._rows - 1} but the model's embedding has only "
-                f"{vocabulary_rows} rows: give the model's own tokenizer, or enlarge the embedding to {self._rows} rows"
+                f"tokenizer {self.name} has ids up to {rows - 1} but the model's embedding has only "
+                f"{vocabulary_rows} rows: give the model's own tokenizer, or enlarge the embedding to {rows} rows"
             )
 
 

@@ -85,6 +85,10 @@ _IRRELEVANT = {
 _ADVICE = {
     "auto_map": "it names program code of the folder, which is never run; remove the key if the model is a plain Llama",
     **dict.fromkeys(
+        ["attention_bias", "mlp_bias", "qkv_bias", "bias", "use_bias"],
+        "layers with biases cannot be loaded; give another model",
+    ),
+    **dict.fromkeys(
         ["quantization_config", "quantization", "compression_config"],
         "quantised weights cannot be read; give the folder of the model before its quantisation",
     ),
@@ -105,6 +109,8 @@ def read_config(folder: str | Path) -> LlamaConfig:
     file = Path(folder) / "config.json"
     content = read_json(file, advice="give a folder that holds a Hugging Face Llama, copied whole from its source")
     content = {key: value for key, value in content.items() if value is not None}  # null: as if left out
+    if content.get("use_sliding_window") is False:  # then transformers ignores the window
+        content.pop("sliding_window", None)
     if content.get("model_type") != "llama":
         raise UserError(
             f"{file}: model_type is {shown(content.get('model_type'))}, but only 'llama' can be loaded: give the "

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from longshot_jax.errors import UserError
 from longshot_jax.files import is_there, read_json
+from longshot_jax.model.huggingface.other_forms import is_large_file_pointer, other_form
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -82,13 +83,24 @@ class _FiniteTensor:
 def open_tensors(file: Path, stack: ExitStack) -> Any:
     """Opens a safetensors file and checks its header against its length."""
     if not is_there(file):
-        raise UserError(f"{file} is missing; weights are read from safetensors only")
+        raise UserError(f"{file} is missing{_instead(file)}")
     try:
         return stack.enter_context(safe_open(file, framework="numpy"))
     except SafetensorError as error:
+        if is_large_file_pointer(file):
+            raise UserError(
+                f"{file} is a pointer of Git LFS, not the weights: run git lfs pull in its repository, or download it again"
+            ) from None
         raise UserError(f"{file} is damaged or cut short ({error}); copy it again from its source") from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error}") from None
+
+
+def _instead(missing: Path) -> str:
+    if missing.name != SINGLE:  # a shard
+        return f", though {INDEX} names it: the copy or download was not finished, so get it again from its source"
+    way = other_form(missing.parent) or "copy it from the source of the model"
+    return f"; weights are read from safetensors only: {way}"
 
 
 def _all_finite(values: np.ndarray) -> bool:
