@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from builders import small_bank
 from flax import nnx
 
 from longshot_jax.config import RunConfig
@@ -358,6 +359,34 @@ def test_without_its_reads_a_model_answers_as_one_that_has_none(problems):
     ended = np.mean([not answer.endswith(UNFINISHED) for answer in plain["answers"]])
     results = evaluate(Decoder(graphdef, layout, 3, 3), (params,), told, STEPS, **options)
     assert 0 < ended == results["controls"]["no_reads"] > results["accuracy"]
+
+
+@pytest.mark.parametrize("settings", [{"memory_top": 2}, {"graph": "own", "heads": 1}])
+def test_without_its_reads_a_model_reads_no_memory_bank(problems, settings, monkeypatch):
+    """The same model without a bank answers as under the control, unless it also reads a graph."""
+    graphdef, params = build(reasoning_dim=8, **settings)
+    draw = np.random.default_rng(3).normal
+    params = jax.tree.map(lambda x: x if x.any() else jnp.asarray(5 * draw(size=x.shape), x.dtype), params)
+    decoder, banks, decode = Decoder(graphdef, LAYOUT, 3, 3), {}, Decoder.decode
+
+    def watched(self, *given, memory=None, **options):
+        banks.setdefault(reading[-1], []).append(memory)
+        return decode(self, *given, memory=memory, **options)
+
+    reading = []
+    monkeypatch.setattr(Decoder, "decode", watched)
+    options = {"batch_size": 4, "num_trajectories": 0, "decoded": lambda what, *_: reading.append(what)}
+    results = evaluate(decoder, (params,), problems, STEPS, memory=small_bank(8), **options)
+    assert banks["reads: none"] == [None] * 3 and all(bank is not None for bank in banks["greedy answers"])
+    assert "reads: none" in results_table(results)
+    bare = evaluate(decoder, (params,), problems, STEPS, **options)
+    assert ("no_reads" in bare["controls"]) == ("graph" in settings)
+    if "graph" not in settings:
+        assert results["controls"]["no_reads"] == bare["accuracy"]
+    monkeypatch.undo()
+    # A bank that thoughts do not read is no reason for the control.
+    plain = evaluate(decoder_of(), (PARAMS,), problems, STEPS, memory=small_bank(8), batch_size=4, num_trajectories=0)
+    assert "no_reads" not in plain["controls"]
 
 
 def test_own_stopping_keeps_to_its_bounds(decoder, problems):

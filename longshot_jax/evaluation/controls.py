@@ -14,8 +14,8 @@ Of a joined answer all trajectories are replaced so, and these show what each is
 A question keeps its number of thoughts. Under each of these controls a model that reads its thoughts falls to chance,
 and a model that does not keeps its accuracy. Replacements are made for all questions at once, independently of the batch size.
 
-Where thoughts read a graph or other trajectories (`thoughts.reads`), `no_reads` lets the model think again with zeros in the
-place of what they read. A model that needs its reads falls to chance.
+Where thoughts read a memory bank, a graph or other trajectories (`thoughts.reads`), `no_reads` lets the model think again
+without the bank and with zeros in the place of what they read from the others. A model that needs its reads falls to chance.
 
 Shapes: Q questions in total, N trajectories, T thought slots, D hidden size.
 """
