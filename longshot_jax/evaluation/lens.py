@@ -207,9 +207,9 @@ def reads_text(thought: ThoughtReading) -> str:
 
 
 def stop_figure(
-    stop_probabilities: Float[np.ndarray, "Q Tplus1"], num_thoughts: Int[np.ndarray, " Q"], most: int = 64
+    stop_probabilities: Float[np.ndarray, "M Tplus1"], num_thoughts: Int[np.ndarray, " M"], most: int = 64
 ) -> np.ndarray:
-    """An image of stop decisions: a row for each of at most `most` questions, a column for each of h_0 ... h_T.
+    """An image of stop decisions: a row for each of at most `most` trajectories, a column for each of h_0 ... h_T.
 
     Black continues, white stops, blue was not reached. Rows are sorted by the number of thoughts. Returns uint8
     [height, width, 3].
