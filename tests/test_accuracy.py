@@ -1,5 +1,7 @@
 """Evaluation: what is counted, and what must not change the counts."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.evaluation.accuracy import CONTROLS, evaluate
 from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
 from longshot_jax.evaluation.decoder import Decoder, Trajectories, full_batches
-from longshot_jax.evaluation.fusion_accuracy import adaptive_vote, choose, distinct
+from longshot_jax.evaluation.fusion_accuracy import adaptive_vote, choose, distinct, fusion_accuracies
 from longshot_jax.evaluation.results import results_table
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.thoughts.reasoner import Reasoner
@@ -154,6 +156,19 @@ def test_every_number_of_the_contract_is_there(results):
     assert all(0 <= accuracy <= 1 for accuracy in fusion.values())
     assert (fusion["vote"], fusion["mean"]) == (results["vote_accuracy"], results["mean_accuracy"])
     assert results["mean_thoughts"] == pytest.approx((1 * 4 + 2 * 4 + 3 * 3) / 11)
+
+
+@pytest.mark.parametrize("reads", [{"graph": "own"}, {"graph": "all"}, {"cross_attention": True}])
+def test_one_path_is_no_control_where_it_reads_the_others(problems, reads, monkeypatch):
+    graphdef, params = build(heads=1, reasoning_dim=8, **reads)
+    batches = Batches(Decoder(graphdef, LAYOUT, 3, 3), (params,), problems, STEPS, None, 11, 0)
+    one = SimpleNamespace(thoughts=np.zeros((11, 1, 3, 16), np.float32), num_thoughts=np.ones((11, 1), int))
+    two = SimpleNamespace(**{name: np.repeat(part, 2, axis=1) for name, part in vars(one).items()}, values=np.zeros((11, 2)))
+    monkeypatch.setattr(Batches, "run", lambda *_, **__: two)
+    monkeypatch.setattr(Batches, "accuracy_from", lambda *_, **__: 0.5)
+    found = fusion_accuracies(batches, two, [["1", "2"]] * 11, one, NOISY)
+    assert {"attend", "attend_identical", "mean"} < found.keys()
+    assert ("mean_one_path" in found) == (reads == {"graph": "own"})
 
 
 def test_equal_numbers_are_one_answer():
