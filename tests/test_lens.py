@@ -97,9 +97,11 @@ def test_generations_show_their_thoughts(model):
                 probabilities = [probability for _, probability in thought.nearest]
                 assert len(probabilities) == 3 and sorted(probabilities, reverse=True) == probabilities
                 assert all(token for token, _ in thought.nearest)
-    rows = lens_rows(["first", "second"], [[t.lens for t in g.trajectories] for g in result])
+    rows = lens_rows(["first", "second"], [[t.lens for t in g.trajectories] for g in result], stops=True)
     assert [row["question"] for row in rows] == ["first", "", "second", ""]
-    assert [row["thought"] for row in rows] == ["1", "2", "1", "2"]
+    assert [row["thought"] for row in rows] == ["1", "2", "1", "2"] and all("stop before it" in row for row in rows)
+    untrained = lens_rows(["first"], [[t.lens for t in result[0].trajectories]], stops=False)
+    assert all("stop before it" not in row and "value" in row for row in untrained)
 
 
 def test_picture_of_stops():

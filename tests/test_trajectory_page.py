@@ -72,7 +72,7 @@ def test_the_page_holds_what_the_model_does(page, folder):
     found = data_of(page.read_text())
     problems = json.loads((folder / "data.json").read_text())
     assert [each["question"] for each in found["questions"]] == [each["question"] for each in problems]
-    assert found["bank"] and found["valued"] and (found["step"], found["phase"]) == (7, "ppo")
+    assert found["bank"] and found["valued"] and found["stops"] and (found["step"], found["phase"]) == (7, "ppo")
     generations = LongShot.from_pretrained(folder / "ppo").generate(
         [each["question"] for each in problems], return_all_trajectories=True
     )
@@ -197,7 +197,7 @@ def test_a_joined_answer_shows_its_roles_and_one_question_has_no_other_to_swap_w
             folder / "joined", model, [Problem("a=1 b=a+1 c=4 d=c+1 d?", ("2", "5"), "5", (("2",), ("5",)))]
         )
     )
-    assert found["joined"] and not found["valued"] and not found["bank"]
+    assert found["joined"] and not found["valued"] and not found["stops"] and not found["bank"]
     ((*trajectories,),) = [row["trajectories"] for row in found["questions"]]
     assert [each["kind"] for each in trajectories] == ["role", "role"]
     assert len({each["answer"] for each in trajectories}) == 1

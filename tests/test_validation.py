@@ -10,13 +10,14 @@ from longshot_jax.errors import UserError
 from longshot_jax.evaluation import validation
 from longshot_jax.evaluation.decoder import Trajectories
 from longshot_jax.evaluation.validation import Validation
+from longshot_jax.thoughts.stopping import ThoughtRule
 from longshot_jax.training.context import RunContext
 
 # Of three questions with two roles each; the second role of the last question does not exist.
 COUNTS, ACTIVE = np.array([[1, 2], [2, 0], [1, 0]]), np.array([[True, True], [True, True], [True, False]])
 
 
-def measured(monkeypatch, thoughts):
+def measured(monkeypatch, thoughts, stops_trained=True):
     stops = np.broadcast_to(np.linspace(0, 1, 3), (3, 2, 3))
     greedy = Trajectories(COUNTS, COUNTS, COUNTS, COUNTS, stops, thoughts, ACTIVE)
 
@@ -30,7 +31,7 @@ def measured(monkeypatch, thoughts):
     each._decoder = SimpleNamespace(max_thoughts=2, layout=SimpleNamespace(prompts=lambda _: None))
     each._batch_size, each._grade, each._lens = 3, None, lambda *_: [[()]] * 3
     each.__dict__["_embedding_norm"] = lambda _: np.float32(2.0)
-    return each((), None)
+    return each((), ThoughtRule("fixed", 2, stops=stops_trained))
 
 
 def test_figures_are_of_all_trajectories_and_the_number_is_the_longest_ones(monkeypatch):
@@ -45,6 +46,7 @@ def test_figures_are_of_all_trajectories_and_the_number_is_the_longest_ones(monk
     assert found["thought_norm"] == pytest.approx(10 / 6 / 2)
     assert found["thought_cosine"] == pytest.approx((0 + 1) / 2)
     assert found["stop_figure"].shape == (5 * 6, 3 * 48, 3), "a row for each trajectory that exists"
+    assert "stop_figure" not in measured(monkeypatch, thoughts, stops_trained=False)
 
 
 def test_thoughts_of_another_role_that_run_away_are_seen(monkeypatch):

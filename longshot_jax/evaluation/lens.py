@@ -178,16 +178,19 @@ class Lens:
 
 
 def lens_rows(
-    questions: Sequence[str], readings: Sequence[Sequence[tuple[ThoughtReading, ...]]]
+    questions: Sequence[str], readings: Sequence[Sequence[tuple[ThoughtReading, ...]]], stops: bool
 ) -> list[dict[str, str]]:
-    """Rows of a table with one thought each, of the first trajectory of each question."""
+    """Rows of a table with one thought each, of the first trajectory of each question.
+
+    `stops`: whether the stop head was trained; what another one says is a constant.
+    """
     return [
         {
             "question": question if number == 1 else "",
             "thought": str(number),
             "nearest tokens": nearest_text(thought),
             "norm": f"{thought.norm:.2f}",
-            "stop before it": f"{thought.stop_probability:.2f}",
+            **({"stop before it": f"{thought.stop_probability:.2f}"} if stops else {}),
             "value": f"{thought.value:+.2f}",
             "memory reads": reads_text(thought),
         }

@@ -107,7 +107,9 @@ def trajectory_page(
             "seed": seed,
             "joined": bool(model.joined),
             "written": written,
+            # Only PPO trains the critic, and only it or a curriculum with `guidance.stop` the stop head.
             "valued": model.source["phase"] == "ppo",
+            "stops": rule.stops,
             "bank": model.memory is not None and navigator.reads_bank,
             "variance": variance,
             "questions": [

@@ -74,8 +74,8 @@ class Validation:
         `thoughts_taken` holds the number of thoughts of each question (`thoughts` of `evaluate`), `thought_norms` the norm
         of every thought of every trajectory. If there are thoughts, `thought_norm` is their mean norm in units of the
         embeddings', `thought_cosine` the mean cosine of successive ones, `lens` holds the rows of a table of the first
-        questions' thoughts, and `stop_figure` an image of the stop probabilities of every trajectory. With `few`, only the
-        results of `evaluate` on at most that many questions.
+        questions' thoughts, and, where the stop head was trained, `stop_figure` an image of the stop probabilities of every
+        trajectory. With `few`, only the results of `evaluate` on at most that many questions.
         """
         problems = self.problems[:: -(-len(self.problems) // few)] if few else self.problems
         watched: list[Any] = []
@@ -110,7 +110,8 @@ class Validation:
             first = self.problems[:_SHOWN]
             shown = jax.tree.map(lambda x: x[:_SHOWN], greedy)
             readings = self._lens(params, self._decoder.layout.prompts(first), shown, memory)
-            results["lens"] = lens_rows([problem.question for problem in first], readings)
+            results["lens"] = lens_rows([problem.question for problem in first], readings, rule.stops)
+        if self._decoder.max_thoughts and rule.stops:
             exists = np.ones(num_thoughts.shape, bool) if greedy.active is None else greedy.active
             results["stop_figure"] = stop_figure(greedy.stop_probabilities[exists], num_thoughts[exists])
         return results
