@@ -5,7 +5,13 @@ import pytest
 from builders import small_reasoner
 from flax import nnx
 
-from longshot_jax.evaluation.controls import question_numbers, replaced_thoughts, swap_donors, without_reads
+from longshot_jax.evaluation.controls import (
+    question_numbers,
+    replaced_thoughts,
+    replaced_trajectories,
+    swap_donors,
+    without_reads,
+)
 
 COUNTS = np.array([2, 3, 2, 1, 3, 2, 0], np.int32)
 
@@ -79,6 +85,19 @@ def test_one_thinker_cannot_swap(thoughts):
     counts = np.array([2, 0, 0, 0, 0, 0, 0], np.int32)
     assert replaced_thoughts("swap", thoughts, counts, 0) is None
     assert swap_donors(np.zeros(3, np.int32)) is None
+
+
+@pytest.mark.parametrize(("counts", "kind", "kept"), [
+    ([[2, 1], [0, 2], [0, 1]], "swap", 0), ([[1, 2], [2, 0], [1, 0]], "mean", 1), ([[1, 2], [2, 0], [1, 0]], "one_swap", 1),
+    ([[2, 1], [0, 2], [0, 1]], "one_swap", None), ([[2, 0], [0, 2], [0, 0]], "swap", None),
+])  # fmt: skip
+def test_a_trajectory_that_one_question_has_keeps_its_thoughts_beside_others(thoughts, counts, kind, kept):
+    both = np.stack([thoughts[:3], thoughts[3:6]], axis=1)
+    found = replaced_trajectories(kind, both, np.array(counts), 0)
+    assert (found is None) == (kept is None)
+    if found is not None:
+        np.testing.assert_array_equal(found[:, kept], both[:, kept])
+        assert (found[:, 1 - kept] != both[:, 1 - kept]).any()
 
 
 def test_copies_of_a_question_do_not_give_each_other_their_thoughts():

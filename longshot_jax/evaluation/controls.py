@@ -37,7 +37,10 @@ def replaced_trajectories(
     seed: int,
     questions: Int[np.ndarray, " Q"] | None = None,
 ) -> Float[np.ndarray, "Q N T D"] | None:
-    """`replaced_thoughts` of all trajectories, or what a control of joined answers replaces."""
+    """`replaced_thoughts` of all trajectories, or what a control of joined answers replaces.
+
+    A trajectory that no two different questions have keeps its thoughts. None where that would keep all of them.
+    """
     if kind == "roles_swapped":
         return thoughts
     if kind == "identical":
@@ -50,9 +53,8 @@ def replaced_trajectories(
         else thoughts[:, n]
         for n in range(thoughts.shape[1])
     ]
-    if any(column is None for column in columns[:1]):
+    if all(column is None for column in columns[:changed]):
         return None
-    # A trajectory that no two different questions have keeps its thoughts.
     kept = [thoughts[:, n] if column is None else column for n, column in enumerate(columns)]
     return np.stack(kept, axis=1)
 
