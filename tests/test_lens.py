@@ -19,7 +19,7 @@ from longshot_jax.evaluation.patching import measure_donors, operations_of, swap
 from longshot_jax.evaluation.step_patching import measure_steps
 from longshot_jax.longshot import LongShot
 from longshot_jax.thoughts.roles import begin_trajectories
-from longshot_jax.thoughts.stopping import StopRule
+from longshot_jax.thoughts.stopping import StopRule, ThoughtRule
 from longshot_jax.thoughts.think import encode, think, think_given
 
 
@@ -175,6 +175,15 @@ def test_the_donor_experiment_refuses_other_thoughts_than_one_a_step(model, mode
     )
     with pytest.raises(UserError, match=f"{found}.*: give a model of mode coconut with c_thought 1"):
         measure_donors(other, [Problem("a=1 b=a+3 b?", ("4",), "4")] * 2)
+
+
+@pytest.mark.parametrize("rule", [ThoughtRule("steps", 1), ThoughtRule("steps", 9, per_step=0, stage=1)], ids=str)
+def test_the_donor_experiment_refuses_thoughts_that_the_checkpoints_stage_does_not_have(model, rule):
+    early = replace(model.model, stage_rule=rule, source=model.model.source | {"stage": 1})
+    chains = ChainProblems(5, 2, (2,), "test")
+    sentence = r"have 2 operations, but the model at most 1 thoughts at the stage of this checkpoint, 1: .* --which"
+    with pytest.raises(UserError, match=sentence):
+        measure_donors(early, [chains[0], chains[1]])
 
 
 def test_the_donor_experiment_refuses_joined_answers(model):
