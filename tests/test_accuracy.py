@@ -163,7 +163,9 @@ def test_one_path_is_no_control_where_it_reads_the_others(problems, reads, monke
     graphdef, params = build(heads=1, reasoning_dim=8, **reads)
     batches = Batches(Decoder(graphdef, LAYOUT, 3, 3), (params,), problems, STEPS, None, 11, 0)
     one = SimpleNamespace(thoughts=np.zeros((11, 1, 3, 16), np.float32), num_thoughts=np.ones((11, 1), int))
-    two = SimpleNamespace(**{name: np.repeat(part, 2, axis=1) for name, part in vars(one).items()}, values=np.zeros((11, 2)))
+    two = SimpleNamespace(
+        **{name: np.repeat(part, 2, axis=1) for name, part in vars(one).items()}, values=np.zeros((11, 2))
+    )
     monkeypatch.setattr(Batches, "run", lambda *_, **__: two)
     monkeypatch.setattr(Batches, "accuracy_from", lambda *_, **__: 0.5)
     found = fusion_accuracies(batches, two, [["1", "2"]] * 11, one, NOISY)
