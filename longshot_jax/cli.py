@@ -204,8 +204,8 @@ def _items(kind: Any, text: str) -> tuple[Any, ...] | str:
 
 
 def whole_number(least: int = 0, *words: str) -> Callable[[str], int | str]:
-    """An argparse type: an integer of at least `least`, or one of `words`."""
-    kinds = ("one of " if words else "") + ", ".join([*words, f"a whole number from {least}"])
+    """An argparse type: an integer from `least` to `MAX_INT`, or one of `words`."""
+    kinds = ("one of " if words else "") + ", ".join([*words, f"a whole number from {least} to {MAX_INT}"])
 
     def read(text: str) -> int | str:
         if text in words:

@@ -346,6 +346,11 @@ class LongShot:
                 raise UserError(f"a model of mode {self._layout().mode!r} has no thoughts: leave their number out.")
             return ThoughtRule("fixed", thoughts), False
         words = ("own", "steps", "fixed") if known_steps else ("own", "fixed")  # of a question alone no steps are known
+        if thoughts == "own" and not trained.stops:
+            raise UserError(
+                f"thoughts is 'own', but the stop head of this model was never trained: take {' or '.join(words[1:])} or a "
+                "number, or train the head with config.curriculum.guidance.stop or PPO."
+            )
         if thoughts in words:
             return replace(trained, kind=thoughts), False  # pyright: ignore[reportArgumentType]
         if thoughts is not None:

@@ -1,9 +1,12 @@
 """Evaluation: what is counted, and what must not change the counts."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from builders import small_bank
 from flax import nnx
 
 from longshot_jax.config import RunConfig
@@ -19,7 +22,7 @@ from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.evaluation.accuracy import CONTROLS, evaluate
 from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts
 from longshot_jax.evaluation.decoder import Decoder, Trajectories, full_batches
-from longshot_jax.evaluation.fusion_accuracy import adaptive_vote, choose, distinct
+from longshot_jax.evaluation.fusion_accuracy import adaptive_vote, choose, distinct, fusion_accuracies
 from longshot_jax.evaluation.results import results_table
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.thoughts.reasoner import Reasoner
@@ -153,6 +156,21 @@ def test_every_number_of_the_contract_is_there(results):
     assert all(0 <= accuracy <= 1 for accuracy in fusion.values())
     assert (fusion["vote"], fusion["mean"]) == (results["vote_accuracy"], results["mean_accuracy"])
     assert results["mean_thoughts"] == pytest.approx((1 * 4 + 2 * 4 + 3 * 3) / 11)
+
+
+@pytest.mark.parametrize("reads", [{"graph": "own"}, {"graph": "all"}, {"cross_attention": True}])
+def test_one_path_is_no_control_where_it_reads_the_others(problems, reads, monkeypatch):
+    graphdef, params = build(heads=1, reasoning_dim=8, **reads)
+    batches = Batches(Decoder(graphdef, LAYOUT, 3, 3), (params,), problems, STEPS, None, 11, 0)
+    one = SimpleNamespace(thoughts=np.zeros((11, 1, 3, 16), np.float32), num_thoughts=np.ones((11, 1), int))
+    two = SimpleNamespace(
+        **{name: np.repeat(part, 2, axis=1) for name, part in vars(one).items()}, values=np.zeros((11, 2))
+    )
+    monkeypatch.setattr(Batches, "run", lambda *_, **__: two)
+    monkeypatch.setattr(Batches, "accuracy_from", lambda *_, **__: 0.5)
+    found = fusion_accuracies(batches, two, [["1", "2"]] * 11, one, NOISY)
+    assert {"attend", "attend_identical", "mean"} < found.keys()
+    assert ("mean_one_path" in found) == (reads == {"graph": "own"})
 
 
 def test_equal_numbers_are_one_answer():
@@ -358,6 +376,34 @@ def test_without_its_reads_a_model_answers_as_one_that_has_none(problems):
     ended = np.mean([not answer.endswith(UNFINISHED) for answer in plain["answers"]])
     results = evaluate(Decoder(graphdef, layout, 3, 3), (params,), told, STEPS, **options)
     assert 0 < ended == results["controls"]["no_reads"] > results["accuracy"]
+
+
+@pytest.mark.parametrize("settings", [{"memory_top": 2}, {"graph": "own", "heads": 1}])
+def test_without_its_reads_a_model_reads_no_memory_bank(problems, settings, monkeypatch):
+    """The same model without a bank answers as under the control, unless it also reads a graph."""
+    graphdef, params = build(reasoning_dim=8, **settings)
+    draw = np.random.default_rng(3).normal
+    params = jax.tree.map(lambda x: x if x.any() else jnp.asarray(5 * draw(size=x.shape), x.dtype), params)
+    decoder, banks, decode = Decoder(graphdef, LAYOUT, 3, 3), {}, Decoder.decode
+
+    def watched(self, *given, memory=None, **options):
+        banks.setdefault(reading[-1], []).append(memory)
+        return decode(self, *given, memory=memory, **options)
+
+    reading = []
+    monkeypatch.setattr(Decoder, "decode", watched)
+    options = {"batch_size": 4, "num_trajectories": 0, "decoded": lambda what, *_: reading.append(what)}
+    results = evaluate(decoder, (params,), problems, STEPS, memory=small_bank(8), **options)
+    assert banks["reads: none"] == [None] * 3 and all(bank is not None for bank in banks["greedy answers"])
+    assert "reads: none" in results_table(results)
+    bare = evaluate(decoder, (params,), problems, STEPS, **options)
+    assert ("no_reads" in bare["controls"]) == ("graph" in settings)
+    if "graph" not in settings:
+        assert results["controls"]["no_reads"] == bare["accuracy"]
+    monkeypatch.undo()
+    # A bank that thoughts do not read is no reason for the control.
+    plain = evaluate(decoder_of(), (PARAMS,), problems, STEPS, memory=small_bank(8), batch_size=4, num_trajectories=0)
+    assert "no_reads" not in plain["controls"]
 
 
 def test_own_stopping_keeps_to_its_bounds(decoder, problems):

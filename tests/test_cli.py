@@ -172,11 +172,15 @@ def test_an_old_key_is_answered_with_the_new_one(old, new, form):
 def test_own_options_of_a_command():
     assert parsed("--count", "3")[1].count == 3 and parsed()[1].count is None
     for text in ("0", "-1", "many", "1.5", "1e3", "９", "9" * 12, str(2**31)):
-        assert refusal(f"--count={text}") == f"--count: {text!r} is not a whole number from 1: see --help."
+        assert (
+            refusal(f"--count={text}") == f"--count: {text!r} is not a whole number from 1 to 2147483647: see --help."
+        )
     assert refusal("--count") == "--count: expected one argument: see --help."
     read = whole_number(0, "own", "steps")
     assert read("own") == "own" and read("0") == 0 and read(str(2**31 - 1)) == 2**31 - 1
-    with pytest.raises(argparse.ArgumentTypeError, match="'often' is not one of own, steps, a whole number from 0"):
+    with pytest.raises(
+        argparse.ArgumentTypeError, match="'often' is not one of own, steps, a whole number from 0 to 2147483647"
+    ):
         read("often")
 
 

@@ -5,7 +5,13 @@ import pytest
 from builders import small_reasoner
 from flax import nnx
 
-from longshot_jax.evaluation.controls import question_numbers, replaced_thoughts, swap_donors, without_reads
+from longshot_jax.evaluation.controls import (
+    question_numbers,
+    replaced_thoughts,
+    replaced_trajectories,
+    swap_donors,
+    without_reads,
+)
 
 COUNTS = np.array([2, 3, 2, 1, 3, 2, 0], np.int32)
 
@@ -36,11 +42,16 @@ def test_noise_has_the_norm_of_each_thought_and_nothing_else_of_it(thoughts):
     assert not np.array_equal(noise, replaced("noise", thoughts, seed=1))
 
 
-def test_mean_is_over_the_questions_that_have_the_slot(thoughts):
+def test_mean_is_over_the_other_questions_that_have_the_slot(thoughts):
     mean = replaced("mean", thoughts)
-    np.testing.assert_allclose(mean[3, 0], thoughts[:6, 0].mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(mean[0, 1], thoughts[[0, 1, 2, 4, 5], 1].mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(mean[1, 2], thoughts[[1, 4], 2].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(mean[3, 0], thoughts[[0, 1, 2, 4, 5], 0].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(mean[0, 1], thoughts[[1, 2, 4, 5], 1].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(mean[1, 2], thoughts[4, 2], rtol=1e-5)  # nothing of its own, with two questions
+    copies = question_numbers(["a", "a", "b", "b", "c", "d", "e"])
+    found = replaced_thoughts("mean", thoughts, COUNTS, 0, copies)
+    assert found is not None
+    np.testing.assert_allclose(found[0, 0], thoughts[2:6, 0].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found[1, 2], thoughts[4, 2], rtol=1e-5)
 
 
 def test_what_lies_in_unused_slots_changes_no_replacement(thoughts):
@@ -76,6 +87,19 @@ def test_one_thinker_cannot_swap(thoughts):
     assert swap_donors(np.zeros(3, np.int32)) is None
 
 
+@pytest.mark.parametrize(("counts", "kind", "kept"), [
+    ([[2, 1], [0, 2], [0, 1]], "swap", 0), ([[1, 2], [2, 0], [1, 0]], "mean", 1), ([[1, 2], [2, 0], [1, 0]], "one_swap", 1),
+    ([[2, 1], [0, 2], [0, 1]], "one_swap", None), ([[2, 0], [0, 2], [0, 0]], "swap", None),
+])  # fmt: skip
+def test_a_trajectory_that_one_question_has_keeps_its_thoughts_beside_others(thoughts, counts, kind, kept):
+    both = np.stack([thoughts[:3], thoughts[3:6]], axis=1)
+    found = replaced_trajectories(kind, both, np.array(counts), 0)
+    assert (found is None) == (kept is None)
+    if found is not None:
+        np.testing.assert_array_equal(found[:, kept], both[:, kept])
+        assert (found[:, 1 - kept] != both[:, 1 - kept]).any()
+
+
 def test_copies_of_a_question_do_not_give_each_other_their_thoughts():
     """In a file that has each question twice, half of a ring would be neighbours of the same question."""
     counts, questions = np.full(6, 2), question_numbers(["a", "a", "b", "b", "c", "a"])
@@ -90,10 +114,9 @@ def test_copies_of_a_question_do_not_give_each_other_their_thoughts():
 def test_no_mean_is_a_questions_own_thought(thoughts):
     counts = np.array([2, 1, 1, 1, 0, 0, 0], np.int32)
     mean = replaced("mean", thoughts, counts)
-    np.testing.assert_allclose(mean[0, 0], thoughts[:4, 0].mean(axis=0), atol=1e-6)
-    # Only the first question has a second thought.
-    own = np.concatenate([thoughts[:4, 0], thoughts[:1, 1]])
-    np.testing.assert_allclose(mean[0, 1], own.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(mean[0, 0], thoughts[1:4, 0].mean(axis=0), atol=1e-6)
+    # Only the first question has a second thought: it is the mean of the others' first ones.
+    np.testing.assert_allclose(mean[0, 1], thoughts[1:4, 0].mean(axis=0), atol=1e-6)
     assert replaced_thoughts("mean", thoughts, np.array([2, 0, 0, 0, 0, 0, 0]), 0) is None
     copies = question_numbers(["a", "a", "b", "c", "d", "e", "f"])
     counts = np.array([2, 2, 1, 0, 0, 0, 0], np.int32)

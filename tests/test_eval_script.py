@@ -40,7 +40,7 @@ def test_results_are_of_the_contract(results, folder):
         assert 0 <= content[name] <= 1
     assert len(content["confidence_interval"]) == 2
     assert set(content["by_steps"]) == {"2"}
-    assert set(content["controls"]) == {"zero", "noise", "mean", "swap"}
+    assert set(content["controls"]) == {"zero", "noise", "mean", "swap", "no_reads"}
     config = content["config"]
     assert (config["seed"], config["num_trajectories"], config["sigma"]) == (3, 2, 0.1)
     assert config["data"] == str(folder / "chains.json") and config["checkpoint"] == str(folder / "run")

@@ -19,7 +19,7 @@ from longshot_jax.evaluation.patching import measure_donors, operations_of, swap
 from longshot_jax.evaluation.step_patching import measure_steps
 from longshot_jax.longshot import LongShot
 from longshot_jax.thoughts.roles import begin_trajectories
-from longshot_jax.thoughts.stopping import StopRule
+from longshot_jax.thoughts.stopping import StopRule, ThoughtRule
 from longshot_jax.thoughts.think import encode, think, think_given
 
 
@@ -97,9 +97,11 @@ def test_generations_show_their_thoughts(model):
                 probabilities = [probability for _, probability in thought.nearest]
                 assert len(probabilities) == 3 and sorted(probabilities, reverse=True) == probabilities
                 assert all(token for token, _ in thought.nearest)
-    rows = lens_rows(["first", "second"], [[t.lens for t in g.trajectories] for g in result])
+    rows = lens_rows(["first", "second"], [[t.lens for t in g.trajectories] for g in result], stops=True)
     assert [row["question"] for row in rows] == ["first", "", "second", ""]
-    assert [row["thought"] for row in rows] == ["1", "2", "1", "2"]
+    assert [row["thought"] for row in rows] == ["1", "2", "1", "2"] and all("stop before it" in row for row in rows)
+    untrained = lens_rows(["first"], [[t.lens for t in result[0].trajectories]], stops=False)
+    assert all("stop before it" not in row and "value" in row for row in untrained)
 
 
 def test_picture_of_stops():
@@ -173,6 +175,15 @@ def test_the_donor_experiment_refuses_other_thoughts_than_one_a_step(model, mode
     )
     with pytest.raises(UserError, match=f"{found}.*: give a model of mode coconut with c_thought 1"):
         measure_donors(other, [Problem("a=1 b=a+3 b?", ("4",), "4")] * 2)
+
+
+@pytest.mark.parametrize("rule", [ThoughtRule("steps", 1), ThoughtRule("steps", 9, per_step=0, stage=1)], ids=str)
+def test_the_donor_experiment_refuses_thoughts_that_the_checkpoints_stage_does_not_have(model, rule):
+    early = replace(model.model, stage_rule=rule, source=model.model.source | {"stage": 1})
+    chains = ChainProblems(5, 2, (2,), "test")
+    sentence = r"have 2 operations, but the model at most 1 thoughts at the stage of this checkpoint, 1: .* --which"
+    with pytest.raises(UserError, match=sentence):
+        measure_donors(early, [chains[0], chains[1]])
 
 
 def test_the_donor_experiment_refuses_joined_answers(model):

@@ -273,6 +273,23 @@ def test_a_curriculum_that_trained_the_stop_head_stops_a_bare_question_by_it(fol
     assert told.trajectories[0].thoughts == 6
 
 
+@pytest.mark.parametrize("phase", ["curriculum", "ppo"])
+def test_an_untrained_stop_head_decides_nothing(tmp_path, ppo, phase):
+    problems = [Problem(QUESTION, ("8", "4"), "4")]
+    few = {"num_trajectories": 0, "controls": False}
+    if phase == "ppo":
+        _, model = ppo
+        assert model.evaluate(problems, thoughts="own", **few)["answers"] == model.evaluate(problems, **few)["answers"]
+        return
+    save_run(tmp_path, CURRICULUM, "curriculum")
+    model = LongShot.from_pretrained(tmp_path)
+    trained = r"or a number, or train the head with config\.curriculum\.guidance\.stop or PPO"
+    with pytest.raises(UserError, match=rf"'own', but the stop head .* never trained: take steps or fixed {trained}"):
+        model.evaluate(problems, thoughts="own", **few)
+    with pytest.raises(UserError, match=rf"take fixed {trained}"):
+        model.generate(QUESTION, thoughts="own")
+
+
 def test_a_model_without_thoughts_has_none(folder):
     run = RunConfig(phases=("curriculum",), curriculum=CurriculumConfig(mode="no_cot"))
     save_run(folder / "direct", run, "curriculum")

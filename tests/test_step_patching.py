@@ -138,6 +138,9 @@ def test_a_problem_whose_steps_are_not_all_thought_is_left_out(model):
         UserError, match="fewer than two of 2 problems have all their 2 steps in the model's 14 thoughts"
     ):
         measure_steps(model, [longer, PROBLEMS[0]], 999)
+    early = replace(model, stage_rule=replace(model.rule, stage=1))
+    with pytest.raises(UserError, match=r"have 2 steps, of which this model thinks the first 1 .*--which"):
+        measure_steps(early, PROBLEMS, 999)
 
 
 def test_batches_do_not_change_what_a_step_is_named(model):

@@ -4,7 +4,10 @@ import base64
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -28,7 +31,7 @@ from longshot_jax.errors import UserError
 from longshot_jax.evaluation.batches import Batches
 from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.evaluation.interventions import Interventions
-from longshot_jax.evaluation.trajectory_page import _add_similarity, _plane, trajectory_page
+from longshot_jax.evaluation.trajectory_page import _add_similarity, _fill, _plane, trajectory_page
 from longshot_jax.longshot import LongShot
 from longshot_jax.thoughts.answer import decode_answers
 from longshot_jax.thoughts.navigator import NavigatorConfig
@@ -38,6 +41,7 @@ from longshot_jax.thoughts.stopping import StopRule, ThoughtRule
 from longshot_jax.thoughts.think import encode, think, think_given
 
 ATTACK = "</script><img src=x onerror='window.injected=1'><script>window.injected=2</script>\u2028{{DATA}}"
+NODE = shutil.which("node")
 JOINED = replace(CURRICULUM, thoughts=NavigatorConfig(roles=2, join=True))
 
 
@@ -72,7 +76,7 @@ def test_the_page_holds_what_the_model_does(page, folder):
     found = data_of(page.read_text())
     problems = json.loads((folder / "data.json").read_text())
     assert [each["question"] for each in found["questions"]] == [each["question"] for each in problems]
-    assert found["bank"] and found["valued"] and (found["step"], found["phase"]) == (7, "ppo")
+    assert found["bank"] and found["valued"] and found["stops"] and (found["step"], found["phase"]) == (7, "ppo")
     generations = LongShot.from_pretrained(folder / "ppo").generate(
         [each["question"] for each in problems], return_all_trajectories=True
     )
@@ -197,7 +201,7 @@ def test_a_joined_answer_shows_its_roles_and_one_question_has_no_other_to_swap_w
             folder / "joined", model, [Problem("a=1 b=a+1 c=4 d=c+1 d?", ("2", "5"), "5", (("2",), ("5",)))]
         )
     )
-    assert found["joined"] and not found["valued"] and not found["bank"]
+    assert found["joined"] and not found["valued"] and not found["stops"] and not found["bank"]
     ((*trajectories,),) = [row["trajectories"] for row in found["questions"]]
     assert [each["kind"] for each in trajectories] == ["role", "role"]
     assert len({each["answer"] for each in trajectories}) == 1
@@ -272,7 +276,39 @@ def test_a_stage_without_thoughts_is_refused(folder):
         trajectory_page(folder, model, [Problem("a=1 b=a+1 b?", ("2",), "2")])
 
 
-# A browser is no package of Python's, so it cannot be installed with the tests; the others of this file need none.
+# Neither Node nor a browser is a package of Python's, so they cannot be installed with the tests. Node runs the page's script in a few elements of its own.
+@pytest.mark.skipif(NODE is None, reason="no Node is installed: Debian's package is `nodejs`")
+@pytest.mark.parametrize(("many", "stops"), [(2, True), (1500, False)])
+def test_the_map_draws_every_thought_once_however_many_there_are(tmp_path, many, stops):
+    """150,000 thoughts are more than a call of JavaScript may have arguments."""
+    thought = {"nearest": [["7", 0.5]], "norm": 1.0, "stop_probability": 0.2689, "value": 0.0, "similarity": 0.1}
+    thought |= {"own": "7", "zero": "1", "reads": []}
+    rng, steps = np.random.default_rng(0), 2 if many == 2 else 50
+    questions = [
+        {
+            "question": f"q{q}", "steps": [], "answer": "7",
+            "trajectories": [
+                {"kind": "sample", "answer": "7", "finished": True, "right": not n, "value": 0.0, "stop": 0.2689, "donor": None,
+                 "thoughts": [thought | {"place": place} for place in rng.normal(size=(steps, 2)).tolist()]}
+                for n in range(2)
+            ],
+        }
+        for q in range(many)
+    ]  # fmt: skip
+    content = {"checkpoint": "x", "step": 1, "phase": "curriculum", "feedback": "hidden", "seed": 0, "joined": False}
+    content |= {"written": False, "valued": False, "stops": stops, "bank": False, "variance": [0.5, 0.3]}
+    (tmp_path / "page.html").write_text(_fill(content | {"questions": questions}))
+    command = [NODE, Path(__file__).with_name("page_in_node.js"), tmp_path / "page.html"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    before, clicked, coloured = json.loads(done.stdout)
+    for found, question, fills in ((before, "0", min(steps, 8)), (clicked, "1", min(steps, 8)), (coloured, "1", 2)):
+        assert found["made"] == found["circles"] == many * 2 * steps, "a click draws no point anew"
+        assert (found["large"], found["questions"]) == (2 * steps, [question]) and found["ends"]
+        assert found["lines"] == [steps, steps] and found["fills"] == fills
+        assert found["across"] == [18.0, 622.0] and ("stop" in found["cards"]) == stops
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: Debian's package is `chromium`")
 @pytest.mark.parametrize("width", [1400, 390])
 def test_in_a_browser(page, tmp_path, width):

@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,10 @@ from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.config.curriculum import CurriculumConfig, VariationalConfig
 from longshot_jax.curriculum.batch import CurriculumBatch, curriculum_batch
+from longshot_jax.curriculum.loop import CurriculumLoop, Position
 from longshot_jax.curriculum.loss import curriculum_sums
 from longshot_jax.curriculum.update import curriculum_update
-from longshot_jax.curriculum.variational import summary_of_answer, thought_noise
+from longshot_jax.curriculum.variational import summary_of_answer, thought_noise, variational_metrics
 from longshot_jax.data.chains import ChainProblems, chain_words
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.tokenizer import Tokenizer
@@ -148,6 +150,30 @@ def test_the_update_does_not_depend_on_micro_batches():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     assert float(whole.thought_rms) != float(state.thought_rms)
     np.testing.assert_allclose(whole.thought_rms, cut.thought_rms, rtol=1e-5)
+
+
+def test_a_slot_that_nobody_took_is_no_thought_without_noise():
+    """Four thoughts of 0.3 in eight slots, in units of 0.5."""
+    sums = {"kl": jnp.arange(8.0), "prior_std": jnp.float32(1.2), "posterior_std": jnp.float32(0.6)}
+    sums["thoughts"] = jnp.array([3.0, 1, 0, 0, 0, 0, 0, 0])
+    found = variational_metrics(sums, 4, jnp.float32(0.5))
+    assert (float(found["prior_std"]), float(found["posterior_std"])) == (pytest.approx(0.6), pytest.approx(0.3))
+    assert (float(found["kl"]), float(found["kl_of_thought_2"]), float(found["kl_of_thought_4"])) == (7.0, 1.0, 3.0)
+
+
+@pytest.mark.parametrize("thoughts", [0.0, 1.5])
+def test_standard_deviations_are_logged_where_there_are_thoughts(thoughts):
+    logged = {}
+    metrics = {"loss": 1.0, "token_accuracy": 0.5, "skipped": 0, "skipped_in_a_row": 0, "thoughts": thoughts}
+    context = SimpleNamespace(
+        writer=SimpleNamespace(scalars=lambda _, given: logged.update(given)), check_skipped=lambda *_: None
+    )
+    loop = SimpleNamespace(context=context, phase="curriculum", config=CurriculumConfig(max_latent_stage=STEPS))
+    at = Position()
+    at.pending = metrics | {"prior_std": 0.3, "posterior_std": 0.2}
+    CurriculumLoop._observe(loop, at, 1)
+    assert ({"curriculum/prior_std", "curriculum/posterior_std"} <= logged.keys()) == bool(thoughts)
+    assert logged["curriculum/loss"] == 1.0
 
 
 def test_seeds_follow_from_the_batch_and_change_no_other_draw():

@@ -62,7 +62,7 @@ def stub_updates(
     patch: Callable[[Any, str, Any], None], loss: float = 1.0, change: Callable[[Any], Any] = lambda state: state
 ) -> None:
     """Updates do nothing but `change` the state, have this loss, and are not compiled."""
-    metrics = {"loss": loss, "token_accuracy": 0.0, "skipped": 0, "skipped_in_a_row": 0}
+    metrics = {"loss": loss, "token_accuracy": 0.0, "thoughts": 0.0, "skipped": 0, "skipped_in_a_row": 0}
     for name in ("curriculum", "ppo"):
         update = sys.modules[f"longshot_jax.{name}.update"]
         patch(update, "jit_update", lambda *_: lambda state, *_: (change(state), dict(metrics)))

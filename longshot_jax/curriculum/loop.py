@@ -10,6 +10,7 @@ from longshot_jax.curriculum.batch import choose_padding, curriculum_batch, padd
 from longshot_jax.curriculum.parallel import parallel_batch
 from longshot_jax.curriculum.stability import StageEnd, diverges
 from longshot_jax.curriculum.update import Batch, CurriculumPrograms
+from longshot_jax.curriculum.variational import STDS
 from longshot_jax.data.grouping import grouped_batches
 from longshot_jax.data.loader import batches_per_epoch, prefetched, problem_batches, problem_stream
 from longshot_jax.data.problems import Problem
@@ -223,9 +224,10 @@ class CurriculumLoop:
                 f"average, after {at.lowest_loss:.3g}",
                 self.phase,
             )
+        without = () if metrics["thoughts"] else STDS  # no thought has a standard deviation
         self.context.writer.scalars(
             step,
-            {f"{self.phase}/{name}": value for name, value in metrics.items()}
+            {f"{self.phase}/{name}": value for name, value in metrics.items() if name not in without}
             | {f"{self.phase}/stage": self.config.stages[at.stage]},
         )
         shown = {"loss": metrics["loss"], "token_accuracy": metrics["token_accuracy"]}

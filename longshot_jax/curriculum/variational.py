@@ -27,6 +27,8 @@ from longshot_jax.thoughts.densities import gaussian_kl
 from longshot_jax.thoughts.reasoner import Reasoner
 from longshot_jax.thoughts.think import EncodedPrompt, Thoughts, think_given
 
+STDS = ("prior_std", "posterior_std")  # metrics of a batch that has thoughts
+
 
 def first_unit(reasoner: Reasoner, config: NavigatorConfig) -> Float[Array, ""]:
     """The rms of noise-free thoughts before any is known: of embeddings where thoughts lie among these, else 1.
@@ -96,7 +98,9 @@ def unit_after(sums: dict[str, Array], before: Float[Array, ""]) -> Float[Array,
 
 def variational_metrics(sums: dict[str, Array], problems: int, unit: Float[Array, ""]) -> dict[str, Array]:
     """KL in nats per problem and per thought; standard deviations relative to the rms of thoughts, as `std` is."""
-    number = jnp.maximum(sums["thoughts"], 1.0)
+    of_slot = jnp.maximum(sums["thoughts"], 1.0)
+    # Not the sum of the maxima: a slot that nobody took would count as a thought without noise.
+    number = jnp.maximum(jnp.sum(sums["thoughts"]), 1.0)
     metrics = {"kl": jnp.sum(sums["kl"]) / problems}
-    metrics |= {name: sums[name] / (jnp.sum(number) * unit) for name in ("prior_std", "posterior_std")}
-    return metrics | {f"kl_of_thought_{step + 1}": sums["kl"][step] / number[step] for step in range(len(number))}
+    metrics |= {name: sums[name] / (number * unit) for name in STDS}
+    return metrics | {f"kl_of_thought_{step + 1}": sums["kl"][step] / of_slot[step] for step in range(len(of_slot))}

@@ -10,6 +10,7 @@ from copy import copy
 from typing import Any
 
 import numpy as np
+from flax import nnx
 from jaxtyping import Bool, Int
 
 from longshot_jax.data.own import Grade, by_problem
@@ -125,9 +126,10 @@ def evaluate(
                     f"thoughts: {kind}", replaced, greedy.num_thoughts, roles
                 )
         silent = without_reads(params, others=decoder.joined > 1)
-        if silent is not None:
+        reads_bank = memory is not None and nnx.merge(decoder.graphdef, *params).navigator.config.reads_bank
+        if silent is not None or reads_bank:
             unread = copy(batches)
-            unread.params = silent
+            unread.params, unread.memory = params if silent is None else silent, None
             texts = answer_texts(unread.run(temperatures, what="reads: none").tokens, decoder.layout)
             results["controls"]["no_reads"] = batches.accuracy([row[0] for row in texts])
     return results | {"correct": correct.astype(int).tolist(), "answers": answers, "thoughts": thoughts.tolist()}

@@ -2,7 +2,7 @@
 
 - `zero`: zeros;
 - `noise`: Gaussian vectors with the norms of the thoughts they replace;
-- `mean`: the mean thought of all questions in the same slot;
+- `mean`: the mean thought of all other questions in the same slot, or in all slots where no other question has this one;
 - `swap`: the thoughts of another question, with the same number of thoughts if possible.
 
 Of a joined answer all trajectories are replaced so, and these show what each is for:
@@ -14,8 +14,8 @@ Of a joined answer all trajectories are replaced so, and these show what each is
 A question keeps its number of thoughts. Under each of these controls a model that reads its thoughts falls to chance,
 and a model that does not keeps its accuracy. Replacements are made for all questions at once, independently of the batch size.
 
-Where thoughts read a graph or other trajectories (`thoughts.reads`), `no_reads` lets the model think again with zeros in the
-place of what they read. A model that needs its reads falls to chance.
+Where thoughts read a memory bank, a graph or other trajectories (`thoughts.reads`), `no_reads` lets the model think again
+without the bank and with zeros in the place of what they read from the others. A model that needs its reads falls to chance.
 
 Shapes: Q questions in total, N trajectories, T thought slots, D hidden size.
 """
@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from longshot_jax.thoughts.reasoner import Params
 
@@ -37,7 +37,10 @@ def replaced_trajectories(
     seed: int,
     questions: Int[np.ndarray, " Q"] | None = None,
 ) -> Float[np.ndarray, "Q N T D"] | None:
-    """`replaced_thoughts` of all trajectories, or what a control of joined answers replaces."""
+    """`replaced_thoughts` of all trajectories, or what a control of joined answers replaces.
+
+    A trajectory that no two different questions have keeps its thoughts. None where that would keep all of them.
+    """
     if kind == "roles_swapped":
         return thoughts
     if kind == "identical":
@@ -50,9 +53,8 @@ def replaced_trajectories(
         else thoughts[:, n]
         for n in range(thoughts.shape[1])
     ]
-    if any(column is None for column in columns[:1]):
+    if all(column is None for column in columns[:changed]):
         return None
-    # A trajectory that no two different questions have keeps its thoughts.
     kept = [thoughts[:, n] if column is None else column for n, column in enumerate(columns)]
     return np.stack(kept, axis=1)
 
@@ -82,16 +84,32 @@ def replaced_thoughts(
     if donors is None:
         return None
     if kind == "mean":
-        slots, total = thought_mask.sum(axis=0), real.sum(axis=0, dtype=np.float64)
-        mean = total / np.maximum(slots, 1)[:, None]
-        # The mean of one question's thought would be this thought itself: there it is that of all slots.
-        numbers = np.arange(len(thoughts)) if questions is None else questions
-        alone = [len(np.unique(numbers[thinks])) == 1 for thinks in thought_mask.T]
-        mean[alone] = total.sum(axis=0) / slots.sum()
-        return np.broadcast_to(mean.astype(thoughts.dtype), thoughts.shape)
+        return _mean_of_others(thought_mask, real, np.arange(len(thoughts)) if questions is None else questions)
     # The last thought of a donor with fewer thoughts is repeated.
     slot = np.minimum(np.arange(thoughts.shape[1]), np.maximum(num_thoughts[donors] - 1, 0)[:, None])
     return np.take_along_axis(thoughts[donors], slot[..., None], axis=1)
+
+
+def _mean_of_others(
+    thought_mask: Bool[np.ndarray, "Q T"], real: Float[np.ndarray, "Q T D"], questions: Int[np.ndarray, " Q"]
+) -> Float[np.ndarray, "Q T D"]:
+    """The mean thought of the other questions in each slot, or in all slots if none of them has this one.
+
+    In a slot that few questions have, much of a mean with the question's own thought would be this thought.
+    """
+    _, copies = np.unique(questions, return_inverse=True)
+
+    def of_others(parts: np.ndarray) -> np.ndarray:
+        own = np.zeros((copies.max() + 1, *parts.shape[1:]))  # of a question and its copies
+        np.add.at(own, copies, parts)
+        return (own.sum(axis=0) - own)[copies]
+
+    counts = of_others(thought_mask)
+    anywhere = of_others(real.sum(axis=1, dtype=np.float64)) / np.maximum(counts.sum(axis=1), 1)[:, None]
+    mean = np.empty_like(real)
+    for slot, left in enumerate(counts.T[..., None]):  # a slot at a time: all would be large in float64
+        mean[:, slot] = np.where(left > 0, of_others(real[:, slot]) / np.maximum(left, 1), anywhere)
+    return mean
 
 
 def swap_donors(

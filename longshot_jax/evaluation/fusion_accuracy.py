@@ -4,7 +4,8 @@
 - `attend`: a greedy answer that attends to the thoughts of all N (`thoughts.joint.join_trajectories`).
   Control `attend_identical`: the same with N identical copies of the greedy trajectory.
 - `mean`: a greedy answer from the thoughts of an ensemble, which are means of N at each step.
-  Control `mean_one_path`: from one trajectory sampled with the noise of such a mean, σ/√N; not for thoughts drawn as tokens.
+  Control `mean_one_path`: from one trajectory sampled with the noise of such a mean, σ/√N; not for thoughts drawn as
+  tokens, nor for those that read other trajectories, of which one path has none.
 - `vote_adaptive`: a vote among the number of samples that the model's count head chooses for the question.
 """
 
@@ -74,8 +75,8 @@ def fusion_accuracies(
     accuracies["attend_identical"] = batches.accuracy_from("attend_identical", *copies, roles=same)
     shared = batches.run(temperatures, number, ensemble=True, what="samples for mean")
     accuracies["mean"] = batches.accuracy_from("mean", shared.thoughts[:, :1], shared.num_thoughts[:, :1])
-    if navigator.noise == "tokens":
-        return accuracies  # their noise has no size
+    if navigator.noise == "tokens" or navigator.reads_others:
+        return accuracies  # the noise of tokens has no size, and the rollout below has N trajectories to read
     factor = np.float32(relative_std_of_mean(number, batches.decoder.coupling))
     quieter = replace(temperatures, thought_std=temperatures.thought_std * factor)
     # This program is compiled already; only its first trajectory is used.

@@ -178,16 +178,19 @@ class Lens:
 
 
 def lens_rows(
-    questions: Sequence[str], readings: Sequence[Sequence[tuple[ThoughtReading, ...]]]
+    questions: Sequence[str], readings: Sequence[Sequence[tuple[ThoughtReading, ...]]], stops: bool
 ) -> list[dict[str, str]]:
-    """Rows of a table with one thought each, of the first trajectory of each question."""
+    """Rows of a table with one thought each, of the first trajectory of each question.
+
+    `stops`: whether the stop head was trained; what another one says is a constant.
+    """
     return [
         {
             "question": question if number == 1 else "",
             "thought": str(number),
             "nearest tokens": nearest_text(thought),
             "norm": f"{thought.norm:.2f}",
-            "stop before it": f"{thought.stop_probability:.2f}",
+            **({"stop before it": f"{thought.stop_probability:.2f}"} if stops else {}),
             "value": f"{thought.value:+.2f}",
             "memory reads": reads_text(thought),
         }
@@ -207,9 +210,9 @@ def reads_text(thought: ThoughtReading) -> str:
 
 
 def stop_figure(
-    stop_probabilities: Float[np.ndarray, "Q Tplus1"], num_thoughts: Int[np.ndarray, " Q"], most: int = 64
+    stop_probabilities: Float[np.ndarray, "M Tplus1"], num_thoughts: Int[np.ndarray, " M"], most: int = 64
 ) -> np.ndarray:
-    """An image of stop decisions: a row for each of at most `most` questions, a column for each of h_0 ... h_T.
+    """An image of stop decisions: a row for each of at most `most` trajectories, a column for each of h_0 ... h_T.
 
     Black continues, white stops, blue was not reached. Rows are sorted by the number of thoughts. Returns uint8
     [height, width, 3].

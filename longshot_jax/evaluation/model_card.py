@@ -72,9 +72,9 @@ exported by LongShot JAX.
 ## Results
 
 {measured}
-Controls replace the thoughts (`zero`, `noise`, `mean` of all questions, `swap` with another question's). A model that
+Controls replace the thoughts (`zero`, `noise`, `mean` of the other questions, `swap` with another question's). A model that
 uses its thoughts falls to chance under them; one that keeps its accuracy does not need them.
-Under `no_reads` its thoughts read neither other trajectories nor a graph.
+Under `no_reads` its thoughts read neither a memory bank nor a graph nor other trajectories.
 
 ## Training
 

@@ -94,8 +94,12 @@ def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: i
             "the donor experiment compares the thought of each step, and this model has one for each token of a step "
             "(config.curriculum.c_thought 0): give chains whose steps are one token."
         )
-    if k > model.max_thoughts:
-        raise UserError(f"the chains have {k} operations, but the model at most {model.max_thoughts} thoughts.")
+    most, at = model.max_thoughts, ""
+    if (stage := model.stage_rule) is not None:  # the limits of `model.rule` are those of the end of the phase
+        most = stage.max_thoughts if stage.per_step else min(stage.max_thoughts, stage.stage)
+        at = f" at the stage of this checkpoint, {model.source['stage']}: give fewer operations, or a later one with --which"
+    if k > most:
+        raise UserError(f"the chains have {k} operations, but the model at most {most} thoughts{at}.")
     operations = [operations_of(problem) for problem in problems]
     expected = np.asarray([[layout.step(step)[0] for step in problem.steps] for problem in problems])
     shape = model.graphdef, layout.opening, layout.tokenizer.ends, model.answer_length, k

@@ -117,10 +117,12 @@ def measure_steps(
         )
     named, follows, keeps, pairs = np.zeros(k), np.zeros(k), np.zeros(k), np.zeros(k, int)
     static = model.graphdef, layout.opening, layout.tokenizer.ends, model.answer_length
-    if k > model.rule.stage:
+    stage = (model.stage_rule or model.rule).stage  # of the checkpoint, which may be earlier than the end of the phase
+    if k > stage:
         raise UserError(
-            f"the problems have {k} steps, of which this model thinks the first {model.rule.stage} "
-            "(config.curriculum.max_latent_stage): give fewer operations."
+            f"the problems have {k} steps, of which this model thinks the first {stage} "
+            "(config.curriculum.max_latent_stage, or the stage of an earlier checkpoint): give fewer operations, or a later "
+            "checkpoint with --which."
         )
     # The thoughts of a problem whose steps are not all thought do not hold the rest.
     whole = [p for p in problems if layout.token_thoughts(p.steps, model.max_thoughts)[0] == k]

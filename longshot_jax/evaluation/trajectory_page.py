@@ -29,7 +29,7 @@ from longshot_jax.data.own import Grade, by_problem
 from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.batches import UNFINISHED, Batches, answer_texts, are_correct
-from longshot_jax.evaluation.controls import question_numbers, replaced_thoughts, swap_donors
+from longshot_jax.evaluation.controls import question_numbers, replaced_trajectories, swap_donors
 from longshot_jax.evaluation.decoder import Decoder, full_batches
 from longshot_jax.evaluation.interventions import Interventions
 from longshot_jax.evaluation.lens import Lens, ThoughtReading
@@ -107,7 +107,9 @@ def trajectory_page(
             "seed": seed,
             "joined": bool(model.joined),
             "written": written,
+            # Only PPO trains the critic, and only it or a curriculum with `guidance.stop` the stop head.
             "valued": model.source["phase"] == "ppo",
+            "stops": rule.stops,
             "bank": model.memory is not None and navigator.reads_bank,
             "variance": variance,
             "questions": [
@@ -148,14 +150,9 @@ class _Reader:
         model, batches = self.model, self.batches
         interventions, layout = Interventions(batches.decoder), batches.decoder.layout
         replacements = {"own": decoded.thoughts, "zero": np.zeros_like(decoded.thoughts)}
-        columns = range(decoded.thoughts.shape[1])
-        swapped = [
-            replaced_thoughts("swap", decoded.thoughts[:, n], decoded.num_thoughts[:, n], 0, self.numbers)
-            for n in columns
-        ]
-        if any(column is not None for column in swapped):
-            kept = [decoded.thoughts[:, n] if column is None else column for n, column in enumerate(swapped)]
-            replacements["swap"] = np.stack(kept, axis=1)
+        swapped = replaced_trajectories("swap", decoded.thoughts, decoded.num_thoughts, 0, self.numbers)
+        if swapped is not None:
+            replacements["swap"] = swapped
         lens: list[Any] = []
         answers: dict[str, list[Any]] = {kind: [] for kind in replacements}
         for rows, real in full_batches(len(batches.problems), batches.batch_size):

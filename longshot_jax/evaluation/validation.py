@@ -71,10 +71,11 @@ class Validation:
     ) -> Mapping[str, Any]:
         """Results of `evaluate` without samples and controls, and more about the greedy trajectories.
 
-        `thoughts_taken` holds the number of thoughts of each question, `thought_norms` the norm of every thought. If
-        there are thoughts, `thought_norm` is their mean norm in units of the embeddings', `thought_cosine` the mean
-        cosine of successive ones, `lens` holds the rows of a table of the first questions' thoughts, and `stop_figure`
-        an image of stop probabilities. With `few`, only the results of `evaluate` on at most that many questions.
+        `thoughts_taken` holds the number of thoughts of each question (`thoughts` of `evaluate`), `thought_norms` the norm
+        of every thought of every trajectory. If there are thoughts, `thought_norm` is their mean norm in units of the
+        embeddings', `thought_cosine` the mean cosine of successive ones, `lens` holds the rows of a table of the first
+        questions' thoughts, and, where the stop head was trained, `stop_figure` an image of the stop probabilities of every
+        trajectory. With `few`, only the results of `evaluate` on at most that many questions.
         """
         problems = self.problems[:: -(-len(self.problems) // few)] if few else self.problems
         watched: list[Any] = []
@@ -93,24 +94,26 @@ class Validation:
         if few:
             return results
         (greedy,) = watched
-        num_thoughts, thoughts = greedy.num_thoughts[:, 0], greedy.thoughts[:, 0].astype(np.float32)
+        # Trajectories that do not exist have no thoughts.
+        num_thoughts, thoughts = greedy.num_thoughts, greedy.thoughts.astype(np.float32)
         norms = np.linalg.norm(thoughts, axis=-1)
-        taken = np.arange(norms.shape[1]) < num_thoughts[:, None]
-        results["thoughts_taken"] = num_thoughts
+        taken = np.arange(norms.shape[-1]) < num_thoughts[..., None]
+        results["thoughts_taken"] = np.asarray(results["thoughts"])
         results["thought_norms"] = norms[taken]
         if taken.any():
             results["thought_norm"] = float(norms[taken].mean() / fetch(self._embedding_norm(params)))
-        if taken[:, 1:].any():
-            cosines = np.sum(thoughts[:, 1:] * thoughts[:, :-1], axis=-1) / np.maximum(
-                norms[:, 1:] * norms[:, :-1], 1e-12
-            )
-            results["thought_cosine"] = float(cosines[taken[:, 1:]].mean())
+        if taken[..., 1:].any():
+            products = np.sum(thoughts[..., 1:, :] * thoughts[..., :-1, :], axis=-1)
+            cosines = products / np.maximum(norms[..., 1:] * norms[..., :-1], 1e-12)
+            results["thought_cosine"] = float(cosines[taken[..., 1:]].mean())
         if self._decoder.max_thoughts:
             first = self.problems[:_SHOWN]
             shown = jax.tree.map(lambda x: x[:_SHOWN], greedy)
             readings = self._lens(params, self._decoder.layout.prompts(first), shown, memory)
-            results["lens"] = lens_rows([problem.question for problem in first], readings)
-            results["stop_figure"] = stop_figure(greedy.stop_probabilities[:, 0], num_thoughts)
+            results["lens"] = lens_rows([problem.question for problem in first], readings, rule.stops)
+        if self._decoder.max_thoughts and rule.stops:
+            exists = np.ones(num_thoughts.shape, bool) if greedy.active is None else greedy.active
+            results["stop_figure"] = stop_figure(greedy.stop_probabilities[exists], num_thoughts[exists])
         return results
 
     @cached_property

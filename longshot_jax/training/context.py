@@ -203,6 +203,7 @@ class RunContext:
         self.writer.text(step, "evaluation/samples", samples_table(samples))
         if results.get("lens"):
             self.writer.text(step, "evaluation/thoughts", samples_table(results["lens"]))
+        if "stop_figure" in results:
             self.writer.image(step, "evaluation/stop_probabilities", results["stop_figure"])
 
 
