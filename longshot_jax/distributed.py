@@ -2,7 +2,9 @@
 
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,6 +18,8 @@ _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 # Set by hand, or by launchers that JAX does not know.
 _COORDINATOR, _NUMBER, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
+_SECONDS_TO_MEET = 300  # as `jax.distributed` waits
+
 T = TypeVar("T")
 
 
@@ -26,7 +30,8 @@ def join_processes() -> None:
     of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0).
 
     Raises:
-      UserError: these are incomplete, or the processes do not find each other.
+      UserError: these are incomplete, or a process does not find process 0. (If process 0 waits for others in vain, XLA ends
+        it after five minutes, with exit code 134.)
     """
     named = {name: os.environ[name] for name in (_NUMBER, _INDEX) if os.environ.get(name)}
     several = any(_task_count(name) > 1 for name in _COUNTS)
@@ -44,11 +49,19 @@ def join_processes() -> None:
             f"{_NUMBER} and {_INDEX} must both be numbers: they are {shown(os.environ.get(_NUMBER))} and "
             f"{shown(os.environ.get(_INDEX))}."
         )
-    if named and not os.environ.get(_COORDINATOR):
+    coordinator = os.environ.get(_COORDINATOR, "")
+    if named and not coordinator:
         raise UserError(f"{_NUMBER} is set, but {_COORDINATOR} is not: set it to host:port of process 0.")
+    host, _, port = coordinator.rpartition(":")
+    if coordinator and not (host and _is_count(port) and 0 < int(port) < 2**16):
+        raise UserError(
+            f"{_COORDINATOR} is {shown(coordinator)}: set it to host:port of process 0, such as node1:55527."
+        )
     number, index = (int(named[name]) if named else None for name in (_NUMBER, _INDEX))
     if number is not None and index is not None and index >= number:
         raise UserError(f"{_INDEX} {index} must be less than {_NUMBER} {number}: processes count from 0.")
+    if index:
+        _wait_for(host, int(port))
     try:
         jax.distributed.initialize(num_processes=number, process_id=index)
     except (ValueError, RuntimeError) as error:
@@ -56,6 +69,22 @@ def join_processes() -> None:
             f"the processes of this run do not find each other ({first_line(error)}): check that the launcher starts "
             f"one for each, or set {_COORDINATOR}, {_NUMBER} and {_INDEX}."
         ) from error
+
+
+def _wait_for(host: str, port: int) -> None:
+    """Returns once process 0 listens; before it does, XLA would end this process with a stack trace of C++."""
+    tried_until = time.monotonic() + _SECONDS_TO_MEET
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=10).close()
+            return
+        except OSError as error:
+            if time.monotonic() > tried_until:
+                raise UserError(
+                    f"process 0 of this run is not found at {host}:{port} ({error}): check that it runs, and that "
+                    f"{_COORDINATOR} names its host and a port that is open."
+                ) from None
+            time.sleep(1)
 
 
 def _is_count(text: str) -> bool:

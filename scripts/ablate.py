@@ -10,6 +10,7 @@ from longshot_jax.errors import UserError, run_command, shown
 
 
 def main() -> None:
+    from longshot_jax.benchmarks.machine import usable_cores
     from longshot_jax.cli import OptionParser, path_option, use_huge_pages, whole_number
     from longshot_jax.experiments.ablation import evaluate_part, run_ablation
     from longshot_jax.experiments.ablation_tables import ablation_table, fusion_table
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument(
         "--distractors", type=whole_number(0), default=0, help="irrelevant statements, for the harder task"
     )
-    parser.add_argument("--jobs", type=whole_number(1), default=os.cpu_count() or 1, help="parallel runs")
+    parser.add_argument("--jobs", type=whole_number(1), default=usable_cores(), help="parallel runs")
     parser.add_argument("--workdir", type=path_option("--workdir"), default="runs/ablations", help="folder of the runs")
     parser.add_argument("--evaluate", type=path_option("--evaluate"), help="only evaluate this trained variant")
     parser.add_argument("--tests", type=path_option("--tests"), help="with --evaluate: folder of the test files")

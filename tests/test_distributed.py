@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from longshot_jax import distributed
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.distributed import Preemption, join_processes, on_primary
 from longshot_jax.errors import UserError
@@ -40,6 +41,9 @@ def test_one_process_needs_nothing(monkeypatch):
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "x"}, "must both be numbers"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS is not: set it to host:port"),
         ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID 2 must be less than"),
+        ({"JAX_COORDINATOR_ADDRESS": "node1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "is 'node1': set it to host:port"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:abc", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "such as node1:55527"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, "process 0 of this run is not found at localhost:1"),
         ({"JAX_NUM_PROCESSES": "9" * 5000, "JAX_PROCESS_ID": "0"}, "must both be numbers: they are '9999"),
         ({"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS is 'many': the launcher must set it to a number"),
         ({"OMPI_COMM_WORLD_SIZE": "9" * 5000}, "OMPI_COMM_WORLD_SIZE is '9999"),
@@ -51,6 +55,7 @@ def test_incomplete_launches_are_one_sentence(monkeypatch, given, sentence):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_SECONDS_TO_MEET", 0)
     with pytest.raises(UserError) as error:
         join_processes()
     assert sentence in str(error.value) and len(str(error.value)) < 400

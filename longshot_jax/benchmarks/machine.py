@@ -85,13 +85,18 @@ def machine(bench: Bench) -> Figures:
         **computes,
         "platform": device.platform,
         "platform_version": " ".join(device.client.platform_version.split()),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "jax": jax.__version__,
         "repetitions": bench.repetitions,
         "clock": bench.clock,
         "compute_dtype": bench.run.model.compute_dtype,
         "attention": bench.run.model.attention,
     }
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use: fewer than the machine's under taskset or a scheduler."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peaks(bench: Bench) -> Figures:

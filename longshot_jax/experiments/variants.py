@@ -149,7 +149,7 @@ def compute_of(run: Path, settings: RunConfig) -> dict[str, float]:
 
 def run_logged(command: Sequence[str], log: Path) -> None:
     """Runs a command with single-threaded arithmetic and appends its output to `log`; a UserError if it fails."""
-    single = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    single = "--xla_cpu_multi_thread_eigen=false"
     environment = {
         **os.environ,
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {single}".strip(),
