@@ -36,7 +36,7 @@ def main() -> None:
     from longshot_jax.checkpoints.pretrained import load_pretrained  # these take seconds, so after reading the flags
     from longshot_jax.data.chains import ChainProblems
     from longshot_jax.data.stories import StoryProblems
-    from longshot_jax.evaluation.patching import measure_donors
+    from longshot_jax.evaluation.patching import measure_donors, trained_to
     from longshot_jax.evaluation.step_patching import measure_steps
 
     model = load_pretrained(flags.checkpoint, flags.which)
@@ -51,6 +51,8 @@ def main() -> None:
                     flush=True,
                 )
         return
+    if note := trained_to(model, max(flags.operations)):
+        print(note)
     print("operations  thought  nearest token is its result  answer follows donor  keeps its own  pairs")
     for length in flags.operations:
         chains = ChainProblems(flags.seed, flags.questions, (length,), "test")

@@ -49,16 +49,15 @@ PLACES = {f"runs/{name}": name for name in RUNS if name != "chains"}
 PLACES |= dict.fromkeys(["runs/colouring_learned_ppo"], "colouring")
 PLACES |= dict.fromkeys(["runs/threads_unfinished", "runs/threads_ppo"], "threads")
 PLACES |= {"runs/threads_of_five": "threads_of_three", "runs/legs_thinking": "soft_stories"}
+PLACES |= dict.fromkeys(["runs/digits", "runs/svamp"], "soft_stories")  # a curriculum that trains the stop head
 PLACES |= dict.fromkeys(
     [
-        "runs/digits",
         "runs/digits_text",
         "runs/digits_soft",
         "runs/digits_hidden",
         "runs/digits_ppo",
         "runs/digits_stops",
         "runs/soft_text",
-        "runs/svamp",
     ],
     "stories",
 )

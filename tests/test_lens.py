@@ -15,7 +15,7 @@ from longshot_jax.data.problems import Problem
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.evaluation.lens import lens_rows, read_thoughts, stop_figure
-from longshot_jax.evaluation.patching import measure_donors, operations_of, swapped_answers
+from longshot_jax.evaluation.patching import measure_donors, operations_of, swapped_answers, trained_to
 from longshot_jax.evaluation.step_patching import measure_steps
 from longshot_jax.longshot import LongShot
 from longshot_jax.thoughts.roles import begin_trajectories
@@ -178,12 +178,10 @@ def test_the_donor_experiment_refuses_other_thoughts_than_one_a_step(model, mode
 
 
 @pytest.mark.parametrize("rule", [ThoughtRule("steps", 1), ThoughtRule("steps", 9, per_step=0, stage=1)], ids=str)
-def test_the_donor_experiment_refuses_thoughts_that_the_checkpoints_stage_does_not_have(model, rule):
+def test_thoughts_that_the_checkpoints_stage_does_not_have_are_told(model, rule):
     early = replace(model.model, stage_rule=rule, source=model.model.source | {"stage": 1})
-    chains = ChainProblems(5, 2, (2,), "test")
-    sentence = r"have 2 operations, but the model at most 1 thoughts at the stage of this checkpoint, 1: .* --which"
-    with pytest.raises(UserError, match=sentence):
-        measure_donors(early, [chains[0], chains[1]])
+    assert trained_to(early, 2) == "the checkpoint is of stage 1, which trains the first 1 thoughts alone"
+    assert trained_to(early, 1) == trained_to(model.model, 4) == trained_to(replace(early, stage_rule=None), 9) == ""
 
 
 def test_the_donor_experiment_refuses_joined_answers(model):

@@ -69,6 +69,17 @@ def operations_of(problem: Problem) -> list[str]:
     return operations[::-1]
 
 
+def trained_to(model: Pretrained, longest: int) -> str:
+    """What to say above the table of chains of up to `longest` operations, some of whose thoughts the stage does not train, or ""."""
+    rule = model.stage_rule  # the limits of `model.rule` are those of the end of the phase
+    if rule is None:
+        return ""
+    most = rule.max_thoughts if rule.per_step else min(rule.max_thoughts, rule.stage)
+    if longest <= most:
+        return ""
+    return f"the checkpoint is of stage {model.source['stage']}, which trains the first {most} thoughts alone"
+
+
 def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: int = 250) -> DonorResult:
     """Both measurements on chains of equally many operations; the donor of a question is the previous one in its batch.
 
@@ -94,12 +105,8 @@ def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: i
             "the donor experiment compares the thought of each step, and this model has one for each token of a step "
             "(config.curriculum.c_thought 0): give chains whose steps are one token."
         )
-    most, at = model.max_thoughts, ""
-    if (stage := model.stage_rule) is not None:  # the limits of `model.rule` are those of the end of the phase
-        most = stage.max_thoughts if stage.per_step else min(stage.max_thoughts, stage.stage)
-        at = f" at the stage of this checkpoint, {model.source['stage']}: give fewer operations, or a later one with --which"
-    if k > most:
-        raise UserError(f"the chains have {k} operations, but the model at most {most} thoughts{at}.")
+    if k > model.max_thoughts:
+        raise UserError(f"the chains have {k} operations, but the model at most {model.max_thoughts} thoughts.")
     operations = [operations_of(problem) for problem in problems]
     expected = np.asarray([[layout.step(step)[0] for step in problem.steps] for problem in problems])
     shape = model.graphdef, layout.opening, layout.tokenizer.ends, model.answer_length, k
