@@ -110,15 +110,15 @@ def measure_rollout(bench: Bench, peak: float) -> Figures:
     rollouts = _compiled_together(policy.rollout, shapes)
     seconds = bench.times({name: rollout.call for name, rollout in rollouts.items()})
     thought, token = _marginal_seconds(seconds)
-    rows = run.ppo.questions * run.ppo.num_trajectories
+    questions = run.ppo.questions / seconds["rollout"]  # a second
     return {
         "thought_seconds": thought,
         "token_seconds": token,
         "encode_seconds": seconds["few"] - _FEW * (thought + token),
         "thought_over_token": thought / token,
         "n5_over_n1": seconds["n5"] / seconds["n1"],
-        "thoughts_per_second": rows * run.ppo.max_thoughts / seconds["rollout"],
-        "tokens_per_second": rows * run.sampled_length / seconds["rollout"],
+        "thoughts_per_second": questions * run.ppo.num_trajectories * run.ppo.max_thoughts,
+        "tokens_per_second": questions * run.sampled_answers * run.sampled_length,
         **_costs(rollouts["rollout"], seconds["rollout"], peak),
     }
 
@@ -147,8 +147,8 @@ def measure_update(bench: Bench, peak: float, wide_peak: float) -> Figures:
     updates = _compiled_together(policy.update, shapes)
     seconds = bench.times({name: update.call for name, update in updates.items()})
     figures = {
-        "t6_over_t0": seconds["parallel"] / seconds["without"],
-        "sequential_t6_over_t0": seconds["sequential"] / seconds["without"],
+        "thoughts_over_none": seconds["parallel"] / seconds["without"],
+        "sequential_thoughts_over_none": seconds["sequential"] / seconds["without"],
         "thoughts": thoughts,
         **_costs(updates["parallel"], seconds["parallel"], peak),
     }
