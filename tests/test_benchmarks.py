@@ -17,7 +17,7 @@ import longshot_jax.benchmarks.report
 import longshot_jax.cli
 from longshot_jax.benchmarks import machine, measurements, trace
 from longshot_jax.benchmarks.machine import Bench, driver_version, processor_name
-from longshot_jax.benchmarks.measurements import measure_conversion, measure_rollout, measure_update
+from longshot_jax.benchmarks.measurements import measure_conversion, measure_curves, measure_rollout, measure_update
 from longshot_jax.benchmarks.report import SECTIONS, figure, measure, table
 from longshot_jax.benchmarks.timing import LEAST_SECONDS, copy, fitted_exponent, interleaved, lasting
 from longshot_jax.benchmarks.workload import Measured, Policy
@@ -119,6 +119,20 @@ def test_a_joined_answer_is_one_a_question(timed):
     alone, joined = (measure_rollout(each, 1.0) for each in (bench, with_roles(bench, 2, join=True)))
     assert alone["thoughts_per_second"] == joined["thoughts_per_second"] == 2 * 2 * 2
     assert alone["tokens_per_second"] == 2 * 2 * 3 and joined["tokens_per_second"] == 2 * 3
+
+
+def test_roles_fix_the_number_of_trajectories(timed):
+    bench = small_bench()
+    found = [(measure_rollout(each, 1.0), measure_curves(each)) for each in (bench, with_roles(bench, 2, join=True))]
+    assert [("n5_over_n1" in rollout, "N" in curves["curves"]) for rollout, curves in found] == [
+        (True,) * 2,
+        (False,) * 2,
+    ]
+    timed.clear()
+    joined = with_roles(bench, 2, join=True)
+    measure_rollout(joined, 1.0)
+    measure_curves(joined)
+    assert {trajectories for _, trajectories in timed} == {2}
 
 
 @pytest.mark.slow
@@ -248,8 +262,11 @@ def test_mistakes_of_the_command_line(measured, tmp_path, capsys):
         said = capsys.readouterr().err
         assert sentence in said and "Traceback" not in said
     threads = ["bench.py", "--config", ROOT / "configs" / "threads.py"]
-    assert start(*threads, "--only", "rollout,compile") == 2
-    assert "curriculum_step and compile measure single trajectories" in capsys.readouterr().err
+    for section in ("compile", "generation", "bandwidth"):
+        assert start(*threads, "--only", f"rollout,{section}") == 2
+        assert f"--only names {section}, which measure single trajectories" in capsys.readouterr().err
+    assert start(*threads) == 2
+    assert "is set: add --only rollout,update,conversion,curves." in capsys.readouterr().err
     assert not measured and not drawn.exists()
 
 
