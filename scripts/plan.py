@@ -8,7 +8,7 @@ runs on this machine's CPU. --compiler is cuda, XLA's for GPUs, where it is inst
 else cpu, which knows nothing of traffic. The shapes of SmolLM2-135M and of meta-llama's Llama 3 are known by
 name; other backbones need a local folder with a config.json.
 
-Exit code 0 if the run fits with a tenth of the memory to spare, 1 if it does not, 2 for a mistake. Keys of plan.json:
+Exit code 0 if the run fits with a tenth of the memory to spare, 3 if it does not, 2 for a mistake. Keys of plan.json:
 
     fits          whether every program leaves a tenth of each device's memory free
     devices       number of devices       accelerator   kind of device        mesh   devices along each axis
@@ -41,7 +41,7 @@ import sys
 
 from longshot_jax.errors import UserError, run_command
 
-DOES_NOT_FIT = 1
+DOES_NOT_FIT = 3  # Python ends with 1 after an error of its own
 
 
 def main() -> None:
