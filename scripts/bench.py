@@ -12,7 +12,9 @@ Llama-3-8B compiles for minutes there, so every further section costs many:
 --profile writes a profiler trace of one rollout and of one epoch of an update, for Perfetto or TensorBoard, and prints
 their time by the scopes that the code names.
 
-Sections: curriculum_step, generation, rollout, update, bandwidth, conversion, curves, compile. Compared functions take
+Sections: curriculum_step, generation, rollout, update, bandwidth, conversion, curves, compile. With config.thoughts.join
+name rollout, update, conversion or curves: the others measure single trajectories. With config.thoughts.roles, which fix
+the number of trajectories, there is neither n5_over_n1 nor the curve of N. Compared functions take
 turns; figures are medians. On a busy machine, `taskset -c 0` with `--clock processor` compares CPU time on one core,
 without waiting. The keys of bench.json and of the printed table agree; ratios to PyTorch are null without PyTorch and
 on other devices.
@@ -41,7 +43,7 @@ def main() -> None:
 
     from longshot_jax.benchmarks import trace
     from longshot_jax.benchmarks.machine import Bench
-    from longshot_jax.benchmarks.report import SECTIONS, figure, measure, table
+    from longshot_jax.benchmarks.report import SECTIONS, SINGLE, figure, measure, table
     from longshot_jax.planning.shapes import planned_backbone
     from longshot_jax.tables import markdown_table
 
@@ -49,10 +51,14 @@ def main() -> None:
     for section in sections:
         if section not in SECTIONS:
             raise UserError(f"--only names {shown(section)}: it may name {', '.join(SECTIONS)}.")
-    if run.thoughts.join and {"curriculum_step", "compile"} & set(sections):
+    if run.thoughts.join and (alone := [section for section in sections if section in SINGLE]):
+        others = ",".join(section for section in SECTIONS if section not in SINGLE)
         raise UserError(
-            "the sections curriculum_step and compile measure single trajectories, and config.thoughts.join is set: name others "
-            "with --only."
+            f"--only names {', '.join(alone)}, which measure single trajectories, and config.thoughts.join is set: "
+            f"name others, such as --only {others}."
+            if options.only
+            else f"the sections {', '.join(SINGLE)} measure single trajectories, and config.thoughts.join is set: "
+            f"add --only {others}."
         )
     if options.figure and "curves" not in sections:
         raise UserError("--figure draws the section curves: add it to --only.")

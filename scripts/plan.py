@@ -1,14 +1,15 @@
 """Plan: memory and cost of a run on each device, from compiling its steps without its parameters.
 
     python scripts/plan.py --config configs/multi.py --devices 8 --accelerator h100-80g [--config.key=value ...]
-        [--compiler cuda|cpu] [--output plan.json]
+        [--compiler cuda|cpu] [--no-search] [--output plan.json]
 
 --devices is the product of config.mesh by default. Accelerators: a100-40g, a100-80g, h100-80g, h200, b200. Everything
 runs on this machine's CPU. --compiler is cuda, XLA's for GPUs, where it is installed (`make plan-gpu`; no GPU is needed),
-else cpu, which knows nothing of traffic. The shapes of SmolLM2-135M and of meta-llama's Llama 3 are known by
+else cpu, which knows nothing of traffic. --no-search compiles each program once: the largest batch that fits and other
+placements of the weights are not looked for. The shapes of SmolLM2-135M and of meta-llama's Llama 3 are known by
 name; other backbones need a local folder with a config.json.
 
-Exit code 0 if the run fits with a tenth of the memory to spare, 1 if it does not, 2 for a mistake. Keys of plan.json:
+Exit code 0 if the run fits with a tenth of the memory to spare, 3 if it does not, 2 for a mistake. Keys of plan.json:
 
     fits          whether every program leaves a tenth of each device's memory free
     devices       number of devices       accelerator   kind of device        mesh   devices along each axis
@@ -41,7 +42,7 @@ import sys
 
 from longshot_jax.errors import UserError, run_command
 
-DOES_NOT_FIT = 1
+DOES_NOT_FIT = 3  # Python ends with 1 after an error of its own
 
 
 def main() -> None:
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--devices", type=whole_number(1))
     parser.add_argument("--accelerator")
     parser.add_argument("--compiler")
+    parser.add_argument("--no-search", action="store_true")
     parser.add_argument("--output", type=path_option("--output"))
     run, _, options = parse_command(parser)
     if options.accelerator is None:
@@ -75,7 +77,7 @@ def main() -> None:
         print(text, file=sys.stderr, flush=True)
 
     compiler = chosen_compiler(options.compiler, note)
-    plan = make_plan(run, devices, options.accelerator, compiler=compiler, note=note)
+    plan = make_plan(run, devices, options.accelerator, compiler=compiler, search=not options.no_search, note=note)
     print(report(plan))
     if options.output:
         write_results(options.output, as_json(plan))

@@ -17,10 +17,10 @@ import longshot_jax.benchmarks.report
 import longshot_jax.cli
 from longshot_jax.benchmarks import machine, measurements, trace
 from longshot_jax.benchmarks.machine import Bench, driver_version, processor_name
-from longshot_jax.benchmarks.measurements import measure_conversion, measure_update
+from longshot_jax.benchmarks.measurements import measure_conversion, measure_curves, measure_rollout, measure_update
 from longshot_jax.benchmarks.report import SECTIONS, figure, measure, table
 from longshot_jax.benchmarks.timing import LEAST_SECONDS, copy, fitted_exponent, interleaved, lasting
-from longshot_jax.benchmarks.workload import Policy
+from longshot_jax.benchmarks.workload import Measured, Policy
 from longshot_jax.config import RunConfig
 from longshot_jax.config.model import LoraConfig
 from longshot_jax.model.llama import LlamaConfig
@@ -93,6 +93,48 @@ def test_weights_of_adapters_and_of_eight_bits_are_converted():
         assert found["bytes"] > 0 and found["from_hf_seconds"] > 0
 
 
+@pytest.fixture
+def timed(monkeypatch):
+    """Sizes of the rollouts that are measured, B and N; each takes a second and none is compiled."""
+    sizes: list[tuple[int, int]] = []
+
+    def rollout(_, run):
+        sizes.append((run.ppo.questions, run.ppo.num_trajectories))
+        return Measured(lambda: None, 1.0, 0.0, 0, lambda: "")
+
+    monkeypatch.setattr(Policy, "__init__", lambda *_: None)
+    monkeypatch.setattr(Policy, "rollout", rollout)
+    monkeypatch.setattr(Bench, "times", lambda _, functions: dict.fromkeys(functions, 1.0))
+    monkeypatch.setattr(measurements, "_marginal_seconds", lambda _: (1.0, 1.0))
+    return sizes
+
+
+def with_roles(bench: Bench, roles: int, join: bool = False) -> Bench:
+    run = bench.run
+    return replace(bench, run=replace(run, thoughts=replace(run.thoughts, roles=roles, join=join)))
+
+
+def test_a_joined_answer_is_one_a_question(timed):
+    bench = small_bench()
+    alone, joined = (measure_rollout(each, 1.0) for each in (bench, with_roles(bench, 2, join=True)))
+    assert alone["thoughts_per_second"] == joined["thoughts_per_second"] == 2 * 2 * 2
+    assert alone["tokens_per_second"] == 2 * 2 * 3 and joined["tokens_per_second"] == 2 * 3
+
+
+def test_roles_fix_the_number_of_trajectories(timed):
+    bench = small_bench()
+    found = [(measure_rollout(each, 1.0), measure_curves(each)) for each in (bench, with_roles(bench, 2, join=True))]
+    assert [("n5_over_n1" in rollout, "N" in curves["curves"]) for rollout, curves in found] == [
+        (True,) * 2,
+        (False,) * 2,
+    ]
+    timed.clear()
+    joined = with_roles(bench, 2, join=True)
+    measure_rollout(joined, 1.0)
+    measure_curves(joined)
+    assert {trajectories for _, trajectories in timed} == {2}
+
+
 @pytest.mark.slow
 def test_one_state_is_alive_at_a_time(monkeypatch):
     """A large model's state fits a GPU only once."""
@@ -126,10 +168,10 @@ def test_one_state_is_alive_at_a_time(monkeypatch):
 def test_beside_a_ratio_stands_the_processor():
     results = {
         "machine": {"device": "NVIDIA H100 80GB HBM3", "driver": "550.54.15", "jax": "0.10.1"},
-        "update": {"t6_over_t0": 1.02, "epoch_seconds": 2.5, "thoughts": 6, "ratio_to_torch": None},
+        "update": {"thoughts_over_none": 1.02, "epoch_seconds": 2.5, "thoughts": 6, "ratio_to_torch": None},
     }
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(results).splitlines()]
-    assert ["`update`", "`t6_over_t0`", "1.02", "NVIDIA H100 80GB HBM3"] in lines
+    assert ["`update`", "`thoughts_over_none`", "1.02", "NVIDIA H100 80GB HBM3"] in lines
     assert ["`update`", "`epoch_seconds`", "2.500 s", ""] in lines and ["`update`", "`thoughts`", "6", ""] in lines
     assert ["`machine`", "`driver`", "550.54.15", ""] in lines
 
@@ -220,8 +262,11 @@ def test_mistakes_of_the_command_line(measured, tmp_path, capsys):
         said = capsys.readouterr().err
         assert sentence in said and "Traceback" not in said
     threads = ["bench.py", "--config", ROOT / "configs" / "threads.py"]
-    assert start(*threads, "--only", "rollout,compile") == 2
-    assert "curriculum_step and compile measure single trajectories" in capsys.readouterr().err
+    for section in ("compile", "generation", "bandwidth"):
+        assert start(*threads, "--only", f"rollout,{section}") == 2
+        assert f"--only names {section}, which measure single trajectories" in capsys.readouterr().err
+    assert start(*threads) == 2
+    assert "is set: add --only rollout,update,conversion,curves." in capsys.readouterr().err
     assert not measured and not drawn.exists()
 
 
@@ -240,7 +285,7 @@ def test_every_promised_figure_is_there(monkeypatch):
     for section, names in {
         "curriculum_step": ("examples_per_second", "ratio_to_torch", "fraction_of_peak"),
         "generation": ("seconds_per_question", "ratio_to_torch", "ratio_to_transformers_batch"),
-        "update": ("t6_over_t0", "sequential_t6_over_t0", "fraction_of_peak", "wide_fraction_of_peak"),
+        "update": ("thoughts_over_none", "sequential_thoughts_over_none", "fraction_of_peak", "wide_fraction_of_peak"),
         "rollout": ("thought_over_token", "n5_over_n1", "thoughts_per_second"),
         "exponents": ("B", "N", "T", "prompt", "depth"),
         "bandwidth": ("thought_at_batch_1", "token_at_batch_8"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from longshot_jax.planning.phases import make_phase, share_of_one_device
 from longshot_jax.planning.placements import better, compiled_placements
 from longshot_jax.planning.plan import advice, as_json, make_plan
 from longshot_jax.planning.report import report
-from longshot_jax.planning.search import largest_that_fits
+from longshot_jax.planning.search import largest_that_fits, most_problems
 from longshot_jax.planning.shapes import planned_backbone
 from longshot_jax.training import accelerators
 
@@ -156,6 +157,28 @@ def test_the_largest_batch_was_tried(peak, largest, most):
     assert largest_that_fits(compiles, 100.0, first=8, step=4) == largest
     assert len(tried) == len(set(tried)) <= most and (largest == 0 or largest in tried)
     assert all(batch % 4 == 0 and batch > 0 for batch in tried)
+
+
+@pytest.mark.parametrize(
+    ("first", "most", "largest", "tries"), [(8, 500, 500, 4), (8, 502, 500, 4), (512, 500, 512, 1), (8, 8, 8, 1)]
+)
+def test_no_batch_is_tried_beyond_the_problems(first, most, largest, tries):
+    tried = []
+
+    def peak(batch):
+        tried.append(batch)
+        return batch / 1000
+
+    assert largest_that_fits(peak, 100.0, first, 4, most) == largest
+    assert len(tried) <= tries and max(tried) == largest
+
+
+def test_the_problems_that_are_known(tmp_path):
+    path = tmp_path / "few.jsonl"
+    path.write_text('{"question": "1 + 1", "answer": "2"}\n' * 3)
+    assert most_problems(tiny()) == 512
+    assert most_problems(tiny(data__train=str(path))) == 3
+    assert most_problems(tiny(data__train="somebody/problems")) is None
 
 
 COSTS = {  # value of the setting -> GB on one device, seconds
@@ -300,6 +323,24 @@ def test_what_cannot_be_planned(arguments, sentence, monkeypatch, capsys):
         assert updates == {"jax_platforms": "cpu", "jax_num_cpu_devices": int(requested)}
 
 
+@pytest.mark.parametrize("searched", [True, False])
+def test_the_search_can_be_left_out_and_what_does_not_fit_has_a_code(searched, monkeypatch):
+    asked = []
+
+    def make_plan(*_, search, **__):
+        asked.append(search)
+        return SimpleNamespace(fits=False)
+
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # this process has its devices already
+    monkeypatch.setattr("longshot_jax.planning.plan.make_plan", make_plan)
+    monkeypatch.setattr("longshot_jax.planning.report.report", lambda _: "")
+    for variable in ("CUDA_VISIBLE_DEVICES", "TF_CPP_MIN_LOG_LEVEL"):
+        monkeypatch.setenv(variable, "")
+    arguments = ["--accelerator", "h200", "--compiler", "cpu", *([] if searched else ["--no-search"])]
+    assert start("plan.py", "--config", ROOT / "configs" / "tiny.py", *arguments) == 3
+    assert asked == [searched]
+
+
 def test_a_compiler_is_chosen_and_said(monkeypatch):
     said = []
     monkeypatch.setattr(compilers, "installed", lambda: False)
@@ -385,12 +426,12 @@ def planned(tmp_path, *arguments):
 
 
 @pytest.mark.long
-def test_a_plan_that_does_not_fit_ends_with_code_1(tmp_path):
+def test_a_plan_that_does_not_fit_ends_with_code_3(tmp_path):
     code, written, shown = planned(
         tmp_path, "--config", str(ROOT / "configs" / "tiny.py"), "--accelerator", "a100-40g",
         "--config.phases=('curriculum',)", "--config.curriculum.batch_size=100000000",
     )  # fmt: skip
-    assert code == 1 and not written["fits"]
+    assert code == 3 and not written["fits"]
     assert (
         f"config.curriculum.batch_size {written['phases']['curriculum']['largest_batch']} instead of 100000000" in shown
     )

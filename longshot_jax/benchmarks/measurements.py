@@ -98,27 +98,27 @@ def _marginal_seconds(seconds: dict[str, float]) -> tuple[float, float]:
 
 
 def measure_rollout(bench: Bench, peak: float) -> Figures:
-    """A rollout, the marginal cost of a thought and of a token, and N = 5 compared with N = 1."""
+    """A rollout, the marginal cost of a thought and of a token, and N = 5 compared with N = 1.
+
+    Roles fix N, so with `thoughts.roles` that comparison is left out.
+    """
     run, backbone = bench.run, bench.backbone
-    shapes = {
-        "rollout": run,
-        **_probes(run),
-        "n1": with_shape(run, prompt=bench.long_prompt, trajectories=1),
-        "n5": with_shape(run, prompt=bench.long_prompt, trajectories=5),
-    }
+    shapes = {"rollout": run, **_probes(run)}
+    if not run.thoughts.roles:
+        shapes |= {f"n{n}": with_shape(run, prompt=bench.long_prompt, trajectories=n) for n in (1, 5)}
     policy = Policy(run, backbone)
     rollouts = _compiled_together(policy.rollout, shapes)
     seconds = bench.times({name: rollout.call for name, rollout in rollouts.items()})
     thought, token = _marginal_seconds(seconds)
-    rows = run.ppo.questions * run.ppo.num_trajectories
+    questions = run.ppo.questions / seconds["rollout"]  # a second
     return {
         "thought_seconds": thought,
         "token_seconds": token,
         "encode_seconds": seconds["few"] - _FEW * (thought + token),
         "thought_over_token": thought / token,
-        "n5_over_n1": seconds["n5"] / seconds["n1"],
-        "thoughts_per_second": rows * run.ppo.max_thoughts / seconds["rollout"],
-        "tokens_per_second": rows * run.sampled_length / seconds["rollout"],
+        **({"n5_over_n1": seconds["n5"] / seconds["n1"]} if "n5" in seconds else {}),
+        "thoughts_per_second": questions * run.ppo.num_trajectories * run.ppo.max_thoughts,
+        "tokens_per_second": questions * run.sampled_answers * run.sampled_length,
         **_costs(rollouts["rollout"], seconds["rollout"], peak),
     }
 
@@ -147,8 +147,8 @@ def measure_update(bench: Bench, peak: float, wide_peak: float) -> Figures:
     updates = _compiled_together(policy.update, shapes)
     seconds = bench.times({name: update.call for name, update in updates.items()})
     figures = {
-        "t6_over_t0": seconds["parallel"] / seconds["without"],
-        "sequential_t6_over_t0": seconds["sequential"] / seconds["without"],
+        "thoughts_over_none": seconds["parallel"] / seconds["without"],
+        "sequential_thoughts_over_none": seconds["sequential"] / seconds["without"],
         "thoughts": thoughts,
         **_costs(updates["parallel"], seconds["parallel"], peak),
     }
@@ -172,7 +172,8 @@ def _wide_update(bench: Bench, run: RunConfig, peak: float) -> Figures:
         num_key_value_heads=max(heads // 2, 1),
         head_dim=64,
     )
-    run = with_shape(run, questions=8, trajectories=2)
+    # Two trajectories, or as many as the roles of a joined answer.
+    run = with_shape(run, questions=8, trajectories=run.thoughts.joined or min(run.thoughts.roles or 2, 2))
     update = Policy(run, wide).update(run)
     return _costs(update, bench.times({"wide": update.call})["wide"], peak)
 
@@ -221,7 +222,7 @@ def measure_conversion(bench: Bench) -> Figures:
 
 
 def measure_curves(bench: Bench) -> Figures:
-    """Seconds of a rollout against one size at a time, with fitted exponents."""
+    """Seconds of a rollout against one size at a time, with fitted exponents; with `thoughts.roles`, which fix N, not against N."""
     run, backbone = bench.run, bench.backbone
     sizes = {
         "B": (run.ppo.questions, lambda n: with_shape(run, questions=n)),
@@ -229,6 +230,8 @@ def measure_curves(bench: Bench) -> Figures:
         "T": (max(run.ppo.max_thoughts // 2, 1), lambda n: with_shape(run, thoughts=n)),
         "prompt": (run.data.prompt_length, lambda n: with_shape(run, prompt=n)),
     }
+    if run.thoughts.roles:
+        del sizes["N"]
     policy = Policy(run, backbone)
     curves: dict[str, Any] = {}
     for name, (start, shape) in sizes.items():

@@ -24,6 +24,8 @@ _MEASUREMENTS: Mapping[str, Callable[[Bench, Figures], Figures]] = {
     "compile": lambda bench, _: measurements.measure_compilation(bench),
 }
 SECTIONS = tuple(_MEASUREMENTS)
+# What a run with `thoughts.join` does not do: each of its questions has as many trajectories as roles.
+SINGLE = ("curriculum_step", "generation", "bandwidth", "compile")
 
 
 def measure(bench: Bench, only: Collection[str] = SECTIONS, note: Callable[[str], None] = print) -> Figures:

@@ -164,7 +164,7 @@ class Policy:
 
 
 def generation(run: RunConfig, backbone: LlamaConfig, questions: int) -> Measured:
-    """Greedy answers with all thoughts, as in an evaluation."""
+    """Greedy answers with all thoughts, as in an evaluation; of single trajectories."""
     mesh = make_mesh(run.mesh)
     abstract = AbstractReasoner.of(run, backbone, mesh)
     params = abstract.random_params(run)

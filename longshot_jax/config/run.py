@@ -182,3 +182,8 @@ class RunConfig:
     def sampled_length(self) -> int:
         """A of answers sampled by PPO."""
         return self.ppo.answer_length or self.data.answer_length
+
+    @property
+    def sampled_answers(self) -> int:
+        """Answers that PPO decodes of a question: one of each trajectory, or one that joins them."""
+        return 1 if self.thoughts.join else self.ppo.num_trajectories

@@ -135,7 +135,6 @@ def _ppo(run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> Phase:
     parts = config.minibatches * config.micro_batches
     rows = questions // batch_parts(mesh)
     before = length + trajectories * (bool(run.thoughts.roles) + config.max_thoughts)
-    answers = 1 if run.thoughts.join else trajectories
     return Phase(
         "ppo",
         "config.ppo.questions",
@@ -147,7 +146,7 @@ def _ppo(run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> Phase:
                 programs.rollout,
                 inputs,
                 updates=0,
-                cache_positions=rows * (before + answers * answer),
+                cache_positions=rows * (before + run.sampled_answers * answer),
                 loop_trips=run.sampled_length,
             ),
             Program(
@@ -155,7 +154,7 @@ def _ppo(run: RunConfig, backbone: LlamaConfig, mesh: Mesh) -> Phase:
                 programs.update,
                 (programs.template, *experience, *rewards),
                 updates=config.epochs * config.minibatches,
-                cache_positions=rows // parts * (before + answers * (answer - 1)),
+                cache_positions=rows // parts * (before + run.sampled_answers * (answer - 1)),
                 micro_batches=config.micro_batches,
             ),
         ),

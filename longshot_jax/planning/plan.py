@@ -38,7 +38,7 @@ from longshot_jax.planning.phases import (
     with_batch,
 )
 from longshot_jax.planning.placements import Placement, better, compiled_placements
-from longshot_jax.planning.search import largest_that_fits
+from longshot_jax.planning.search import largest_that_fits, most_problems
 from longshot_jax.planning.shapes import planned_backbone
 from longshot_jax.planning.traffic import Traffic
 from longshot_jax.training.accelerators import ACCELERATORS, accelerator_named
@@ -207,7 +207,7 @@ class _Search:
             programs = make_phase(run, phase.name, self.backbone, self.mesh).programs
             return max(self._peak(run, program, compiled(self.compiler, program)) for program in programs)
 
-        return largest_that_fits(peak, budget, phase.batch, phase.batch_step)
+        return largest_that_fits(peak, budget, phase.batch, phase.batch_step, most_problems(self.run))
 
     def placements(self, found: PhasePlan) -> tuple[Placement, ...]:
         """The placements of a phase's weights."""
