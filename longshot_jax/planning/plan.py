@@ -215,9 +215,8 @@ class _Search:
         def peak(rows: int) -> int:
             sizes = batch, micro = phase.sizes(rows)
             if sizes not in known:
-                self.note(
-                    f"compiling {phase.name} with {batch} problems" + f" in micro-batches of {micro}" * bool(micro)
-                )
+                parts = f" in micro-batches of {micro}" if micro else ""
+                self.note(f"compiling {phase.name} with {batch} problems{parts}")
                 run = with_sizes(self.run, phase.name, *sizes)
                 programs = make_phase(run, phase.name, self.backbone, self.mesh).programs
                 known[sizes] = max(self._peak(run, program, compiled(self.compiler, program)) for program in programs)
