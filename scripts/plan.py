@@ -16,6 +16,8 @@ Exit code 0 if the run fits with a tenth of the memory to spare, 3 if it does no
     parameters    of the whole model      peak, budget  bytes on one device: peak use, and allowed use
     phases        for each of `text`, `curriculum` and `ppo` in the run:
       batch_key, batch, largest_batch     the setting of the batch size, its value, and the largest that fits
+      micro_batch_key, micro_batch, largest_micro_batch     the same of micro_batch_size where it is set, else null: the
+                  largest that fits and divides the batch, which is kept; beyond the batch both grow
       placements  on several devices, for each program and each value of config.mesh.decoding_weights or gather: setting, value,
                   is_set, phase, program, peak (bytes on one device), seconds (estimate of one call; null without cuda)
       programs    for each of `rollout`, `update`, `text_update` and `curriculum_update`:

@@ -60,15 +60,37 @@ class Phase:
 
     Attributes:
       name: `text`, `curriculum` or `ppo`.
-      batch_key: the setting of the number of problems per batch. batch: its value, a multiple of `batch_step`.
+      batch_key: the setting of the number of problems per batch. batch: its value.
       programs: in the order in which they run.
+      micro_batch_key, micro_batch: the setting of the rows of one pass and its value; empty and 0 if it is not set.
+      step: of the batch, or of the micro-batch where that is set: multiples of it divide evenly over the devices.
     """
 
     name: str
     batch_key: str
     batch: int
-    batch_step: int
+    step: int
     programs: tuple[Program, ...]
+    micro_batch_key: str = ""
+    micro_batch: int = 0
+
+    @property
+    def rows(self) -> int:
+        """What a search for more memory or less changes: the micro-batch where one is set, else the batch."""
+        return self.micro_batch or self.batch
+
+    def sizes(self, rows: int) -> tuple[int, int]:
+        """Batch and micro-batch nearest to `rows`, not above it, which a run accepts.
+
+        Memory is that of a micro-batch, so where one is set the batch stays, and the micro-batch is a divisor of it;
+        beyond the batch both are `rows`.
+        """
+        if not self.micro_batch:
+            return rows, 0
+        if rows >= self.batch:
+            return rows, rows
+        divisors = (size for size in range(rows, 0, -1) if self.batch % size == 0 and size % self.step == 0)
+        return self.batch, next(divisors)
 
 
 def make_phase(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) -> Phase:
@@ -83,6 +105,14 @@ def with_batch(run: RunConfig, name: str, batch: int) -> RunConfig:
     config = getattr(run, name)
     micro = config.micro_batch_size and batch * config.micro_batch_size // config.batch_size
     return replace(run, **{name: replace(config, batch_size=batch, micro_batch_size=micro)})
+
+
+def with_sizes(run: RunConfig, name: str, batch: int, micro_batch: int) -> RunConfig:
+    """The run with what `Phase.sizes` says."""
+    run = with_batch(run, name, batch)
+    if not micro_batch:
+        return run
+    return replace(run, **{name: replace(getattr(run, name), micro_batch_size=micro_batch)})
 
 
 def share_of_one_device(
@@ -199,7 +229,7 @@ def _supervised(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) ->
         name,
         f"config.{name}.batch_size",
         rows,
-        rows // micro * batch_parts(mesh),
+        batch_parts(mesh),
         (
             Program(
                 f"{name} update",
@@ -210,6 +240,8 @@ def _supervised(run: RunConfig, name: str, backbone: LlamaConfig, mesh: Mesh) ->
                 micro_batches=rows // micro,
             ),
         ),
+        f"config.{name}.micro_batch_size" if config.micro_batch_size else "",
+        config.micro_batch_size,
     )
 
 

@@ -35,7 +35,7 @@ from longshot_jax.planning.phases import (
     bytes_on_one_device,
     make_phase,
     share_of_one_device,
-    with_batch,
+    with_sizes,
 )
 from longshot_jax.planning.placements import Placement, better, compiled_placements
 from longshot_jax.planning.search import largest_that_fits, most_problems
@@ -75,7 +75,8 @@ class PhasePlan:
     """A phase with its programs, and what was found by compiling others.
 
     Attributes:
-      largest: the largest batch that fits; 0 if none does, None if not searched.
+      largest, largest_micro_batch: the largest batch that fits, and the micro-batch with which it does where one is set;
+        0 if none does, None if not searched.
       placements: of the weights on several devices, with those that are set; empty if not searched.
     """
 
@@ -83,6 +84,16 @@ class PhasePlan:
     programs: tuple[ProgramPlan, ...]
     largest: int | None
     placements: tuple[Placement, ...] = ()
+    largest_micro_batch: int | None = None
+
+    @property
+    def changes(self) -> str:
+        """The settings of the largest batch that fits."""
+        key, phase = f"{self.phase.batch_key} {self.largest}", self.phase
+        if not phase.micro_batch:
+            return f"{key} instead of {phase.batch}"
+        kept = key if self.largest == phase.batch else f"{key} instead of {phase.batch}"
+        return f"{phase.micro_batch_key} {self.largest_micro_batch} instead of {phase.micro_batch} with {kept}"
 
 
 @dataclass(frozen=True)
@@ -178,8 +189,9 @@ def make_plan(
             )
         found = PhasePlan(phase, tuple(programs), None)
         if search:
-            largest = search_of.largest_batch(found, (1 - SPARE) * memory)
-            found = replace(found, largest=largest, placements=search_of.placements(found))
+            largest, micro = search_of.largest_sizes(found, (1 - SPARE) * memory)
+            placements = search_of.placements(found)
+            found = replace(found, largest=largest, largest_micro_batch=micro, placements=placements)
         planned.append(found)
     return Plan(run, backbone, devices, accelerator, tuple(planned), compiler)
 
@@ -195,19 +207,24 @@ class _Search:
     mesh: Mesh
     note: Callable[[str], None]
 
-    def largest_batch(self, found: PhasePlan, budget: float) -> int:
-        """The largest batch of a phase whose programs stay within `budget` bytes on one device."""
-        phase, known = found.phase, max(program.peak for program in found.programs)
+    def largest_sizes(self, found: PhasePlan, budget: float) -> tuple[int, int | None]:
+        """The largest batch of a phase whose programs stay within `budget` bytes on one device, and its micro-batch."""
+        phase = found.phase
+        known = {(phase.batch, phase.micro_batch): max(program.peak for program in found.programs)}
 
-        def peak(batch: int) -> int:
-            if batch == phase.batch:
-                return known
-            self.note(f"compiling {phase.name} with {batch} problems")
-            run = with_batch(self.run, phase.name, batch)
-            programs = make_phase(run, phase.name, self.backbone, self.mesh).programs
-            return max(self._peak(run, program, compiled(self.compiler, program)) for program in programs)
+        def peak(rows: int) -> int:
+            sizes = batch, micro = phase.sizes(rows)
+            if sizes not in known:
+                parts = f" in micro-batches of {micro}" if micro else ""
+                self.note(f"compiling {phase.name} with {batch} problems{parts}")
+                run = with_sizes(self.run, phase.name, *sizes)
+                programs = make_phase(run, phase.name, self.backbone, self.mesh).programs
+                known[sizes] = max(self._peak(run, program, compiled(self.compiler, program)) for program in programs)
+            return known[sizes]
 
-        return largest_that_fits(peak, budget, phase.batch, phase.batch_step, most_problems(self.run))
+        rows = largest_that_fits(peak, budget, phase.rows, phase.step, most_problems(self.run))
+        batch, micro = phase.sizes(rows) if rows else (0, 0)
+        return batch, micro if phase.micro_batch else None
 
     def placements(self, found: PhasePlan) -> tuple[Placement, ...]:
         """The placements of a phase's weights."""
@@ -284,10 +301,9 @@ def advice(plan: Plan) -> str:
     if needed and not _too_large(plan, changed):
         keys = " and ".join(f"config.mesh.{best.setting} {best.value}" for best in needed.values())
         return f"{verdict}; it would with {keys}."
-    smaller = [each for each in plan.phases if each.largest is not None and each.largest < each.phase.batch]
-    if smaller and all(each.largest for each in smaller):
-        changes = [f"{each.phase.batch_key} {each.largest} instead of {each.phase.batch}" for each in smaller]
-        return f"{verdict}; {' and '.join(changes)} would fit."
+    tight = [each for each in plan.phases if any(program.peak > plan.budget for program in each.programs)]
+    if all(each.largest for each in tight):
+        return f"{verdict}; {' and '.join(each.changes for each in tight)} would fit."
     fsdp = plan.run.mesh.fsdp
     for factor in (2**power for power in range(1, 11)):
         if all(_shrunk(program.memory, factor) <= plan.budget for s in plan.phases for program in s.programs):
@@ -331,6 +347,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "batch_key": phase.phase.batch_key.removeprefix("config."),
             "batch": phase.phase.batch,
             "largest_batch": phase.largest,
+            "micro_batch_key": phase.phase.micro_batch_key.removeprefix("config.") or None,
+            "micro_batch": phase.phase.micro_batch or None,
+            "largest_micro_batch": phase.largest_micro_batch,
             "placements": [asdict(placement) for placement in phase.placements],
         }
     return {

@@ -45,7 +45,12 @@ def report(plan: Plan) -> str:
     for phase in written["phases"].values():
         if phase["largest_batch"] is not None:
             largest = phase["largest_batch"] or "none"
-            lines.append(f"largest config.{phase['batch_key']} that fits: {largest} (set: {phase['batch']})")
+            key, found = f"config.{phase['batch_key']}", f"{largest} (set: {phase['batch']})"
+            if phase["micro_batch"]:
+                micro = f"{phase['largest_micro_batch'] or 'none'} (set: {phase['micro_batch']})"
+                lines.append(f"largest config.{phase['micro_batch_key']} that fits: {micro}, with {key} {found}")
+            else:
+                lines.append(f"largest {key} that fits: {found}")
     placements = [placement for phase in plan.phases for placement in phase.placements]
     if placements:
         lines += ["", text_table([["placement", "", "GB a device", "estimate, s"], *map(_placement, placements)])]

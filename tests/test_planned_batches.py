@@ -1,0 +1,82 @@
+"""The planner's search where micro-batches are set: what is advised is accepted, and fits."""
+
+from dataclasses import replace
+
+import pytest
+from tiny_run import tiny
+
+from longshot_jax.planning import plan as planning
+from longshot_jax.planning.compilers import planned_mesh
+from longshot_jax.planning.phases import make_phase
+from longshot_jax.planning.plan import advice, as_json, make_plan
+from longshot_jax.planning.report import report
+from longshot_jax.planning.shapes import planned_backbone
+from longshot_jax.training import accelerators
+
+
+def split(name, batch, micro):
+    """A run of one supervised phase in micro-batches."""
+    return tiny(phases=(name,), **{f"{name}__batch_size": batch, f"{name}__micro_batch_size": micro})
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Gives an accelerator memory for a number of rows of a pass; nothing is compiled, and rows alone take memory."""
+
+    def has_room_for(rows, name):
+        run = split(name, 64, 16)
+        phase = make_phase(run, name, planned_backbone(run), planned_mesh("cpu", "", run.mesh))
+        row = phase.programs[0].cache_positions // 16
+        memory = (rows + 0.5) * row / (1 - planning.SPARE)
+        monkeypatch.setitem(
+            accelerators.ACCELERATORS, "small", replace(accelerators.ACCELERATORS["h200"], memory=memory)
+        )
+
+    monkeypatch.setattr(planning, "compiled", lambda *_: None)
+    monkeypatch.setattr(planning, "_memory", lambda program, *_: {"activations": program.cache_positions})
+    return has_room_for
+
+
+@pytest.mark.parametrize(
+    ("room", "micro", "batch"),
+    [
+        (13, 8, 64),  # a micro-batch of 13 does not divide the batch
+        (3, 2, 64),
+        (52, 32, 64),  # more than is set
+        (100, 100, 100),  # more than the batch
+        (5000, 512, 512),  # all problems
+    ],
+)
+@pytest.mark.parametrize("name", ["text", "curriculum"])
+def test_the_micro_batch_is_searched_and_the_batch_kept(device, name, room, micro, batch):
+    device(room, name)
+    plan = make_plan(split(name, 64, 16), None, "small")
+    written = as_json(plan)["phases"][name]
+    assert (written["micro_batch_key"], written["micro_batch"]) == (f"{name}.micro_batch_size", 16)
+    assert (written["largest_micro_batch"], written["largest_batch"]) == (micro, batch)
+    assert (
+        f"largest config.{name}.micro_batch_size that fits: {micro} (set: 16), "
+        f"with config.{name}.batch_size {batch} (set: 64)"
+    ) in report(plan)
+    assert make_plan(split(name, batch, micro), None, "small", search=False).fits
+    if not plan.fits:
+        advised = (
+            f"config.{name}.micro_batch_size {micro} instead of 16 with config.{name}.batch_size {batch} would fit."
+        )
+        assert advice(plan).endswith(advised)
+
+
+def test_without_micro_batches_the_batch_is_searched(device):
+    device(13, "text")
+    plan = make_plan(split("text", 64, 0), None, "small")
+    written = as_json(plan)["phases"]["text"]
+    assert written["micro_batch_key"] is written["micro_batch"] is written["largest_micro_batch"] is None
+    assert written["largest_batch"] == 13
+    assert advice(plan).endswith("; config.text.batch_size 13 instead of 64 would fit.")
+
+
+def test_no_micro_batch_fits(device):
+    device(0, "text")
+    plan = make_plan(split("text", 64, 16), None, "small")
+    assert as_json(plan)["phases"]["text"]["largest_micro_batch"] == 0
+    assert "config.text.micro_batch_size that fits: none (set: 16)" in report(plan) and "would fit" not in advice(plan)
