@@ -45,7 +45,9 @@ def test_folder_answers_as_it_did(folders: Path, name: str):
     assert results["thoughts"] == expected["thoughts"]
     assert results["accuracy"] == expected["accuracy"] > 0
     # Since then the memory bank is taken away too, and the mean is that of the other questions.
-    assert results["controls"].pop("no_reads") <= 1 and results["controls"].pop("mean") <= expected["controls"].pop("mean")
+    assert results["controls"].pop("no_reads") <= 1 and results["controls"].pop("mean") <= expected["controls"].pop(
+        "mean"
+    )
     for key in ("sampled_accuracy", "fusion", "controls"):
         assert results[key] == pytest.approx(expected[key], abs=0.02), key
 
