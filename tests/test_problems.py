@@ -270,6 +270,7 @@ def test_a_downloaded_data_set_needs_no_network(monkeypatch, tmp_path):
     requested = []
     monkeypatch.setattr(problems_module, "hub_reachable", lambda: requested.append(1) or False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # whatever it was when the library was imported
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     write(tmp_path, "rows.jsonl", json.dumps(PROSE[0]))
     datasets.load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path))

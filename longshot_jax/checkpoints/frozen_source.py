@@ -34,13 +34,18 @@ KEY = "frozen_source"  # in a checkpoint's metadata
 def model_folder(run: RunConfig) -> Path | None:
     """The Hugging Face directory of `model.source`, downloaded if that is a hub name; None if the run does not use it.
 
-    Raises a UserError if the source is neither a directory nor a hub name, or if its download fails.
+    Raises a UserError if the source is neither a directory nor a hub name, if its download fails, or if its config.json is
+    not that of a Llama.
     """
-    return None if run.model.source == "scratch" or run.initialize_from else _source_folder(run.model.source)
+    if run.model.source == "scratch" or run.initialize_from:
+        return None
+    folder = _source_folder(run.model.source)
+    read_config(folder)  # before the tokenizer, which may not load where the model is of another kind
+    return folder
 
 
 # Not the weights a second time, which some models have in folders or in Meta's form.
-_FETCHED = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
+_FETCHED = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
 
 
 def is_hub_name(source: str) -> bool:
@@ -65,7 +70,7 @@ def _source_folder(source: str) -> Path:
     try:
         first = fetch(allow_patterns=["config.json"])
         read_config(first)  # before gigabytes of a model that cannot be read
-        fetched = fetch(allow_patterns=_FETCHED, ignore_patterns=["*/*", "consolidated*"])
+        fetched = fetch(allow_patterns=_FETCHED, ignore_patterns=["*/*", "consolidated*", "adapter_*"])
     except UserError:
         raise
     except Exception as error:  # of many types

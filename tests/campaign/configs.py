@@ -234,7 +234,7 @@ def _stored(rng: random.Random, folder: Path) -> Case:
         (what, data), harmless = damaged_bytes(rng, data), False
     (folder / "config.json").write_bytes(data)
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")
         given, twice = flatten(json.loads(text)), has_duplicates(text)
     except (ValueError, AttributeError, RecursionError):
         given, twice = None, False

@@ -99,7 +99,7 @@ def _read_again(suffix: str, content: bytes) -> list[Row] | None:
         documents = _documents(suffix, content)
         if suffix == ".txt":
             return [_equations(line) for line in documents] or None
-        found = [json.loads(text, parse_float=_digits, parse_constant=lambda _: ...) for text in documents]
+        found = [json.loads(text, parse_float=_digits, parse_constant=lambda _: None) for text in documents]
         rows = found[0] if suffix == ".json" else found
         if not isinstance(rows, list):
             return None
@@ -130,7 +130,7 @@ def _as_text(value: Any) -> Any:
 
 def _row(row: Record) -> Row:
     question, answer, steps = _whole(_as_text(row["question"])), _whole(_as_text(row["answer"])), row.get("steps")
-    steps = _as_text(steps) or []
+    steps = [] if steps is None else _as_text(steps)
     if isinstance(steps, str):
         steps = [line for line in steps.split("\n") if line.strip()]
     if not isinstance(steps, list):

@@ -174,13 +174,13 @@ def _other_tensors(rng: random.Random, content: bytes) -> tuple[str, bytes]:
 
 def _wrong(config: LlamaConfig, state: nnx.State, files: Files, with_logits: bool) -> str | None:
     """Compares a model that was read with what its files say."""
-    text = files["config.json"].decode()
+    text = files["config.json"].decode("utf-8-sig")
     content = json.loads(text)
     try:
         if "model.safetensors" in files:
             tensors = tensors_of(files["model.safetensors"])
         else:
-            placed = json.loads(files[_INDEX])["weight_map"]
+            placed = json.loads(files[_INDEX].decode("utf-8-sig"))["weight_map"]
             tensors = {}
             for file in set(placed.values()):
                 tensors |= tensors_of(files[file])
