@@ -76,7 +76,7 @@ def _wait_for(host: str, port: int) -> None:
     tried_until = time.monotonic() + _SECONDS_TO_MEET
     while True:
         try:
-            socket.create_connection((host, port), timeout=10).close()
+            socket.create_connection((host.strip("[]"), port), timeout=10).close()
             return
         except OSError as error:
             if time.monotonic() > tried_until:

@@ -146,7 +146,12 @@ def test_numbers_have_the_digits_of_the_file(tmp_path):
         ("a.jsonl", '{"question": "a", "answer": 1e99999999}\n', "line 1", '"answer" must be a text, not Decimal'),
         ("a.jsonl", '{"question": "a", "answer": 1e99999999999999999999}\n', "line 1", '"answer" must be a text'),
         ("a.jsonl", '{"question": "a", "answer": "so\\n7"}\n', "line 1", 'must be "#### N", or "steps" hold the lines'),
-        ("a.jsonl", '{"question": "a", "answer": "#### 7\\nor 8"}\n', "line 1", '"answer" goes on after "#### N"'),
+        (
+            "a.jsonl",
+            '{"question": "a", "answer": "#### 7\\nor 8"}\n',
+            "line 1",
+            'must be "#### N", or "steps" hold the lines',
+        ),
         ("a.jsonl", '{"question": "a", "answer": "7", "threads": 3}\n', "line 1", '"threads" must be a list of lists'),
         ("a.jsonl", '{"question": "a", "answer": "so 7\\n####"}\n', "line 1", '"answer" is empty'),
         ("a.jsonl", '{"question": " ", "answer": "#### 7"}\n', "line 1", '"question" is empty'),
@@ -170,7 +175,7 @@ def test_numbers_have_the_digits_of_the_file(tmp_path):
             "a.json",
             "to end in .jsonl",
         ),
-        ("a.json", '{"version": 1, "data": []}', "a.json", "take the list out of its key 'data'"),
+        ("a.json", '{"version": 1, "data": [{}]}', "a.json", "take the list out of its key 'data'"),
         ("a.json", '[{"question": "a", "answer": "b", "steps": ["c", " "]}]', "item 1", '"steps"'),
         ("a.jsonl", '{"question": "a", "answer": ' + "1" * 5000 + "}", "line 1", "broken JSON"),
         ("a.json", "[" + "1" * 5000 + "]", "a.json", "unreadable JSON"),
@@ -339,3 +344,17 @@ def test_both_forms_of_gsm8k_agree(shared_data):
     equations = load_problems(str(shared_data / "gsm8k_aug/test.txt"))
     strip = str.maketrans("", "", ", ")
     assert [p.answer.translate(strip) for p in prose] == [p.answer.translate(strip) for p in equations]
+
+
+def test_other_columns_and_headings_change_nothing(tmp_path):
+    """A column named threads holds no lists in a csv, SVAMP's names may stand beside ours, and a heading is no marker."""
+    columns = write(tmp_path, "a.csv", "question,answer,threads,Question,Body,Equation\nq,1,forum-12,x,y,z\n")
+    assert load_problems(columns) == [Problem("q", (), "1")]
+    heading = write(tmp_path, "b.jsonl", json.dumps({"q": "q", "a": "It says\n#### Solution\nis 5"}))
+    assert load_problems(heading, ("q", "a"))[0].answer == "It says\n#### Solution\nis 5"
+
+
+def test_exponents_of_svamp_are_numbers(tmp_path):
+    row = {"Body": "b.", "Question": "q?", "Equation": "( 500.0 + 500.0 )"}
+    path = write(tmp_path, "a.json", json.dumps([row]).replace("}", ', "Answer": 1e3}'))
+    assert load_problems(path)[0].answer == "1000"

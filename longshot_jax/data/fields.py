@@ -34,7 +34,7 @@ def texts_of(row: Any, fields: Sequence[str], place: str) -> Texts:
         if name not in row:
             advice = did_you_mean(name, map(str, row), f"there are {', '.join(map(str, row))}")
             raise UserError(f"{place}: there is no field {name!r} of config.data.fields: {advice}")
-    question, answer, *steps = (_plain(row[name]) for name in fields)
+    question, answer, *steps = (plain(row[name]) for name in fields)
     lines = steps[0] if steps and steps[0] is not None else []
     if isinstance(lines, str):
         if _is_list(lines):  # as pandas writes a column of lists into a csv
@@ -43,7 +43,7 @@ def texts_of(row: Any, fields: Sequence[str], place: str) -> Texts:
                 "rows as .jsonl or .parquet"
             )
         lines = [line for line in lines.split("\n") if line.strip()]  # only newlines end a line, as in every file
-    return question, list(map(_plain, lines)) if isinstance(lines, list) else lines, answer
+    return question, list(map(plain, lines)) if isinstance(lines, list) else lines, answer
 
 
 def _is_list(text: str) -> bool:
@@ -56,7 +56,7 @@ def _is_list(text: str) -> bool:
     return False
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A number as its digits, None for one that is none (a missing number in Parquet); anything else as it is."""
     if not isinstance(value, float | Decimal):
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -185,7 +185,11 @@ def _from_text_file(path: Path, suffix: str, from_row: Read[Any]) -> list[Proble
     if suffix == ".csv" and from_row is _from_row and not has_own_columns(text):
         return [_from_texts(*row) for row in from_csv(path, text)]
     if suffix == ".csv":
-        return [from_row(*row) for row in csv_rows(path, text)]
+        # A column of this name holds no lists.
+        return [
+            from_row(place, row if from_row is not _from_row else row | {"threads": None})
+            for place, row in csv_rows(path, text)
+        ]
     from_line: Read[str] = partial(_from_json_line, from_row) if suffix == ".jsonl" else _from_equation_line
     # Only newlines end a line: U+2028 may occur in a question.
     lines = enumerate(text.split("\n"), start=1)
@@ -198,7 +202,7 @@ def _from_json(path: Path, text: str, from_item: Read[Any]) -> list[Problem]:
     try:
         items = read_json_text(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and error.lineno > 1:
+        if error.msg == "Extra data" and error.lineno > 1 and text.lstrip().startswith("{"):
             raise UserError(f"{path} has an object a line, which is JSON Lines: rename it to end in .jsonl") from None
         raise UserError(f"{path}, line {error.lineno}: broken JSON ({error.msg}): fix the file") from None
     except RecursionError:
@@ -206,7 +210,10 @@ def _from_json(path: Path, text: str, from_item: Read[Any]) -> list[Problem]:
     except ValueError as error:  # such as a number with more digits than Python reads
         raise UserError(f"{path}: unreadable JSON ({error}): fix the file") from None
     if not isinstance(items, list):
-        lists = [key for key, value in items.items() if isinstance(value, list)] if isinstance(items, dict) else []
+        pairs = items.items() if isinstance(items, dict) else ()
+        lists = [
+            key for key, value in pairs if isinstance(value, list) and any(isinstance(each, dict) for each in value)
+        ]
         if len(lists) == 1:
             raise UserError(f"{path} holds an object with a list: take the list out of its key {shown(lists[0])}")
         raise UserError(f"{path} holds no JSON list: give a list of objects with question, steps and answer")
@@ -229,7 +236,7 @@ def _from_json_line(from_row: Read[Any], place: str, line: str) -> Problem:
 
 def _from_row(place: str, row: Any) -> Problem:
     """The problem of a row with the plain names, or of one of SVAMP or MultiArith."""
-    if is_word_problem(row):
+    if is_word_problem(row) and not {"question", "answer"} <= row.keys():
         return _from_texts(place, from_json_row(place, row))
     if not isinstance(row, dict):
         raise UserError(f"{place}: not an object with question and answer: fix or remove it")
@@ -253,10 +260,8 @@ def _from_named_row(fields: Sequence[str], place: str, row: Any) -> Problem:
     question, steps, answer = texts_of(row, fields, place)
     question, answer = _text(place, fields[0], question), _text(place, fields[1], answer)
     told, marker, number = answer.rpartition("####")
-    if marker:
+    if marker and "\n" not in number.strip():  # otherwise a heading of Markdown, say
         answer = _text(place, fields[1], number)
-        if "\n" in answer:
-            raise UserError(f'{place}: "{fields[1]}" goes on after "#### N": end it there, or remove the item')
         steps = steps or [line for line in told.split("\n") if line.strip()]
     return Problem(question, _steps(place, fields[-1] if len(fields) > 2 else "steps", steps), answer)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longshot_jax.data.equations import Tree, decimal, from_infix, from_prefix, number_of, written_steps
-from longshot_jax.data.fields import csv_rows
+from longshot_jax.data.fields import csv_rows, plain
 from longshot_jax.errors import UserError
 
 Texts = tuple[str, tuple[str, ...], str]
@@ -81,7 +81,7 @@ def _equation(place: str, text: Any, read: Any) -> Tree:
 
 def _fraction(place: str, key: str, value: Any) -> Fraction:
     try:
-        return number_of(str(value))
+        return number_of(str(plain(value)))  # 1e3 in JSON is 1000
     except ValueError:
         raise UserError(f"{place}: {key} must be a number, not {str(value)[:40]!r}: fix or remove it") from None
 

@@ -13,7 +13,7 @@ def other_form(place: Path) -> str | None:
         return "adapters of PEFT are not read: merge them into their model (merge_and_unload) and save that with save_pretrained"
     if _first(place, "consolidated*.pth") or _first(place, "params.json"):
         return "Meta's own form is not read: give the same model in Hugging Face's form"
-    if bin_file := _first(place, "*.bin"):
+    if bin_file := _first(place, "pytorch_model*.bin"):
         return (
             f"{bin_file.name} is not read: write safetensors with transformers, "
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
