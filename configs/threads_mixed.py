@@ -9,7 +9,7 @@ three trajectories 99.9, 99.2 and 99.6 %. The best checkpoint is chosen by accur
 more trajectories, so evaluate the latest.
 
 With up to five chains PPO first learns with always five trajectories, and the choice comes after that: straight from the curriculum one of
-two seeds did as well, and the other gave up on questions of five (docs/results.md, "Up to five trajectories").
+two seeds did as well, and the other gave up on questions of five (docs/results/parallel.md, "Up to five trajectories"; docs/results.md sums up).
 
 Cost: eight minutes on one CPU core (seed 0: 473 s for 2,000 updates of 64 questions and 200 iterations of PPO).
 
