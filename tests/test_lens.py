@@ -180,7 +180,9 @@ def test_the_donor_experiment_refuses_other_thoughts_than_one_a_step(model, mode
 @pytest.mark.parametrize("rule", [ThoughtRule("steps", 1), ThoughtRule("steps", 9, per_step=0, stage=1)], ids=str)
 def test_thoughts_that_the_checkpoints_stage_does_not_have_are_told(model, rule):
     early = replace(model.model, stage_rule=rule, source=model.model.source | {"stage": 1})
-    assert trained_to(early, 2) == "the checkpoint is of stage 1, which trains the first 1 thoughts alone"
+    assert trained_to(early, 2).startswith(
+        "the checkpoint is of stage 1, which trains the first 1 thoughts; later ones"
+    )
     assert trained_to(early, 1) == trained_to(model.model, 4) == trained_to(replace(early, stage_rule=None), 9) == ""
 
 

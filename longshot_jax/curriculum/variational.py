@@ -99,7 +99,7 @@ def unit_after(sums: dict[str, Array], before: Float[Array, ""]) -> Float[Array,
 def variational_metrics(sums: dict[str, Array], problems: int, unit: Float[Array, ""]) -> dict[str, Array]:
     """KL in nats per problem and per thought; standard deviations relative to the rms of thoughts, as `std` is."""
     of_slot = jnp.maximum(sums["thoughts"], 1.0)
-    # Not the sum of the maxima: a slot that nobody took would count as a thought without noise.
+    # Counts taken thoughts only; `of_slot` has 1 for a slot without any.
     number = jnp.maximum(jnp.sum(sums["thoughts"]), 1.0)
     metrics = {"kl": jnp.sum(sums["kl"]) / problems}
     metrics |= {name: sums[name] / (number * unit) for name in STDS}

@@ -77,7 +77,10 @@ def trained_to(model: Pretrained, longest: int) -> str:
     most = rule.max_thoughts if rule.per_step else min(rule.max_thoughts, rule.stage)
     if longest <= most:
         return ""
-    return f"the checkpoint is of stage {model.source['stage']}, which trains the first {most} thoughts alone"
+    return (
+        f"the checkpoint is of stage {model.source['stage']}, which trains the first {most} thoughts; later ones are trained "
+        "only where problems have a random stage (config.curriculum.uniform_prob)"
+    )
 
 
 def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: int = 250) -> DonorResult:
