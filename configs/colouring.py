@@ -1,11 +1,11 @@
 r"""Colour a graph's nodes with three colours: seven nodes, four thoughts, many right answers and 4,000 different problems.
 
 What it is for: a question whose right answers differ, on which learned noise was tried (GRAM: a prior over thoughts, trained by
-a variational bound). As it stands it is the deterministic arm; the commands in docs/results.md, "Learned noise", make the other. All steps are replaced by
+a variational bound). As it stands it is the deterministic arm; the commands in docs/results/learned_noise.md make the other. All steps are replaced by
 thoughts from the start: a first try with the steps written learned less (8 nodes, two layers: 12.9 % of validation questions after 1,500
 updates).
 
-What it reaches (docs/results.md, "Learned noise"): 37.3 and 37.8 % of 1,000 held-out graphs (two seeds), 43.8 and 40.6 % with 600 more
+What it reaches (docs/results/learned_noise.md): 37.3 and 37.8 % of 1,000 held-out graphs (two seeds), 43.8 and 40.6 % with 600 more
 updates of the curriculum. Learned noise adds nothing: the same answers, and the value head does not choose a right one of eight.
 
 Cost: 4 to 6 minutes of curriculum and 3 to 8 of PPO, on one CPU core with two to four other runs.

@@ -3,7 +3,7 @@
 What it is for: to run the curriculum and PPO end to end on real questions without pretrained parameters. The model has
 6 layers of width 384, 10.6 million parameters besides the embeddings, and a byte-level BPE of 2,048 tokens trained on
 the questions, one token per digit. At this size and a few thousand updates arithmetic word problems are not learned:
-expect a falling loss and an accuracy of a few per cent (figures of one run: docs/results.md).
+expect a falling loss and an accuracy of a few per cent (figures of one run: docs/results/from_scratch.md).
 
 Cost: 2,000 supervised updates and 2,000 of PPO; one to two hours on one CPU core.
 

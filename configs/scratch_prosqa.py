@@ -5,7 +5,7 @@ statistics) and to test on the published validation file. The model has 6 layers
 besides the embeddings, and a byte-level BPE trained on the problems. Symbolic ProsQA takes hundreds of epochs from
 scratch (COCONUT with two layers of width 768: 300 epochs at batch 256, 98 %). Here, with a few thousand small updates,
 expect a falling loss and at best the accuracy of guessing between the two candidates (figures of one run:
-docs/results.md).
+docs/results/from_scratch.md).
 
 Cost: 2,040 supervised updates and 2,000 of PPO; one to two hours on one CPU core.
 

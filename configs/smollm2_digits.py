@@ -6,9 +6,9 @@ What it is for: the smallest way to thoughts of a pretrained Llama that its answ
 - `curriculum`: each of the two tokens becomes a thought, the mean of all token embeddings by their probabilities
   (`thoughts.feedback = "vocabulary"`). A model that is certain of its text thinks the same, so nothing has to be learned for it:
   the short stage teaches the stop head where the thoughts end. Where the steps are not known, PPO teaches it the same
-  (docs/results.md, PPO in soft tokens).
+  (docs/results/pretrained.md, PPO in soft tokens).
 
-What it reaches (docs/results.md, 1,000 held-out questions, seed 0): 89.0 % in text, 88.6 % in thoughts before any
+What it reaches (docs/results/pretrained.md, 1,000 held-out questions, seed 0): 89.0 % in text, 88.6 % in thoughts before any
 update of the second phase, 88.1 % after it; with thoughts of another question 12.1 %, without steps 36.7 %.
 
 Cost: 8 GB and about 25 minutes of two CPU cores.

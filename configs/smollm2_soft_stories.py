@@ -7,7 +7,7 @@ What it is for: thoughts of a pretrained Llama that its answers read, with steps
   probabilities. A model that is certain of its text thinks the same without any training, so only the stop head learns: to
   stop where the steps would end.
 
-What it reaches (docs/results.md, 1,000 held-out questions, seeds 0 and 1): 83.6 and 82.9 % with thoughts that stop by themselves; with
+What it reaches (docs/results/pretrained.md, 1,000 held-out questions, seeds 0 and 1): 83.6 and 82.9 % with thoughts that stop by themselves; with
 replaced thoughts at most 3.7 and 12.8 %. In text 84.5 and 84.6 %.
 
 Cost: 9 GB and 50 minutes of one CPU core.

@@ -8,7 +8,7 @@ What it is for: the whole path of a pretrained Llama in one resumable run, and t
   thoughts alone (`question_hidden`): otherwise short problems are answered from the question, and thoughts stay unread.
 - `ppo`: rewards alone, with the gradient through the thoughts (`pathwise`), which needs few trajectories.
 
-What it reaches (docs/results.md, one seed, 1,000 held-out questions): `text` answers 93.2 %. The thoughts do not work yet: after
+What it reaches (docs/results/pretrained.md, one seed, 1,000 held-out questions): `text` answers 93.2 %. The thoughts do not work yet: after
 stages of 234 updates, 45,000 sequences in all, 42.3 % are right, as many as with other questions' thoughts (38.0 %), with pause
 tokens (41.7 %) and without any steps (40.4 %); 120 iterations of PPO change nothing. The loss of explaining a
 step from its thoughts was still falling at the end, so a stage below has 800 updates. Such a run was not made.

@@ -3,7 +3,7 @@
 What it is for: the recipe of `smollm2_soft_stories.py` on text that people wrote. Most problems have one operation, some two. Their
 numbers are drawn anew, so that three thousand problems do not repeat.
 
-What it reaches (docs/results.md, 1,000 problems of SVAMP, seed 0): 17.2 % with thoughts that stop by themselves, at most 3.3 % with
+What it reaches (docs/results/pretrained.md, 1,000 problems of SVAMP, seed 0): 17.2 % with thoughts that stop by themselves, at most 3.3 % with
 replaced ones, 18.3 % in text: the text is what limits it, after 4,800 sequences, and two thirds of its equations are not those of the problem.
 On held-out training problems the text reaches 59.9 %. A longer text phase needs a GPU.
 

@@ -4,7 +4,7 @@ What it is for: the smallest task that trajectories can share. Two chains of thr
 one trajectory, and three for two with roles. One trajectory reaches the same if it is taught chain by chain, with several times the
 updates (three chains, one seed).
 
-What it reaches (docs/results.md): 98.6 to 99.9 % of 2,000 held-out questions with both results right over five seeds, after 2,725 to
+What it reaches (docs/results/parallel.md): 98.6 to 99.9 % of 2,000 held-out questions with both results right over five seeds, after 2,725 to
 3,928 updates. With all thoughts replaced both results are right in about 1 %, with one trajectory's replaced in about
 10 % or less, which is chance. With `last_stage_loss` 0.02, they reached 94.2 to 99.3 % after 1,807 to 2,443 updates: the last
 stage then may end while its running loss, which swings, is not low for good. Three chains with three trajectories: 94.2 to 99.6 %,

@@ -3,13 +3,13 @@
 What it is for: the number of trajectories as an action. The curriculum gives each chain a trajectory of its own, by labels. PPO
 is never told how many chains a question has: it earns 1 for all results right, less 0.2 for each trajectory.
 
-What it reaches (docs/results.md): three seeds, 2,000 held-out questions. As many trajectories as chains for every question, and 100.0,
+What it reaches (docs/results/parallel.md): three seeds, 2,000 held-out questions. As many trajectories as chains for every question, and 100.0,
 99.8 and 99.4 % with all results right. The curriculum alone, whose numbers are given, reaches 98.5, 97.8 and 97.8 %, PPO with always
 three trajectories 99.9, 99.2 and 99.6 %. The best checkpoint is chosen by accuracy alone, and an earlier one may be as accurate with
 more trajectories, so evaluate the latest.
 
 With up to five chains PPO first learns with always five trajectories, and the choice comes after that: straight from the curriculum one of
-two seeds did as well, and the other gave up on questions of five (docs/results/parallel.md, "Up to five trajectories"; docs/results.md sums up).
+two seeds did as well, and the other gave up on questions of five (docs/results/parallel.md, "Up to five trajectories").
 
 Cost: eight minutes on one CPU core (seed 0: 473 s for 2,000 updates of 64 questions and 200 iterations of PPO).
 

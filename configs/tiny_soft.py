@@ -6,7 +6,7 @@ What it is for: the recipe of the pretrained models (`smollm2_gsm8k.py`, `single
 - `curriculum`: each of these tokens becomes a thought, without training the backbone; the stop head learns where they end.
 - `ppo`: rewards for correct answers alone. A sampled thought is a drawn token.
 
-What it reaches (2,000 validation questions, seeds 0 to 4; docs/results.md has more): in soft tokens 82, 86, 82, 85 and 86 %, after
+What it reaches (2,000 validation questions, seeds 0 to 4; docs/results/pretrained.md has more): in soft tokens 82, 86, 82, 85 and 86 %, after
 PPO 85, 99.9, 95, 99.5 and 94 %. In seed 0 chains of four gain 26 points, and chains of three lose 15.
 
 Cost: one and a half to five minutes of one CPU core.
