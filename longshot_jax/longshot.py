@@ -209,7 +209,7 @@ class LongShot:
             if anew is not None:
                 chosen, answer = None, anew[row].removesuffix(UNFINISHED)
             else:
-                chosen = choose(fusion, answers, decoded.answer_values[row][: len(answers)]) if len(answers) > 1 else 0
+                chosen = choose(fusion, answers, decoded.values[row][: len(answers)]) if len(answers) > 1 else 0
                 answer = trajectories[chosen].answer
             generations.append(Generation(questions[row], answer, chosen, trajectories))
         results = generations if return_all_trajectories else [each.answer for each in generations]

@@ -19,7 +19,7 @@ COUNTS, ACTIVE = np.array([[1, 2], [2, 0], [1, 0]]), np.array([[True, True], [Tr
 
 def measured(monkeypatch, thoughts, stops_trained=True):
     stops = np.broadcast_to(np.linspace(0, 1, 3), (3, 2, 3))
-    greedy = Trajectories(COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, stops, thoughts, ACTIVE)
+    greedy = Trajectories(COUNTS, COUNTS, COUNTS, COUNTS, stops, thoughts, ACTIVE)
 
     def evaluate(*_, watch, **__):
         watch(greedy)

@@ -26,7 +26,7 @@ from longshot_jax.thoughts.joint import decode_jointly, join_trajectories
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Params, decoding_reasoner
 from longshot_jax.thoughts.roles import begin_trajectories
-from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, at_last_thought, at_last_token, sample_rollout
+from longshot_jax.thoughts.rollout import RolloutShape, Temperatures, at_last_thought, sample_rollout
 from longshot_jax.thoughts.stopping import Lengths, active_trajectories
 from longshot_jax.thoughts.think import encode, think_given
 
@@ -40,7 +40,6 @@ class Trajectories:
       ended: Bool [B, N], whether there is an end token.
       num_thoughts: Int [B, N].
       values: Float [B, N], expected return after the last thought.
-      answer_values: Float [B, N], expected return of the written answer, before its end token; a joined answer's in the first column.
       stop_probabilities: Float [B, N, T + 1], at h_0 ... h_T.
       thoughts: Float [B, N, T, D], embeddings that were fed back.
       active: Bool [B, N], trajectories that exist, if the model chose their number; None if all N exist.
@@ -52,7 +51,6 @@ class Trajectories:
     ended: Array
     num_thoughts: Array
     values: Array
-    answer_values: Array
     stop_probabilities: Array
     thoughts: Array
     active: Array | None = None
@@ -171,7 +169,6 @@ class Decoder:
                 ended=rollout.ended,
                 num_thoughts=rollout.num_thoughts,
                 values=at_last_thought(scores.thoughts.values, rollout.num_thoughts),
-                answer_values=at_last_token(scores.tokens.values, rollout.token_mask),
                 stop_probabilities=jax.nn.sigmoid(scores.thoughts.stop_logits),
                 thoughts=rollout.embeddings,
                 active=rollout.active,
@@ -212,7 +209,6 @@ class Decoder:
             ended=answers.ended,
             num_thoughts=thoughts.num_thoughts,
             values=reasoner.navigator.value(thoughts.last_hidden),
-            answer_values=at_last_token(answers.scores.values, answers.mask),
             stop_probabilities=jax.nn.sigmoid(reasoner.navigator.stop_logit(thoughts.hidden)),
             thoughts=thoughts.embeddings,
             active=active,

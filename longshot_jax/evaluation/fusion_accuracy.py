@@ -48,7 +48,7 @@ def adaptive_vote(batches: Batches, temperatures: Temperatures) -> tuple[float, 
     number, texts = samples.active.sum(axis=1), answer_texts(samples.tokens, decoder.layout)
     chosen = [
         answers[choose("vote", answers[:count], values[:count])]
-        for answers, values, count in zip(texts, samples.answer_values, number, strict=True)
+        for answers, values, count in zip(texts, samples.values, number, strict=True)
     ]
     return batches.accuracy(chosen), float(number.mean())
 
@@ -63,7 +63,7 @@ def fusion_accuracies(
     """
     accuracies = {}
     for kind in CHOOSING:
-        chosen = [answers[choose(kind, answers, values)] for answers, values in zip(texts, samples.answer_values, strict=True)]
+        chosen = [answers[choose(kind, answers, values)] for answers, values in zip(texts, samples.values, strict=True)]
         accuracies[kind] = batches.accuracy(chosen)
     number = samples.num_thoughts.shape[1]
     if number < 2 or not batches.decoder.max_thoughts or batches.decoder.layout.mode == "pause":

@@ -39,7 +39,7 @@ from longshot_jax.thoughts.rollout import (
     RolloutShape,
     Scores,
     Temperatures,
-    at_last_token,
+    at_last_thought,
     reached_positions,
     sample_rollout,
 )
@@ -317,7 +317,7 @@ class PPOPrograms:
         if rollout.num_trajectories is not None:
             outcome |= {"num_trajectories": rollout.num_trajectories, "active": rollout.active}
         if config.rewards.vote_correct:
-            outcome["values"] = at_last_token(recorded.tokens.values, rollout.token_mask)
+            outcome["values"] = at_last_thought(recorded.thoughts.values, rollout.num_thoughts)
         if config.rewards.diversity:
             outcome["diversity"] = diversity(rollout.actions, rollout.thought_mask)
         rows, whole = batch_sharding(self.mesh), replicated(self.mesh)

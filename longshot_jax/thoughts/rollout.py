@@ -186,16 +186,6 @@ def at_last_thought(values: Float[Array, "B N Tplus1"], num_thoughts: Int[Array,
     return jnp.take_along_axis(values, num_thoughts[..., None], axis=-1)[..., 0]
 
 
-def at_last_token(values: Float[Array, "B N A"], mask: Bool[Array, "B N A"]) -> Float[Array, "B N"]:
-    """Values of the written answers: those before their last token, which is the end token of an ended one; 0 without tokens.
-
-    Unlike the value after the last thought it depends on the tokens that were drawn: a verifier (Cobbe et al. 2021,
-    arXiv:2110.14168).
-    """
-    last = jnp.maximum(jnp.sum(mask, axis=-1) - 1, 0)
-    return jnp.take_along_axis(values, last[..., None], axis=-1)[..., 0]
-
-
 def score_thoughts(
     reasoner: Reasoner,
     rollout: Rollout,
