@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import Any
 
 # Seconds that background threads have to end after an error; several processes leave together, which takes longer.
@@ -52,6 +53,14 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str, form: str = "{
     """Advice for a misspelt name: the nearest known one, written by `form`, or `otherwise`."""
     near = difflib.get_close_matches(name, list(known), 1, cutoff)
     return f"did you mean {form.format(near[0])}?" if near else otherwise
+
+
+def whole_argument(name: str, value: Any, least: int, end: int, other: str = "") -> int:
+    """A whole number from `least` to before `end`, of Python's or NumPy's types; a UserError for anything else."""
+    number = -1 if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+    if not least <= number < end:
+        raise UserError(f"{name} is {shown(value)}: it must be a whole number from {least} to {end - 1}{other}.")
+    return number
 
 
 def line_of(error: BaseException, file: str) -> int | None:

@@ -16,9 +16,9 @@ from longshot_jax.checkpoints.checkpoint import Which
 from longshot_jax.checkpoints.pretrained import LOST_SIDECAR, Pretrained, load_pretrained
 from longshot_jax.config.curriculum import has_thoughts
 from longshot_jax.data.layout import Layout
-from longshot_jax.data.own import Grade, by_problem
-from longshot_jax.data.problems import Problem
-from longshot_jax.errors import UserError, shown
+from longshot_jax.data.own import Grade, by_problem, checked_grade
+from longshot_jax.data.problems import Problem, checked_problem
+from longshot_jax.errors import UserError, shown, whole_argument
 from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.batches import UNFINISHED, Decoded, answer_texts
 from longshot_jax.evaluation.decoder import Decoder
@@ -102,7 +102,7 @@ class LongShot:
             latent_token_id = model.layout.tokenizer.latent
         rows = model.backbone.vocab_size
         if latent_token_id is not None:
-            latent_token_id = _whole("latent_token_id", latent_token_id, 0, 2**63)
+            latent_token_id = whole_argument("latent_token_id", latent_token_id, 0, 2**63)
         if latent_token_id is not None and latent_token_id >= rows:
             raise UserError(
                 f"latent_token_id {latent_token_id} is not a token of {path}: give one from 0 to {rows - 1}."
@@ -125,7 +125,7 @@ class LongShot:
         Args:
           question: a text, or a list of texts, which returns a list.
           num_trajectories: 1 decodes greedily, where a joined answer has as many as the model chooses; more are sampled and
-            fused. `own`: the model chooses the number, if PPO trained it to.
+            fused, or joined where that is the number of training. `own`: the model chooses the number, if PPO trained it to.
           return_all_trajectories: return a `Generation` instead of the text of the answer.
           thoughts: number of thoughts, `own` (the stop head decides) or `fixed` (the largest of training), after which the answer follows at once. None: the stop head decides where
             PPO or the curriculum trained it; after another curriculum, the largest number of its stage. After a curriculum
@@ -139,25 +139,26 @@ class LongShot:
           UserError: an argument is of another kind or out of range, a question is empty or too long, there is no tokenizer, or the
             model cannot have thoughts.
         """
-        questions: list[Any] = (
-            [question] if isinstance(question, str) or not hasattr(question, "__iter__") else list(question)
-        )
+        try:
+            questions: list[Any] = [question] if isinstance(question, str) else list(question)
+        except TypeError:  # no list of any kind
+            questions = [question]
         if not all(isinstance(text, str) for text in questions):
             raise UserError(f"the question is {shown(question)}: give a text, or a list of texts.")
         if not all(text.strip() for text in questions):
             raise UserError("the question is empty: ask one.")
-        if num_trajectories != "own":
-            num_trajectories = _whole("num_trajectories", num_trajectories, 1, _MOST, " or 'own'")
+        if not (isinstance(num_trajectories, str) and num_trajectories == "own"):
+            num_trajectories = whole_argument("num_trajectories", num_trajectories, 1, _MOST, " or 'own'")
         if answer_length is not None:
-            answer_length = _whole("answer_length", answer_length, 1, _MOST)
-        seed = _whole("seed", seed, 0, 2**63)
-        adaptive = num_trajectories == "own"
+            answer_length = whole_argument("answer_length", answer_length, 1, _MOST)
+        seed = whole_argument("seed", seed, 0, 2**63)
+        adaptive = isinstance(num_trajectories, str)
         if adaptive and not self.model.max_trajectories:
             raise UserError(
                 "num_trajectories is 'own', but this model does not choose their number: give a number, or train it "
                 "with config.thoughts.max_trajectories."
             )
-        number = self.model.max_trajectories if num_trajectories == "own" else num_trajectories
+        number: int = self.model.max_trajectories if adaptive else num_trajectories  # pyright: ignore[reportAssignmentType]
         # A greedy joined answer has as many trajectories as the model chooses, as in an evaluation.
         adaptive = adaptive or bool(self.model.joined and self.model.max_trajectories and number == 1)
         if fusion not in (*CHOOSING, "attend", "mean"):
@@ -165,6 +166,11 @@ class LongShot:
         if self.model.joined and fusion != "vote":
             raise UserError(
                 f"fusion {fusion!r} is of several answers, and this model joins its trajectories: leave it out."
+            )
+        if self.model.joined and number not in (1, self.model.joined):
+            raise UserError(
+                f"num_trajectories is {number}, and an answer of this model joins {self.model.joined}: give that number, which "
+                "samples them, or 1 for the greedy answer."
             )
         if not questions:
             return []
@@ -247,10 +253,11 @@ class LongShot:
         """
         if not isinstance(problems, Sequence) or not len(problems) or not isinstance(problems[0], Problem):
             raise UserError(f"problems are {shown(problems)}: give at least one, such as those of load_problems(path).")
+        problems = [checked_problem(f"problem {place + 1}", problems[place]) for place in range(len(problems))]
         if not callable(grade):
             raise UserError(f"grade is {shown(grade)}: give a function of a problem and the text of an answer.")
-        num_trajectories = _whole("num_trajectories", num_trajectories, 0, _MOST)
-        batch_size, seed = _whole("batch_size", batch_size, 1, _MOST), _whole("seed", seed, 0, 2**63)
+        num_trajectories = whole_argument("num_trajectories", num_trajectories, 0, _MOST)
+        batch_size, seed = whole_argument("batch_size", batch_size, 1, _MOST), whole_argument("seed", seed, 0, 2**63)
         (rule, steps_written), temperatures = self._rule(thoughts, known_steps=True), self.model.temperatures
         results = evaluate(
             self._decoder(rule, None, steps_written),
@@ -264,7 +271,7 @@ class LongShot:
             seed=seed,
             controls=controls,
             question_hidden=controls and self.model.question_hidden,
-            grade=grade,
+            grade=lambda problem, text: checked_grade("grade", grade(problem, text), f" for {shown(text, 40)}"),
             decoded=decoded,
         )
         results["config"] = {
@@ -275,6 +282,7 @@ class LongShot:
             "stop_temperature": float(temperatures.stop),
             "token_temperature": float(temperatures.token),
             "thoughts": vars(rule),
+            "thoughts_asked": thoughts,
             "steps_written": steps_written,
             **self.model.source,
         }
@@ -337,24 +345,25 @@ class LongShot:
     def _rule(self, thoughts: Any, known_steps: bool = False) -> tuple[ThoughtRule, bool]:
         """The requested number of thoughts, or that of training, and whether steps may be written after them."""
         trained = self.model.rule
+        words = ("own", "steps", "fixed") if known_steps else ("own", "fixed")  # of a question alone no steps are known
+        named = isinstance(thoughts, str) and thoughts in words
+        if not (thoughts is None or named or isinstance(thoughts, Integral)):
+            raise UserError(f"thoughts is {shown(thoughts)}: it must be a whole number, or one of {', '.join(words)}.")
         if thoughts and self.model.lost_sidecar:
             raise UserError(f"{LOST_SIDECAR}, or leave the number of thoughts out.")
         if isinstance(thoughts, Integral):
-            thoughts = _whole("thoughts", thoughts, 0, _MOST)
+            thoughts = whole_argument("thoughts", thoughts, 0, _MOST)
             trained_here = self.model.source["mode"] != "plain"
             if thoughts and trained_here and not has_thoughts(self._layout().mode):
                 raise UserError(f"a model of mode {self._layout().mode!r} has no thoughts: leave their number out.")
             return ThoughtRule("fixed", thoughts), False
-        words = ("own", "steps", "fixed") if known_steps else ("own", "fixed")  # of a question alone no steps are known
         if thoughts == "own" and not trained.stops:
             raise UserError(
                 f"thoughts is 'own', but the stop head of this model was never trained: take {' or '.join(words[1:])} or a "
                 "number, or train the head with config.curriculum.guidance.stop or PPO."
             )
-        if thoughts in words:
-            return replace(trained, kind=thoughts), False  # pyright: ignore[reportArgumentType]
-        if thoughts is not None:
-            raise UserError(f"thoughts is {shown(thoughts)}: it must be a whole number, or one of {', '.join(words)}.")
+        if named:
+            return replace(trained, kind=thoughts), False
         if self.model.stage_rule is not None:
             trained = self.model.stage_rule
         # The number of steps of a bare question is unknown.
@@ -373,14 +382,6 @@ class LongShot:
             own = self.model.max_trajectories, self.model.coupling, self.model.joined
             self._decoders[key] = Decoder(self.model.graphdef, *key, *own)
         return self._decoders[key]
-
-
-def _whole(name: str, value: Any, least: int, end: int, other: str = "") -> int:
-    """A whole number from `least` to before `end`, of Python's or NumPy's types."""
-    number = -1 if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
-    if not least <= number < end:
-        raise UserError(f"{name} is {shown(value)}: it must be a whole number from {least} to {end - 1}{other}.")
-    return number
 
 
 def _trajectory(

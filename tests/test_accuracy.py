@@ -207,6 +207,16 @@ def test_repeated_questions_are_counted_once_beside_the_interval(decoder, proble
     assert results_table(twice).startswith("6 questions, 3 of them different\n")
 
 
+def test_the_table_says_what_was_asked_for_and_who_judged():
+    results = {
+        "count": 2, "accuracy": 0.5, "confidence_interval": [0.1, 0.9], "mean_thoughts": 0.0, "by_steps": {}, "controls": {},
+    }  # fmt: skip
+    assert "thoughts asked for" not in (table := results_table(results | {"config": {}})) and "right by" not in table
+    assert "no question used a thought" in table
+    asked = results_table(results | {"config": {"thoughts_asked": 0, "grader": "mine:half"}})
+    assert "thoughts asked for  0" in asked and "mine:half" in asked and "no question used a thought" not in asked
+
+
 def test_the_table_says_where_controls_may_write_steps_that_thoughts_replaced():
     results = {
         "accuracy": 0.5,

@@ -155,6 +155,23 @@ def test_thoughts_of_loaded_weights_are_normalised_unless_a_setting_or_an_earlie
             r"'navigator_residual' with gradient 'none' has no exact rescore",
         ),
         ({"thoughts": {"feedback": "vocabulary"}, "ppo": {"trainable": "navigator"}}, r"no weight that moves a thought.*'vocabulary'"),
+        (
+            {"thoughts": {"feedback": "hidden", "normalised": False}, "ppo": {"trainable": "navigator"}},
+            r"no weight that moves a thought.*'hidden'",
+        ),
+        (
+            {"ppo": {"trainable": "navigator", "gradient": "none", "min_thoughts": 3, "max_thoughts": 3}},
+            r"nothing to decide where config\.ppo\.min_thoughts and max_thoughts are both 3",
+        ),
+        (
+            {
+                "curriculum": {"mode": "cot"},
+                "thoughts": {"normalised": True},
+                "ppo": {"trainable": "navigator", "min_thoughts": 0, "max_thoughts": 0},
+            },
+            r"nothing to decide",
+        ),
+        ({"ppo": {"gamma": 0.9, "baseline": "group"}}, r"gamma 0\.9 discounts the returns of a critic.*'group'"),
     ],
 )  # fmt: skip
 def test_refusals_name_the_key(values, sentence):
@@ -386,7 +403,8 @@ def test_thought_slots_cover_every_stage():
     assert changed(curriculum__c_thought=2, curriculum__max_latent_stage=3).max_thoughts == 6
     assert changed(curriculum__mode="cot", phases=("curriculum",)).max_thoughts == 0
     assert changed(phases=("ppo",), ppo__max_thoughts=3).max_thoughts == 3
-    assert changed(phases=("ppo",), ppo__trainable="navigator", model__weight_dtype="bfloat16").max_thoughts == 6
+    navigator = {"ppo__trainable": "navigator", "ppo__gradient": "none", "model__weight_dtype": "bfloat16"}
+    assert changed(phases=("ppo",), **navigator).max_thoughts == 6
 
 
 def test_stored_settings_that_are_refused_today_are_still_read():

@@ -191,6 +191,12 @@ def test_generate(ppo):
         ({"question": " "}, "the question is empty"),
         ({"question": "a=1 " * 20}, "config.data.prompt_length is 26"),
         ({"question": QUESTION, "num_trajectories": 0}, "num_trajectories is 0: it must be a whole number from 1"),
+        (
+            {"question": QUESTION, "num_trajectories": np.array([1, 2])},
+            "num_trajectories is array.*: it must be a whole",
+        ),
+        ({"question": QUESTION, "thoughts": np.array([1, 2])}, "thoughts is array.*: it must be a whole number"),
+        ({"question": np.array(QUESTION)}, "the question is array.*: give a text, or a list of texts"),
         ({"question": QUESTION, "thoughts": -1}, "thoughts is -1: it must be a whole number from 0"),
         ({"question": QUESTION, "thoughts": 10**7}, "thoughts is 10000000: it must be a whole number"),
         ({"question": QUESTION, "thoughts": True}, "thoughts is True: it must be a whole number"),
@@ -216,6 +222,9 @@ def test_a_joined_answer_is_not_fused(tmp_path):
     for number, fusion in ((1, "attend"), (2, "mean"), (2, "best")):
         with pytest.raises(UserError, match=f"fusion '{fusion}' is of several answers, and this model joins"):
             model.generate(QUESTION, num_trajectories=number, fusion=fusion)
+    assert isinstance(model.generate(QUESTION, num_trajectories=2), str)
+    with pytest.raises(UserError, match="num_trajectories is 3, and an answer of this model joins 2"):
+        model.generate(QUESTION, num_trajectories=3)
 
 
 def test_an_answer_from_chosen_trajectories_attends_to_no_others(tmp_path, monkeypatch):
@@ -345,6 +354,14 @@ def test_another_number_of_trajectories_is_one_sentence(backbone, number):
         ({"batch_size": 0}, "batch_size is 0: it must be a whole number from 1"),
         ({"grade": "my:grader"}, "grade is 'my:grader': give a function"),
         ({"thoughts": "all"}, "thoughts is 'all': .* one of own, steps, fixed"),
+        ({"thoughts": np.array([1, 2])}, "thoughts is array.*: it must be a whole number"),
+        ({"problems": [Problem(QUESTION, (), "1"), "x"]}, "problem 2: 'x' is no problem"),
+        ({"problems": [Problem(QUESTION, (), 4)]}, 'problem 1: "answer" must be a text, not int'),
+        ({"problems": [Problem("", (), "4")]}, 'problem 1: "question" is empty'),
+        ({"grade": lambda problem, text: None}, "grade gives None for .*: give True, False or a number from 0 to 1"),
+        ({"grade": lambda problem, text: 5}, "grade gives 5 for .*"),
+        ({"grade": lambda problem, text: float("nan")}, "grade gives nan for .*"),
+        ({"grade": lambda problem, text: "x"}, "grade gives 'x' for .*"),
     ],
 )
 def test_evaluate_refuses(ppo, arguments, message):

@@ -15,7 +15,7 @@ from flax import nnx
 from longshot_jax import LongShot
 from longshot_jax.cli import load_config
 from longshot_jax.config import parse_config
-from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
+from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig, TextConfig
 from longshot_jax.curriculum.parallel import parallel_batch, parallel_sums
 from longshot_jax.curriculum.update import curriculum_update
 from longshot_jax.data.layout import Layout
@@ -238,6 +238,11 @@ CONFLICTS = [
     ({"thoughts.roles": 0}, "set config.thoughts.roles"),
     ({"data.threads": (3,)}, "config.data.threads 3 is more than config.thoughts.roles 2"),
     ({"markers": "coconut"}, "take 'answer'"),
+    ({"curriculum.mode": "cot"}, "config.curriculum.mode 'cot' has no marker .* the same text in parallel"),
+    (
+        {"phases": ("ppo",), "thoughts.max_trajectories": 1, "ppo.shared_reward": True},
+        "to the same number of 2 or more",
+    ),
     ({"data.batch_shapes": 2}, "config.data.batch_shapes 2 groups sequences of one trajectory"),
     ({"ppo.rewards.vote_correct": 1.0, "ppo.shared_reward": True}, "config.ppo.rewards.vote_correct"),
     ({"curriculum.guidance.distillation": 1.0}, "config.curriculum.guidance.distillation"),
@@ -253,6 +258,24 @@ def test_settings_that_cannot_be_joined_are_refused(settings, message):
     config.update_from_flattened_dict(settings)
     with pytest.raises(UserError, match=message):
         parse_config(config)
+
+
+def test_a_joined_answer_may_choose_between_one_and_two():
+    config = load_config(ROOT / "configs" / "threads.py")
+    settings = {"phases": ("curriculum", "ppo"), "thoughts.max_trajectories": 2, "ppo.shared_reward": True}
+    config.update_from_flattened_dict(settings)
+    assert parse_config(config).thoughts.fewest_trajectories == 1
+
+
+@pytest.mark.parametrize("mode", ["coconut", "no_cot"])
+def test_the_text_phase_writes_the_joint_steps_whatever_the_mode_of_the_curriculum(mode):
+    problem, layout = Problem("?", ("1+2=3", "4+5=9", "3+9=2"), "2"), Layout(TOKENS, "answer", mode, 60)
+    rng = np.random.default_rng(0)
+    phase = TextConfig().as_curriculum
+    batch = parallel_batch([problem], 0, phase, layout, 60, 2, rng)
+    assert written(batch.answers[0], batch.answer_mask[0]) == "<|end-latent|>3+9=2<|end-latent|>2<|end-of-text|>"
+    plain = parallel_batch([problem], 0, dataclasses.replace(CONFIG, mode="no_cot"), layout, 60, 2, rng)
+    assert written(plain.answers[0], plain.answer_mask[0]) == "<|end-latent|>2<|end-of-text|>"
 
 
 def test_the_count_head_of_a_joined_answer_chooses_from_one_on():

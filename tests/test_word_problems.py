@@ -71,6 +71,7 @@ def test_tests_keep_their_answers_with_and_without_steps(tmp_path):
     ("name", "text", "named"),
     [
         ("a.csv", "Question,Numbers\nx,1\n", "line 1: no column Equation"),
+        ("a.csv", "Question,Answer\nx,1\n", "line 1: the columns Question, Answer are .* write them small"),
         ("a.csv", HEAD + ROWS[0] + "\nx,1.0\n", "line 3: another number of columns"),
         (
             "a.csv",

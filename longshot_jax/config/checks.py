@@ -232,18 +232,30 @@ def _ppo(run: RunConfig) -> Iterator[str]:
             "config.ppo.gradient 'score' needs noise, because thoughts without it have no log-prob: set "
             "config.ppo.thought_std above 0, or take 'pathwise' or 'none'."
         )
-    thoughts, navigator = run.thoughts, ppo.trainable == "navigator" and ppo.gradient != "none"
-    moved = thoughts.shapes_thoughts or thoughts.memory_top or thoughts.noise == "learned"
-    if navigator and thoughts.feedback == "vocabulary" and not moved:
-        yield (
-            "config.ppo.trainable 'navigator' has no weight that moves a thought of config.thoughts.feedback 'vocabulary', "
-            "which the backbone alone makes: train 'lora' or 'all', or take config.ppo.gradient 'none' to train only the "
-            "stop decision."
-        )
+    if "ppo" in run.phases and ppo.trainable == "navigator":
+        yield from _navigator_alone(run)
     if run.thoughts.feedback == "navigator_residual" and ppo.gradient == "none":
         yield (
             "config.thoughts.feedback 'navigator_residual' with gradient 'none' has no exact rescore, because the "
             "navigator that decodes thoughts is trained: take config.ppo.gradient 'score', 'pathwise' or 'mixture'."
+        )
+
+
+def _navigator_alone(run: RunConfig) -> Iterator[str]:
+    """PPO of the navigator alone, where no action depends on its weights."""
+    ppo, thoughts = run.ppo, run.thoughts
+    moved = thoughts.shapes_thoughts or thoughts.memory_top or thoughts.noise == "learned"
+    decides = ppo.min_thoughts < ppo.max_thoughts or thoughts.max_trajectories
+    if ppo.max_thoughts and ppo.gradient != "none" and not moved:
+        yield (
+            "config.ppo.trainable 'navigator' has no weight that moves a thought of config.thoughts.feedback "
+            f"{thoughts.feedback!r}, which the backbone alone makes: train 'lora' or 'all', or take config.ppo.gradient 'none' "
+            "to train only the stop decision."
+        )
+    elif not decides and not thoughts.roles and (ppo.gradient == "none" or not ppo.max_thoughts):
+        yield (
+            f"config.ppo.trainable 'navigator' has nothing to decide where config.ppo.min_thoughts and max_thoughts are both "
+            f"{ppo.max_thoughts}: set min_thoughts below max_thoughts, or train 'lora' or 'all'."
         )
 
 

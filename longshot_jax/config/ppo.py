@@ -90,9 +90,9 @@ class PPOConfig:
     loss_mean: Literal["token", "sequence"] = "token"
     """Mean of the policy loss over all actions (`token`), or per trajectory and then over trajectories (`sequence`)."""
     gamma: Annotated[float, FRACTION] = 1.0
-    """Discount per position."""
+    """Discount per position; 1 unless `baseline` is the critic."""
     gae_lambda: Annotated[float, FRACTION] = 0.95
-    """Lambda of generalized advantage estimation, per position."""
+    """Lambda of generalized advantage estimation, per position; for the advantages of `baseline` `critic` alone."""
     value_coefficient: Annotated[float, NON_NEGATIVE] = 0.5
     """Weight of the critic's loss."""
     entropy_coefficient: Annotated[float, NON_NEGATIVE] = 0.01

@@ -40,6 +40,11 @@ def role_faults(run: RunConfig) -> Iterator[str]:
             f"config.thoughts.join needs a marker that ends each trajectory's text, and config.markers {run.markers!r} "
             "has none there: take 'answer'."
         )
+    if curriculum.mode == "cot":
+        yield (
+            "config.curriculum.mode 'cot' has no marker at which config.thoughts.join joins the texts of trajectories: take mode "
+            "'coconut' with config.curriculum.stages (0,), which trains the same text in parallel, or set join to False."
+        )
     if ppo.ensemble or ppo.rewards.vote_correct:
         key = "ensemble" if ppo.ensemble else "rewards.vote_correct"
         yield (
@@ -89,17 +94,22 @@ def trajectory_faults(run: RunConfig) -> Iterator[str]:
         for wanted, why in dependent:
             if wanted:
                 yield f"{needs} needs independent trajectories, and {why}: take the critic, or switch that off."
-    if most and (most != ppo.num_trajectories or most < 3):
+    fewest = thoughts.fewest_trajectories
+    if ppo.gamma != 1 and ppo.baseline != "critic":
+        yield (
+            f"config.ppo.gamma {ppo.gamma} discounts the returns of a critic, and config.ppo.baseline {ppo.baseline!r} compares "
+            "whole rewards: set gamma to 1, or take the critic."
+        )
+    if most and (most != ppo.num_trajectories or most <= fewest):
         yield (
             f"config.thoughts.max_trajectories {most} is the largest number that the model may choose: set it and "
-            f"config.ppo.num_trajectories (now {ppo.num_trajectories}) to the same number of 3 or more, or it to 0."
+            f"config.ppo.num_trajectories (now {ppo.num_trajectories}) to the same number of {fewest + 1} or more, or it to 0."
         )
     if ppo.target_trajectories and not most:
         yield (
             "config.ppo.target_trajectories forces a number that the model does not choose: set "
             "config.thoughts.max_trajectories."
         )
-    fewest = thoughts.fewest_trajectories
     if any(not fewest <= number <= most for number in ppo.target_trajectories):
         yield (
             f"config.ppo.target_trajectories {shown(ppo.target_trajectories)} must lie between {fewest} and "

@@ -93,9 +93,13 @@ def parallel_batch(
             shown = int(rng.integers(0, max(map(len, threads)) + 1))
         for n, steps in enumerate(threads):
             replaced[number, n] = left_out, _ = replaced_steps(shown, steps, fixed, layout, rng)
-            texts.append([*(token for step in steps[left_out:] for token in layout.step(step)), layout.opening[0]])
+            texts.append(
+                [*(token for step in steps[left_out:] for token in layout.step(step)), layout.tokenizer.end_latent]
+            )
         texts += [[]] * (trajectories - len(threads))
-    answers = [layout.answer(problem, trajectories) for problem in problems]
+    # A phase of its own mode, such as `text`, decides whether joint steps are written, not the run's.
+    phase = replace(layout, mode=config.mode)
+    answers = [phase.answer(problem, trajectories) for problem in problems]
     lengths = []
     for longest in (max(map(len, texts)), max(map(len, answers))):
         if longest > length:

@@ -115,6 +115,11 @@ def csv_rows(path: Path, text: str, columns: Sequence[str] = ()) -> Iterator[tup
         if others:
             raise UserError(f"{path}, line 1: its columns are separated by {others[0]}: separate them by commas")
         missing = [name for name in columns if name not in names]
+        if missing and {"question", "answer"} <= {name.lower() for name in names}:
+            raise UserError(
+                f"{path}, line 1: the columns {', '.join(names)} are question and answer in other letters: write them small, or "
+                "name them by config.data.fields or --fields"
+            )
         if missing:
             raise UserError(
                 f"{path}, line 1: no column {missing[0]} among {', '.join(names)}: a csv must have the columns question and answer, or "

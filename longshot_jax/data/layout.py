@@ -115,7 +115,7 @@ class Layout:
         """Ids of the answer between its introducing marker and the end token.
 
         `joined` is the number of trajectories of a joined answer, 0 for any other. A joined answer begins with the problem's
-        joint steps, except in mode `no_cot`.
+        joint steps, except in mode `no_cot`, for which the layout of a phase has the phase's mode.
         """
         if self.markers == "coconut":
             return [*self.tokenizer.encode(f"{_ANSWER_MARK} {problem.answer}"), self.tokenizer.end]

@@ -205,6 +205,13 @@ def by_problem(problem: Problem, text: str) -> float:
     return problem.grade(text)
 
 
+def checked_grade(named: str, given: Any, about: str) -> float:
+    """What a grader has `given` as a number; an OwnCodeError if it is none from 0 to 1."""
+    if not isinstance(given, (bool, int, float, np.number, np.bool_)) or not 0 <= given <= 1:
+        raise OwnCodeError(f"{named} gives {shown(given, 40)}{about}: give True, False or a number from 0 to 1")
+    return float(given)
+
+
 def own_grader(named: str, problems: Iterable[Problem], setting: str = "config.data.grader") -> Grade:
     """The function `named`, which grades an answer's text from 0 to 1; `by_problem` if that is empty.
 
@@ -219,10 +226,7 @@ def own_grader(named: str, problems: Iterable[Problem], setting: str = "config.d
 
     def grade(problem: Problem, text: str) -> float:
         about = f" for the answer {shown(text, 40)} to {shown(problem.question, 60)}"
-        given = code(problem, text, when=about)
-        if not isinstance(given, (bool, int, float, np.number, np.bool_)) or not 0 <= given <= 1:
-            raise OwnCodeError(f"{named} gives {shown(given, 40)}{about}: give True, False or a number from 0 to 1")
-        return float(given)
+        return checked_grade(named, code(problem, text, when=about), about)
 
     for problem in islice(problems, _FIRST):
         grade(problem, "")  # a model may answer nothing

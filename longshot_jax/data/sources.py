@@ -316,7 +316,8 @@ class _Check:
                 gone = layout.token_thoughts(steps[:gone], config.thought_slots)[0]
             return sum(len(layout.step(step)) for step in steps[gone:])
 
-        joined, answer = self.run.thoughts.joined, len(layout.answer(problem, self.run.thoughts.joined))
+        joined = self.run.thoughts.joined
+        answer = len(replace(layout, mode=config.mode).answer(problem, joined) if joined else layout.answer(problem))
         if joined:  # each thread is written by its own trajectory, up to a marker
             tokens = max(answer, *(written(steps) + 1 for steps in parallel_steps(problem, joined).threads))
         else:

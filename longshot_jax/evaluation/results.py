@@ -38,9 +38,14 @@ def results_table(results: Mapping[str, Any]) -> str:
     """The results as a table in text; accuracies in per cent."""
     low, high = results["confidence_interval"]
     rows = [("greedy accuracy", f"{_percent(results['accuracy'])}   [{_percent(low)}, {_percent(high)}]")]
-    if note := results.get("config", {}).get("contamination"):
+    config = results.get("config", {})
+    if note := config.get("contamination"):
         rows.append(("NOT HELD OUT", note))
-    trajectories = results.get("config", {}).get("num_trajectories", "N")
+    if config.get("grader"):
+        rows.append(("right by", config["grader"]))
+    if (asked := config.get("thoughts_asked")) is not None:
+        rows.append(("thoughts asked for", f"{asked}"))
+    trajectories = config.get("num_trajectories", "N")
     if "sampled_accuracy" in results:
         rows.append(("sampled accuracy", _percent(results["sampled_accuracy"])))
         rows.append((f"any of {trajectories} right", _percent(results["any_accuracy"])))
@@ -57,13 +62,13 @@ def results_table(results: Mapping[str, Any]) -> str:
         rows.append((label, _percent(results["fusion"]["vote_adaptive"])))
     rows.append(("mean thoughts", f"{results['mean_thoughts']:5.2f}"))
     if seconds := results.get("seconds_per_question"):
-        label = f"greedy, {results['config']['batch_size']} at once"
+        label = f"greedy, {config['batch_size']} at once"
         rows.append((label, f"{1000 * seconds:#5.3g} ms a question"))
-    if (stage := results.get("config", {}).get("stage")) is not None:
-        written = "remaining steps written" if results["config"]["steps_written"] else "answer at once"
+    if (stage := config.get("stage")) is not None:
+        written = "remaining steps written" if config["steps_written"] else "answer at once"
         rows.append(("trained to stage", f"{stage:2}, evaluated with {written}"))
         longest = max(map(int, results["by_steps"]), default=0)
-        if results["config"]["steps_written"] and results["mean_thoughts"] and 0 < longest <= stage:
+        if config["steps_written"] and results["mean_thoughts"] and 0 < longest <= stage:
             # Without its thoughts a model may write all steps as text, and the control tells nothing of the thoughts.
             rows.append(
                 ("", "no step remains, yet a control may write some: --thoughts steps has the answer follow at once")
@@ -76,7 +81,7 @@ def results_table(results: Mapping[str, Any]) -> str:
         rows.append(("from the thoughts alone", _percent(results["question_hidden_accuracy"])))
     for kind, accuracy in results["controls"].items():
         rows.append(("reads: none" if kind == "no_reads" else f"thoughts: {kind}", _percent(accuracy)))
-    if not results["mean_thoughts"]:
+    if not results["mean_thoughts"] and asked != 0:
         rows.append(
             ("controls", "none, since no question used a thought (docs/troubleshooting.md: Thoughts do no work)")
         )

@@ -215,9 +215,8 @@ class PPOLoop:
         total = answer_reward + costs.sum(-1)
         self.context.writer.histogram(step, "rollout/thoughts_taken", outcomes.num_thoughts[active])
         self.context.writer.histogram(step, "reward/distribution", total[active])
-        metrics |= {
-            f"reward/{name}": np.mean(term[active]) for name, term in (terms | {"thought_cost": costs.sum(-1)}).items()
-        }
+        logged = terms | ({"thought_cost": costs.sum(-1)} if config.rewards.thought_cost else {})
+        metrics |= {f"reward/{name}": np.mean(term[active]) for name, term in logged.items()}
         metrics |= self._rollout_metrics(outcomes, active, ended, total, iteration) | times
         metrics |= self._rates(ended["tokens"], outcomes.num_thoughts, active, questions.prompt_tokens, seconds)
         self.samples = _samples(questions.problems, texts, outcomes, active, terms, total)
