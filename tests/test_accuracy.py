@@ -368,6 +368,7 @@ def test_with_a_hidden_question_the_answer_knows_the_thoughts_alone(decoder, pro
     assert "from the thoughts alone" in results_table(results)
 
 
+@pytest.mark.slow
 def test_without_its_reads_a_model_answers_as_one_that_has_none(problems):
     graphdef, params = build(graph="own", heads=1, reasoning_dim=8)
     draw = np.random.default_rng(3).normal
@@ -388,6 +389,7 @@ def test_without_its_reads_a_model_answers_as_one_that_has_none(problems):
     assert 0 < ended == results["controls"]["no_reads"] > results["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"memory_top": 2}, {"graph": "own", "heads": 1}])
 def test_without_its_reads_a_model_reads_no_memory_bank(problems, settings, monkeypatch):
     """The same model without a bank answers as under the control, unless it also reads a graph."""

@@ -208,6 +208,7 @@ def test_the_kernel_of_this_device_is_the_plain_attention_in_bfloat16(heads, siz
             assert errors[0] < 0.01 and errors[0] < 2 * errors[1] + 1e-3, errors
 
 
+@pytest.mark.slow
 def test_the_kernel_gets_even_lengths_and_no_call_without_positions(monkeypatch):
     """cuDNN's backward pass requires the first; a program without the second ended its process on a GPU."""
     kernel, asked = jax.nn.dot_product_attention, []

@@ -17,6 +17,8 @@ from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.named_arrays import fingerprint_of
 from longshot_jax.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def data_file(folder: Path, step: int) -> Path:
     files = [file for file in (folder / "checkpoints" / str(step) / "state").rglob("*") if file.is_file()]

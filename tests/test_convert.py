@@ -129,6 +129,7 @@ def exported(run):
     return run[0].parent / "out"
 
 
+@pytest.mark.slow
 def test_it_comes_back_and_thinks_as_the_run_did(run, exported):
     here, there = run[1], LongShot.from_pretrained(exported)
     latent = here.latent_token_id

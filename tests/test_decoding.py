@@ -90,6 +90,7 @@ def test_decoding_ends_when_every_row_has_ended(monkeypatch):
     assert embedded.count((QUESTIONS, N)) == 2, "the opening and one answer token"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [False, True])
 def test_on_a_gpu_no_loop_cuts_weights_out_of_the_stack(monkeypatch, copied):
     """As traced for a GPU: single positions run through layers that are in no loop, with the results of the loop.
@@ -126,6 +127,7 @@ def test_on_a_gpu_no_loop_cuts_weights_out_of_the_stack(monkeypatch, copied):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_what_is_cast_is_copied():
     """Nothing in float32. In bfloat16 the backbone, once, and the rollout is that of weights stored in bfloat16."""
     rollout, arguments = rollout_of(small_reasoner())
@@ -170,6 +172,7 @@ def test_inference_holds_the_backbone_in_the_compute_dtype(tmp_path, monkeypatch
     assert dtypes(golden) == ({half}, {single}, half)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_rollout_is_rescored_with_the_entries_it_read():
     """By the float32 graph and from a full bank, in which rounding would often find another neighbour."""
     size, entries, questions = 32, 500, 32

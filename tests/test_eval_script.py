@@ -47,6 +47,7 @@ def test_results_are_of_the_contract(results, folder):
     assert [path.name for path in results.parent.iterdir()] == ["results.json"]
 
 
+@pytest.mark.slow
 def test_it_times_the_greedy_answers(folder, results, capsys):
     write_chains(folder / "nine.json", 2, 9, seed=1)
     output = folder / "timed.json"
@@ -186,6 +187,7 @@ def test_other_questions_cannot_be_paired():
     assert text.startswith("difference to x: +50.0 points")
 
 
+@pytest.mark.slow
 def test_a_runs_own_test_is_the_default(folder, capsys):
     output = folder / "own.json"
     assert start("eval.py", "--checkpoint", folder / "run", "--output", output, "--num_trajectories", 0) == 0

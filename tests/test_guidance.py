@@ -224,6 +224,7 @@ def guided():
     return *nnx.split(reasoner), batch
 
 
+@pytest.mark.slow
 def test_an_update_descends_the_loss_and_the_guidance_each_with_its_weight():
     """The step of plain gradient descent is the gradient of the documented sum, each part per what it counts."""
     graphdef, params, batch = guided()

@@ -87,6 +87,7 @@ READING = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(feedback=st.sampled_from(["hidden", "navigator"]), reads=READING)
 def test_what_is_added_changes_no_thought(feedback: str, reads: dict):

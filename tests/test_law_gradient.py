@@ -277,6 +277,7 @@ LEARNED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LEARNED, ids=str)
 def test_gradient_with_learned_noise(case, monkeypatch):
     """Of the head that gives the standard deviations too, whose entries are compared for themselves: they are small."""

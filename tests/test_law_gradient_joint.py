@@ -322,11 +322,13 @@ def check_gradient(kind, feedback, gradient, tolerance):
     assert distance(found, true) < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["score", "pathwise"])
 def test_gradient_of_an_ensemble_of_two(gradient):
     check_gradient(ENSEMBLE, "hidden", gradient, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["score", "pathwise"])
 def test_gradient_of_two_with_one_answer(gradient):
     check_gradient(JOINED, "hidden", gradient, 1e-4)

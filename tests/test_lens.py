@@ -125,6 +125,7 @@ def test_operations_are_read_off_a_chain(distractors):
         assert tuple(results) == problem.steps
 
 
+@pytest.mark.slow
 def test_a_donors_thought_is_put_in_and_thinking_goes_on_from_it(model):
     """Against the answers from thoughts that are put together by hand."""
     pretrained = model.model
@@ -155,6 +156,7 @@ def test_a_donors_thought_is_put_in_and_thinking_goes_on_from_it(model):
     np.testing.assert_array_equal(nearest[:, 0], np.argmax(reasoner.backbone.logits(own[:, 0, 0]), axis=-1))
 
 
+@pytest.mark.slow
 def test_the_donor_experiment_begins_trajectories_with_their_role():
     reasoner = small_reasoner(roles=2, vocab_size=260)
     graphdef, *params = nnx.split(reasoner)

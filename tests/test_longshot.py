@@ -227,6 +227,7 @@ def test_a_joined_answer_is_not_fused(tmp_path):
         model.generate(QUESTION, num_trajectories=3)
 
 
+@pytest.mark.slow
 def test_an_answer_from_chosen_trajectories_attends_to_no_others(tmp_path, monkeypatch):
     chosen = replace(
         PPO, thoughts=replace(PPO.thoughts, roles=3, max_trajectories=3), ppo=replace(PPO.ppo, num_trajectories=3)
@@ -238,6 +239,7 @@ def test_an_answer_from_chosen_trajectories_attends_to_no_others(tmp_path, monke
     assert [len(each.trajectories) for each in found] == seen[0].tolist()
 
 
+@pytest.mark.slow
 def test_a_joined_answer_has_as_many_trajectories_as_in_an_evaluation(tmp_path):
     thoughts = replace(PPO.thoughts, roles=3, join=True, max_trajectories=3)
     ppo = replace(PPO.ppo, num_trajectories=3, shared_reward=True)
@@ -264,6 +266,7 @@ def test_a_curriculum_takes_as_many_thoughts_as_steps_in_evaluation_and_all_alon
     assert model.evaluate(problems, num_trajectories=0, controls=False, thoughts=3)["mean_thoughts"] == 3
 
 
+@pytest.mark.slow
 def test_a_curriculum_that_trained_the_stop_head_stops_a_bare_question_by_it(folder):
     """Thoughts of a token each: the evaluation takes the numbers of the written steps, the bare question's follow the head."""
     guidance = GuidanceConfig(stop=1.0)

@@ -80,6 +80,7 @@ def test_factors_are_cut_like_the_matrices_beside_them():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.law
 def test_only_adapters_and_navigator_are_trained():
     """Ratio one, and what moves, has moments and has a reference."""
@@ -127,6 +128,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_asked_with_its_adapters(folder):
     saved = arrays(folder)
     assert not any(name.startswith("trainable.backbone") and ".lora." not in name for name in saved)

@@ -96,6 +96,7 @@ def test_the_examples_of_the_document_train(here, capsys, monkeypatch, name):
     assert ("reward/brevity" in logged(here / "run")) == (phase == "ppo")
 
 
+@pytest.mark.slow
 def test_the_grader_of_the_document_decides_and_no_code_that_a_run_folder_names_runs(here, capsys, monkeypatch):
     skip_evaluations(monkeypatch.setattr)
     stub_updates(monkeypatch.setattr)
@@ -173,6 +174,7 @@ def late(problems, answers, outcome):
 """
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_later_leaves_the_checkpoint_and_a_changed_one_does_not_go_on(tmp_path, monkeypatch):
     skip_evaluations(monkeypatch.setattr)
     stub_updates(monkeypatch.setattr)

@@ -81,6 +81,7 @@ def test_steps_that_guide_thoughts_are_those_of_the_trajectory():
     ]
 
 
+@pytest.mark.slow
 def test_neither_guidance_nor_its_gradient_depends_on_micro_batches():
     guidance = GuidanceConfig(target=0.5, explanation=0.5, forcing=(0.5, 0.5), stop=0.2)
     batch = batch_at(2, dataclasses.replace(CONFIG, guidance=guidance), [*PROBLEMS, PROBLEMS[1]])
@@ -306,6 +307,7 @@ def test_the_count_head_of_a_joined_answer_chooses_from_one_on():
         ThoughtRule("steps", 3).bounds([many_threads], LAYOUT, ROLES)
 
 
+@pytest.mark.slow
 def test_controls_have_the_trajectories_that_the_model_chose(monkeypatch):
     """With its own thoughts given again, every answer is the greedy one, in each of the controls."""
     reasoner = small_reasoner(roles=ROLES, join=True, max_trajectories=ROLES, vocab_size=TOKENS.vocabulary_size)

@@ -13,6 +13,8 @@ from longshot_jax.checkpoints.convert import to_hf
 from longshot_jax.errors import UserError
 from longshot_jax.files import is_there
 
+pytestmark = pytest.mark.slow
+
 # Takes the permissions of one path after another, and prints what `attempt` says then.
 REFUSED = """
     import os, sys

@@ -36,6 +36,7 @@ def finished(tmp_path_factory):
     return folder, result, stream.getvalue(), seen
 
 
+@pytest.mark.slow
 def test_each_phase_says_what_it_reached(finished):
     _, result, printed, _ = finished
     assert {name: figures["sequences"] for name, figures in result.phases.items()} == {"text": 480, "curriculum": 512}
@@ -59,6 +60,7 @@ def test_interrupted_in_either_phase_it_ends_with_the_same_bits(finished, tmp_pa
     assert contents(tmp_path) == contents(finished[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exported", [False, True])
 @pytest.mark.parametrize("phase", ["text", "curriculum"])
 def test_a_model_is_evaluated_as_it_was_trained(finished, tmp_path, phase, exported):

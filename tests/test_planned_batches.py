@@ -13,6 +13,8 @@ from longshot_jax.planning.report import report
 from longshot_jax.planning.shapes import planned_backbone
 from longshot_jax.training import accelerators
 
+pytestmark = pytest.mark.slow
+
 
 def split(name, batch, micro):
     """A run of one supervised phase in micro-batches."""

@@ -94,6 +94,7 @@ def plan():
     return make_plan(run, None, "a100-40g", search=False)
 
 
+@pytest.mark.slow
 def test_memory_by_kind(plan):
     (phase,) = as_json(plan)["phases"].values()
     update, rollout = phase["programs"]["update"], phase["programs"]["rollout"]

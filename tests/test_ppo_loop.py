@@ -110,6 +110,7 @@ def test_a_rollout_of_another_iteration_draws_other_noise_and_tells_how_it_ended
     np.testing.assert_array_equal(outcome["values"], np.asarray(recorded.thoughts.values)[rows, columns, taken])
 
 
+@pytest.mark.slow
 def test_the_bank_keeps_the_thoughts_of_the_highest_returns(programs, rollouts):
     made, state = programs
     rollout, recorded, _ = rollouts[1][0]

@@ -140,6 +140,7 @@ def test_sums_do_not_depend_on_minibatches():
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_update_ends_before_the_minibatch_that_has_moved_too_far():
     """The first minibatch of the first epoch alone: as if there were no other."""
     reasoner = small_reasoner("hidden")
@@ -155,6 +156,7 @@ def test_an_update_ends_before_the_minibatch_that_has_moved_too_far():
     assert metrics["approximate_kl"] > 1e-3 / 2
 
 
+@pytest.mark.slow
 def test_kl_in_the_reward_reaches_the_advantages_and_not_the_loss():
     reasoner = small_reasoner("hidden")
     rollout, recorded = rolled_out(reasoner)
@@ -178,6 +180,7 @@ def test_kl_in_the_reward_reaches_the_advantages_and_not_the_loss():
     assert step @ other > 0.1 * np.linalg.norm(step) * np.linalg.norm(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "grows"), [(0.1, True), (10.0, False)], ids=str)
 def test_the_weight_of_the_kl_follows_its_target(scale, grows):
     """With a target below the KL the coefficient grows, with one above it it falls."""

@@ -105,6 +105,7 @@ def again(ended, tmp_path_factory):
     return end, seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["initialize_from", "model__source"])
 def test_a_run_goes_on_when_what_it_started_from_is_gone_or_has_moved(before, tmp_path, monkeypatch, kind):
     skip_evaluations(monkeypatch.setattr)
@@ -127,6 +128,7 @@ def test_a_run_goes_on_when_what_it_started_from_is_gone_or_has_moved(before, tm
         train(tiny(**FEW, **named | {kind: str(before / "run")}), tmp_path / "run", io.StringIO())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", ["meta-llama/Llama-3.2-1B", "nowhere/at/all"])
 def test_another_start_is_refused_where_nothing_has_moved(ended, named):
     run, folder = ended
@@ -151,6 +153,7 @@ def test_the_result_is_that_of_the_best_checkpoint_on_disk(copied):
         assert checkpoints.metadata()["progress"]["first_norm"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_remembers_the_first_norm_of_thoughts(ended, again):
     with Checkpoints.reader(ended[1]) as checkpoints:
         first = checkpoints.metadata()["progress"]["first_norm"]

@@ -154,6 +154,7 @@ def test_ratio_is_one_before_the_update(count, scaling, ensemble, normalised, ro
         assert float(jnp.max(jnp.abs(again.thoughts.thought - recorded.thoughts.thought))) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.law
 def test_without_noise_thoughts_are_expected_embeddings():
     """Where `thought_std` is 0, and greedily, also when rescored."""
@@ -245,6 +246,7 @@ def recorded_rollout(reasoner, count, drawn, tokens, token_mask):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.law
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("normalised", [False, True])

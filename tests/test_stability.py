@@ -13,6 +13,7 @@ from longshot_jax.train import train
 CURRICULUM = {"phases": ("curriculum",), "data__generated_train": 4096, "curriculum__max_steps_per_stage": 0}
 
 
+@pytest.mark.slow
 def test_a_loss_that_diverges_ends_the_run_with_its_last_checkpoint(tmp_path):
     """A learning rate that grows until nothing learned is left."""
     rate = {
@@ -36,6 +37,7 @@ def test_a_norm_that_runs_away_ends_the_run(tmp_path, monkeypatch):
         train(tiny(**CURRICULUM | few, curriculum__stages=(1, 2)), tmp_path, io.StringIO())
 
 
+@pytest.mark.slow
 def test_figures_of_each_stage_are_logged(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -22,6 +22,8 @@ from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.evaluation.step_patching import answer_from, measure_steps, result_span
 from longshot_jax.thoughts.think import encode, think_given
 
+pytestmark = pytest.mark.slow
+
 SLOTS = 14
 LAYOUT = Layout(Tokenizer.for_chains(), "answer", "coconut", 26)
 PROBLEMS = [

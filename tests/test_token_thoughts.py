@@ -99,6 +99,7 @@ def test_each_thought_has_its_token_as_its_step():
         assert steps.mask[row].sum(axis=-1).tolist() == [1] * count + [0] * (5 - count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feedback", ["hidden", "vocabulary"])
 def test_tokens_fed_back_instead_of_thoughts_are_the_written_steps(feedback):
     """With every thought forced, the loss of the answer is that of the answer after the same steps in text."""

@@ -66,6 +66,7 @@ def finished(tmp_path_factory):
     return folder, result, stream.getvalue()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_steps(finished):
     """Before a batch there may be three states at most: the run's, an evaluation's, one that is being written."""
     del finished
@@ -210,6 +211,7 @@ def test_non_finite_updates_are_skipped_and_end_the_run(tmp_path, monkeypatch):
     assert metadata["step"] == 6 and metadata["progress"]["pending"]["skipped"] == 1
 
 
+@pytest.mark.slow
 def test_frozen_backbone_has_no_moments_and_does_not_move(tmp_path, monkeypatch):
     skip_evaluations(monkeypatch.setattr)
     run = tiny(phases=("ppo",), ppo__trainable="navigator", ppo__iterations=2, thoughts__feedback="navigator")
@@ -325,6 +327,7 @@ def test_an_ensemble_draws_one_number_of_thoughts_for_all_its_trajectories():
         assert set(drawn.ravel().tolist()) == {0, 1, 2} and (drawn == drawn[:, :1]).all() == ensemble
 
 
+@pytest.mark.slow
 def test_every_role_is_taught_where_answers_are_not_joined(tmp_path, monkeypatch):
     seen = []
     place = curriculum_loop.place_batch

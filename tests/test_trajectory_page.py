@@ -40,6 +40,8 @@ from longshot_jax.thoughts.rollout import Temperatures
 from longshot_jax.thoughts.stopping import StopRule, ThoughtRule
 from longshot_jax.thoughts.think import encode, think, think_given
 
+pytestmark = pytest.mark.slow
+
 ATTACK = "</script><img src=x onerror='window.injected=1'><script>window.injected=2</script>\u2028{{DATA}}"
 NODE = shutil.which("node")
 JOINED = replace(CURRICULUM, thoughts=NavigatorConfig(roles=2, join=True))

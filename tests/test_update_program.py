@@ -17,6 +17,8 @@ from longshot_jax.model.parameters import wide_product
 from longshot_jax.model.sharding import make_mesh
 from longshot_jax.planning.phases import make_phase
 
+pytestmark = pytest.mark.slow
+
 # No two sizes are alike, so that a shape tells which array it is.
 VOCABULARY, WIDTH, HEAD = 96, 40, 12
 BACKBONE = LlamaConfig(VOCABULARY, WIDTH, 56, 2, 2, 1, HEAD)

@@ -31,6 +31,8 @@ from longshot_jax.thoughts.think import encode, think
 from longshot_jax.train import train
 from longshot_jax.training.state import start_state
 
+pytestmark = pytest.mark.slow
+
 ROWS, STEPS, STD = 4, 2, 0.3
 BOUND = VariationalConfig(kl=0.5)
 
