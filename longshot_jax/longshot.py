@@ -282,7 +282,7 @@ class LongShot:
             "stop_temperature": float(temperatures.stop),
             "token_temperature": float(temperatures.token),
             "thoughts": vars(rule),
-            "thoughts_asked": thoughts,
+            "thoughts_asked": int(thoughts) if isinstance(thoughts, Integral) else thoughts,
             "steps_written": steps_written,
             **self.model.source,
         }

@@ -377,6 +377,9 @@ def test_numbers_of_numpy_are_whole_numbers_too(ppo):
     generate = inspect.unwrap(LongShot.generate)
     answered = generate(ppo[1], QUESTION, np.int64(2), True, thoughts=np.int32(2), seed=np.uint8(3))
     assert answered == ppo[1].generate(QUESTION, 2, True, thoughts=2, seed=3)
+    options = {"num_trajectories": 0, "controls": False, "thoughts": np.int32(2)}
+    results = inspect.unwrap(LongShot.evaluate)(ppo[1], [Problem(QUESTION, (), "1")], **options)
+    assert json.loads(json.dumps(results))["config"]["thoughts_asked"] == 2
     with pytest.raises(UserError, match=r"the shape .B, S.: pad shorter rows"):
         ppo[1].logits([[3, 4, 5], [2]])
 

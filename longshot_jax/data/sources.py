@@ -317,7 +317,7 @@ class _Check:
             return sum(len(layout.step(step)) for step in steps[gone:])
 
         joined = self.run.thoughts.joined
-        answer = len(replace(layout, mode=config.mode).answer(problem, joined) if joined else layout.answer(problem))
+        answer = len(replace(layout, mode=config.mode).answer(problem, joined))  # the phase's mode, not the run's
         if joined:  # each thread is written by its own trajectory, up to a marker
             tokens = max(answer, *(written(steps) + 1 for steps in parallel_steps(problem, joined).threads))
         else:
