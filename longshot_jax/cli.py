@@ -218,6 +218,11 @@ def whole_number(least: int = 0, *words: str) -> Callable[[str], int | str]:
     return read
 
 
+def add_checkpoint(parser: argparse.ArgumentParser, help: str = "run folder or Hugging Face Llama directory") -> None:
+    """Adds `--checkpoint`, the model."""
+    parser.add_argument("--checkpoint", type=path_option("--checkpoint"), required=True, help=help)
+
+
 def add_which(parser: argparse.ArgumentParser) -> None:
     """Adds `--which`, the checkpoint of a run."""
     parser.add_argument(

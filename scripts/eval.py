@@ -10,7 +10,15 @@ from longshot_jax.errors import run_command
 
 def main() -> None:
     from longshot_jax.checkpoints.run_folder import settings_of_test
-    from longshot_jax.cli import OptionParser, add_test_options, add_which, path_option, use_huge_pages, whole_number
+    from longshot_jax.cli import (
+        OptionParser,
+        add_checkpoint,
+        add_test_options,
+        add_which,
+        path_option,
+        use_huge_pages,
+        whole_number,
+    )
     from longshot_jax.data.own import own_grader
     from longshot_jax.data.problems import fingerprint
     from longshot_jax.data.sources import contamination, test_problems
@@ -19,12 +27,7 @@ def main() -> None:
 
     use_huge_pages()
     parser = OptionParser(description="Accuracy with its interval, vote and controls.")
-    parser.add_argument(
-        "--checkpoint",
-        type=path_option("--checkpoint"),
-        required=True,
-        help="run folder or Hugging Face Llama directory",
-    )
+    add_checkpoint(parser)
     add_test_options(parser)
     parser.add_argument(
         "--output",

@@ -9,15 +9,10 @@ from longshot_jax.errors import UserError, run_command
 
 
 def main() -> None:
-    from longshot_jax.cli import OptionParser, add_which, path_option, whole_number
+    from longshot_jax.cli import OptionParser, add_checkpoint, add_which, whole_number
 
     parser = OptionParser(description="Answer a question and show the thoughts.")
-    parser.add_argument(
-        "--checkpoint",
-        type=path_option("--checkpoint"),
-        required=True,
-        help="run folder or Hugging Face Llama directory",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--question", required=True)
     parser.add_argument(
         "--num_trajectories",

@@ -8,15 +8,10 @@ from longshot_jax.errors import UserError, run_command
 
 
 def main() -> None:
-    from longshot_jax.cli import OptionParser, add_which, path_option, whole_number
+    from longshot_jax.cli import OptionParser, add_checkpoint, add_which, whole_number
 
     parser = OptionParser(description="Do thoughts carry the intermediate results of chains or stories?")
-    parser.add_argument(
-        "--checkpoint",
-        type=path_option("--checkpoint"),
-        required=True,
-        help="run folder trained on generated chains or stories",
-    )
+    add_checkpoint(parser, "run folder trained on generated chains or stories")
     parser.add_argument(
         "--task",
         choices=("chains", "stories"),

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longshot_jax.data.chains import (
+    CHAIN_WORDS,
     NAMES,
     OPERATIONS,
     ChainProblems,
     chain_problem,
-    chain_words,
     split_of,
     write_chains,
 )
@@ -144,7 +144,7 @@ def test_written_file_reads_back(tmp_path):
 
 
 def test_words_spell_every_problem():
-    words = chain_words()
+    words = CHAIN_WORDS
     assert len(words) == len(set(words)) == 29 and all(len(word) == 1 for word in words)
     for problem in ChainProblems(0, 300, (1, 5, 9), distractors=1):
         assert set("".join([problem.question, *problem.steps, problem.answer]).replace(" ", "")) <= set(words)

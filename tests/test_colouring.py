@@ -14,10 +14,10 @@ from longshot_jax.config.run import DataConfig
 from longshot_jax.data import sources
 from longshot_jax.data.chains import hashed_split
 from longshot_jax.data.colouring import (
+    COLOURING_WORDS,
     NAMES,
     ColouringProblems,
     colouring_problem,
-    colouring_words,
     edges_of,
     graph_name,
 )
@@ -39,7 +39,7 @@ def test_every_answer_is_proper_and_every_graph_connected(seed, nodes, split):
     for _ in range(nodes):
         reached |= {node for edge in edges for node in edge if reached & set(edge)}
     assert reached == set(range(nodes))
-    layout = Layout(Tokenizer.for_chains(words=colouring_words()), "answer", "coconut", 2 * (3 * nodes // 2) + 1)
+    layout = Layout(Tokenizer.for_chains(words=COLOURING_WORDS), "answer", "coconut", 2 * (3 * nodes // 2) + 1)
     assert len(layout.question(problem)) == layout.prompt_length
 
 

@@ -21,7 +21,7 @@ from longshot_jax.curriculum.update import curriculum_update
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import Problem
 from longshot_jax.data.sources import Problems, check_problems
-from longshot_jax.data.threads import ThreadProblems, thread_words
+from longshot_jax.data.threads import THREAD_WORDS, ThreadProblems
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation import accuracy
@@ -39,7 +39,7 @@ from longshot_jax.train import train
 from longshot_jax.training.state import start_state
 
 ROOT = Path(__file__).parents[1]
-TOKENS = Tokenizer.for_chains(words=thread_words())
+TOKENS = Tokenizer.for_chains(words=THREAD_WORDS)
 LAYOUT = Layout(TOKENS, "answer", "coconut", 60)
 CONFIG, ROLES, LENGTH = CurriculumConfig(max_latent_stage=3), 3, 7
 PROBLEMS = [*(ThreadProblems(0, 2, (2, 3), (2,))[i] for i in range(2)), Problem("a=1 b=a+2 b?", ("3",), "3")]

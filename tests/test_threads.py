@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from longshot_jax.data.chains import split_of
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.problems import load_problems
-from longshot_jax.data.threads import NAMES, ThreadProblems, thread_problem, thread_words
+from longshot_jax.data.threads import NAMES, THREAD_WORDS, ThreadProblems, thread_problem
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 
-TOKENS = Tokenizer.for_chains(words=thread_words())
+TOKENS = Tokenizer.for_chains(words=THREAD_WORDS)
 
 
 def chain_of(question, name):

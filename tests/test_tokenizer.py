@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published_tokenizers import byte_level, write_json
 
-from longshot_jax.data.chains import ChainProblems, chain_words
+from longshot_jax.data.chains import CHAIN_WORDS, ChainProblems
 from longshot_jax.data.problems import load_problems
 from longshot_jax.data.prosqa import ProsQAProblems
 from longshot_jax.data.tokenizer import END_LATENT, LATENT, START_LATENT, Tokenizer
@@ -46,7 +46,7 @@ def test_chains_spell_one_token_a_character():
     tokens = Tokenizer.for_chains()
     ids = tokens.encode("b=3 d=b+4\na=d*7 a?")
     assert len(ids) == 15 and tokens.decode(ids) == "b=3d=b+4a=d*7a?"
-    assert [tokens.decode([id]) for id in tokens.encode("".join(chain_words()))] == chain_words()
+    assert [tokens.decode([id]) for id in tokens.encode("".join(CHAIN_WORDS))] == list(CHAIN_WORDS)
     assert len(set(special_ids(tokens))) == 5 and tokens.vocabulary_size == 29 + 5
     assert tokens.encode_question("a=1 a?") == tokens.encode("a=1a?")  # white space vanishes
     assert tokens.encode("") == []

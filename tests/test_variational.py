@@ -23,7 +23,7 @@ from longshot_jax.curriculum.loop import CurriculumLoop, Position
 from longshot_jax.curriculum.loss import curriculum_sums
 from longshot_jax.curriculum.update import curriculum_update
 from longshot_jax.curriculum.variational import summary_of_answer, thought_noise, variational_metrics
-from longshot_jax.data.chains import ChainProblems, chain_words
+from longshot_jax.data.chains import CHAIN_WORDS, ChainProblems
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.thoughts.stopping import StopRule
@@ -179,7 +179,7 @@ def test_standard_deviations_are_logged_where_there_are_thoughts(thoughts):
 
 
 def test_seeds_follow_from_the_batch_and_change_no_other_draw():
-    layout = Layout(Tokenizer.for_chains(1, chain_words()), "answer", "coconut", 15, 0)
+    layout = Layout(Tokenizer.for_chains(1, CHAIN_WORDS), "answer", "coconut", 15, 0)
     problems = [ChainProblems(0, 4, (2,), "train")[index] for index in range(4)]
     plain = CurriculumConfig(max_latent_stage=2, uniform_prob=0.5, question_hidden=0.5)
     config = replace(plain, variational=BOUND)

@@ -16,7 +16,7 @@ from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig, Var
 from longshot_jax.data.equation_graph import parallel_steps
 from longshot_jax.data.grouping import Shape, choose_shapes, smallest_shape
 from longshot_jax.data.layout import Layout, padded
-from longshot_jax.data.problems import Problem
+from longshot_jax.data.problems import Problem, evenly_spaced
 from longshot_jax.errors import UserError
 
 _SAMPLED = 1_024  # problems of which lengths are looked at
@@ -160,7 +160,7 @@ def unfitting_steps(problems: Sequence[Problem], config: CurriculumConfig, layou
     """
     if config.c_thought or not has_thoughts(config.mode):
         return ""
-    sample = _sample(problems)
+    sample = evenly_spaced(problems, _SAMPLED)
     threads = [parallel_steps(problem, joined).threads if joined else (problem.steps,) for problem in sample]
     needed = [max(sum(len(layout.step(step)) for step in steps) for steps in each) for each in threads]
     longer = sum(number > config.thought_slots for number in needed)
@@ -171,12 +171,6 @@ def unfitting_steps(problems: Sequence[Problem], config: CurriculumConfig, layou
         f"{config.thought_slots}, at most {max(needed)}: their last steps stay written, and are missing where the answer "
         "follows at once"
     )
-
-
-def _sample(problems: Sequence[Problem]) -> list[Problem]:
-    """Evenly spaced problems."""
-    count = min(len(problems), _SAMPLED)
-    return [problems[place * len(problems) // count] for place in range(count)]
 
 
 @dataclass(frozen=True)
@@ -196,7 +190,7 @@ def choose_padding(
     problems: Sequence[Problem], number: int, config: CurriculumConfig, layout: Layout, length: int
 ) -> Padding:
     """At most `number` shapes for the problems of all stages, from the lengths of evenly spaced ones."""
-    sample = _sample(problems)
+    sample = evenly_spaced(problems, _SAMPLED)
     rng = np.random.default_rng(0)
     drawn = [
         (problem, replaced_steps(stage, problem.steps, config, layout, rng))

@@ -35,11 +35,8 @@ OPERATIONS = ("+1", "+2", "+3", "+4", "+5", "+6", "+7", "+8", "+9", "*3", "*7", 
 MAX_OPERATIONS = 9
 _SHARES = 10  # a hash falls into one of ten: two are test, one is validation
 SPLITS: tuple[Split, ...] = ("train", "test", "validation")  # numbered in the seeds of the streams
-
-
-def chain_words() -> list[str]:
-    """The tokens: 14 names, 10 digits, `=+*?`, and `#` for COCONUT's `###`. White space is dropped."""
-    return [*NAMES, *"0123456789", *"=+*?#"]
+# Tokens: 14 names, 10 digits, `=+*?`, and `#` for COCONUT's `###`. White space is dropped.
+CHAIN_WORDS = (*NAMES, *"0123456789", *"=+*?#")
 
 
 def split_of(start: int, operations: Sequence[str]) -> Split:

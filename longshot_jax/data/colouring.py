@@ -29,11 +29,8 @@ COLOURS = "123"
 _FEWEST = 12  # colourings
 _KEPT = 1 << 14  # problems, each of which takes about a millisecond to make
 Edges = list[tuple[int, int]]
-
-
-def colouring_words() -> list[str]:
-    """The tokens: 9 names, 3 colours, `?`, and `#` for COCONUT's `###`. White space is dropped."""
-    return [*NAMES, *COLOURS, *"?#"]
+# Tokens: 9 names, 3 colours, `?`, and `#` for COCONUT's `###`. White space is dropped.
+COLOURING_WORDS = (*NAMES, *COLOURS, *"?#")
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,12 @@ class Problem:
         return float(same_answer(answer, self.answer))
 
 
+def evenly_spaced(problems: Sequence[Problem], most: int) -> list[Problem]:
+    """At most `most` problems, evenly spaced."""
+    count = min(len(problems), most)
+    return [problems[place * len(problems) // count] for place in range(count)]
+
+
 class GeneratedProblems(Sequence[Problem]):
     """`count` problems, generated on access: `problem(index)`, or what replaces it, `stride` later in the stream."""
 

@@ -33,7 +33,7 @@ def build_tokenizer(
             "config.data.chat_template to 'model', which takes the tokenizer as it is."
         )
     if kind in ALPHABETS:
-        return Tokenizer.for_chains(multiple, ALPHABETS[kind]())
+        return Tokenizer.for_chains(multiple, ALPHABETS[kind])
     if resumed:
         if not folder.is_dir():
             raise UserError(

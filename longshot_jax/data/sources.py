@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from longshot_jax.config.curriculum import CurriculumConfig
 from longshot_jax.config.run import DataConfig, RunConfig
-from longshot_jax.data.chains import ChainProblems, Split, chain_words
-from longshot_jax.data.colouring import ColouringProblems, as_colouring, colouring_words
+from longshot_jax.data.chains import CHAIN_WORDS, ChainProblems, Split
+from longshot_jax.data.colouring import COLOURING_WORDS, ColouringProblems, as_colouring
 from longshot_jax.data.equation_graph import parallel_steps
 from longshot_jax.data.layout import Layout, TooLong
 from longshot_jax.data.own import load_code, names_code, own_problems
@@ -19,7 +19,7 @@ from longshot_jax.data.prosqa import ProsQAProblems
 from longshot_jax.data.reasoning_gym import CONTAMINATION, PREFIX, TEMPLATED, gym_problems, version
 from longshot_jax.data.redraw import RedrawnProblems
 from longshot_jax.data.stories import StoryProblems
-from longshot_jax.data.threads import ThreadProblems, thread_words
+from longshot_jax.data.threads import THREAD_WORDS, ThreadProblems
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 
@@ -44,11 +44,7 @@ GENERATORS: Mapping[str, Callable[[DataConfig, int, int, Split], Sequence[Proble
 }
 
 # Tokenizers of generated problems: a token a character.
-ALPHABETS: Mapping[str, Callable[[], list[str]]] = {
-    "chains": chain_words,
-    "threads": thread_words,
-    "colouring": colouring_words,
-}
+ALPHABETS: Mapping[str, Sequence[str]] = {"chains": CHAIN_WORDS, "threads": THREAD_WORDS, "colouring": COLOURING_WORDS}
 
 
 class Problems(NamedTuple):

@@ -20,11 +20,8 @@ from longshot_jax.errors import UserError
 
 NAMES = "abcdefghijklmnopqrstuvwxyz"
 _MOST_CROSSING = 4  # validation problems of four chains take 60 ms each, of six a minute
-
-
-def thread_words() -> list[str]:
-    """The tokens: 26 names, 10 digits, `=+*?,`, and `#` for COCONUT's `###`. White space is dropped."""
-    return [*NAMES, *"0123456789", *"=+*?,#"]
+# Tokens: 26 names, 10 digits, `=+*?,`, and `#` for COCONUT's `###`. White space is dropped.
+THREAD_WORDS = (*NAMES, *"0123456789", *"=+*?,#")
 
 
 def thread_problem(

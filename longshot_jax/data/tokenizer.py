@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longshot_jax.data.chains import chain_words
+from longshot_jax.data.chains import CHAIN_WORDS
 from longshot_jax.data.chat_template import ChatTemplate, only_template, stored_template
 from longshot_jax.data.hub import hub_reachable
 from longshot_jax.data.tokenizer_checks import check_new, check_round_trip, check_vocabulary
@@ -150,12 +150,11 @@ class Tokenizer:
         return cls.load(str(folder)) if any((folder / name).exists() for name in names) else None
 
     @classmethod
-    def for_chains(cls, multiple: int = 1, words: Sequence[str] | None = None) -> "Tokenizer":
-        """The tokenizer of generated chains (`words`: of another alphabet): a token a character, white space dropped."""
+    def for_chains(cls, multiple: int = 1, words: Sequence[str] = CHAIN_WORDS) -> "Tokenizer":
+        """The tokenizer of generated chains (or of another alphabet): a token a character, white space dropped."""
         import tokenizers
 
-        alphabet = chain_words() if words is None else words
-        rows = {word: number for number, word in enumerate([*alphabet, _PAD, _END, *LATENT_TOKENS])}
+        rows = {word: number for number, word in enumerate([*words, _PAD, _END, *LATENT_TOKENS])}
         model = tokenizers.Tokenizer(tokenizers.models.WordLevel(rows))
         model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
             [

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.evaluation.decoder import Trajectories
 from longshot_jax.model.sharding import fetch
-from longshot_jax.thoughts.reads.memory_bank import MemoryBank, nearest_entries
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank
 from longshot_jax.thoughts.reasoner import Params, Reasoner
 from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.think import encode, think_given
@@ -108,15 +108,11 @@ def read_thoughts(
     thought_mask = given.thought_mask
     reached = jnp.arange(thought_mask.shape[-1] + 1) <= num_thoughts[..., None]
     norms = jnp.linalg.norm(thoughts.astype(jnp.float32), axis=-1)
-    navigator, reads = reasoner.navigator, {}
-    if memory is not None and navigator.config.reads_bank:
-        # The bank is queried with the state before any read.
-        source = reasoner.thought_source(given.hidden[:, :, :-1])
-        asking = navigator.state(source, None, None, jnp.arange(thought_mask.shape[-1]))
-        top = navigator.config.bank_entries
-        slots, found = nearest_entries(memory, asking, top)
-        reads = {"slots": slots, "found": found & thought_mask[..., None]}
-        reads |= {"entry_values": memory.values[slots], "entry_ages": memory.ages[slots]}
+    source, steps = reasoner.thought_source(given.hidden[:, :, :-1]), jnp.arange(thought_mask.shape[-1])
+    slots, reads = reasoner.navigator.bank_slots(source, memory, steps), {}
+    if memory is not None and slots is not None:
+        found, slots = (slots >= 0) & thought_mask[..., None], jnp.maximum(slots, 0)
+        reads = {"slots": slots, "found": found, "entry_values": memory.values[slots], "entry_ages": memory.ages[slots]}
     return Readings(
         tokens=jnp.where(thought_mask[..., None], tokens, 0),
         probabilities=jnp.where(thought_mask[..., None], probabilities, 0.0),

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from longshot_jax.config import RunConfig
 from longshot_jax.data.layout import Layout
 from longshot_jax.data.own import Grade
-from longshot_jax.data.problems import Problem
+from longshot_jax.data.problems import Problem, evenly_spaced
 from longshot_jax.evaluation.accuracy import evaluate
 from longshot_jax.evaluation.decoder import Decoder
 from longshot_jax.evaluation.lens import Lens, lens_rows, stop_figure
@@ -47,8 +47,8 @@ class Validation:
         steps_written: bool,
     ):
         settings, thoughts = run.evaluation, run.thoughts
-        count = min(settings.questions, len(problems))
-        self.problems: list[Problem] = [problems[number * len(problems) // count] for number in range(count)]
+        self.problems = evenly_spaced(problems, settings.questions)
+        count = len(self.problems)
         # Batches are divided among the devices; padding rows are not counted.
         parts = batch_parts(mesh)
         self._batch_size = -(-min(settings.batch_size, count) // parts) * parts

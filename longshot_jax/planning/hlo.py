@@ -62,7 +62,6 @@ class Operation:
 
     Attributes:
       name, opcode: as in the text; the opcode of an asynchronous pair is that of its start without `-start`.
-      arrays: what it writes.
       bytes: read and written in one execution. flops: of matrix products, multiplications and additions.
       loops: number of iterations of each loop around it, the outermost first; None where it depends on data.
       copies: nothing is computed.
@@ -72,7 +71,6 @@ class Operation:
 
     name: str
     opcode: str
-    arrays: tuple[Array, ...]
     bytes: float
     flops: float
     loops: tuple[int | None, ...]
@@ -276,7 +274,7 @@ class _Program:
         largest = max(range(len(operands)), key=lambda place: operands[place].bytes, default=None)
         source = given[largest][0] if largest is not None and len(given[largest]) == 1 else None
         return Operation(
-            instruction.name, opcode, arrays, moved, flops, loops, copies, source, devices, payload
+            instruction.name, opcode, moved, flops, loops, copies, source, devices, payload
         )  # fmt: skip
 
     def _group(self, instruction: _Instruction) -> int:

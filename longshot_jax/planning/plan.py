@@ -101,7 +101,6 @@ class Plan:
     """A run on `devices` accelerators of one kind."""
 
     run: RunConfig
-    backbone: LlamaConfig
     devices: int
     accelerator: str
     phases: tuple[PhasePlan, ...]
@@ -193,7 +192,7 @@ def make_plan(
             placements = search_of.placements(found)
             found = replace(found, largest=largest, largest_micro_batch=micro, placements=placements)
         planned.append(found)
-    return Plan(run, backbone, devices, accelerator, tuple(planned), compiler)
+    return Plan(run, devices, accelerator, tuple(planned), compiler)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def _vocabulary(run: RunConfig) -> int:
     if kind == "bpe":
         return -(-run.data.bpe_vocabulary // multiple) * multiple
     if kind in ALPHABETS:
-        return Tokenizer.for_chains(multiple, ALPHABETS[kind]()).vocabulary_size
+        return Tokenizer.for_chains(multiple, ALPHABETS[kind]).vocabulary_size
     if kind == "model":
         raise no_model_tokenizer()
     return Tokenizer.load(kind, multiple).vocabulary_size

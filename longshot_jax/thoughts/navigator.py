@@ -31,7 +31,7 @@ from longshot_jax.model.parameters import weight
 from longshot_jax.thoughts.reads.cross_attention import CrossAttention
 from longshot_jax.thoughts.reads.graph_memory import GraphMemory, all_nodes, bank_nodes, join_nodes, own_nodes
 from longshot_jax.thoughts.reads.history import History
-from longshot_jax.thoughts.reads.memory_bank import MemoryBank, fuse, nearest_entries, read_bank
+from longshot_jax.thoughts.reads.memory_bank import MemoryBank, fuse, nearest_entries, read_bank, unit
 
 # Bound of the learned log factor. Eight times less noise than it starts with is nearly none, and eight times more, with
 # the usual 0.2 of a thought's rms, buries the thought. A bounded factor can neither silence exploration for good nor
@@ -181,8 +181,7 @@ class Navigator(nnx.Module):
                 )
             return self._normalise(self._at_step(thought, steps))
         state = self.state(hidden, memory, history, steps, bank_slots)
-        direction = state @ self.direction[...]
-        direction = direction * jax.lax.rsqrt(jnp.sum(jnp.square(direction), axis=-1, keepdims=True) + 1e-12)
+        direction = unit(state @ self.direction[...])
         step_size = 2 * jax.nn.sigmoid(state @ self.step_weight[...])  # in (0, 2), 1 at the start
         return state + step_size[..., None] * direction
 

@@ -123,17 +123,8 @@ class RunContext:
 
     def validation(self, max_thoughts: int, *, answer_length: int, steps_written: bool) -> Validation:
         """The evaluation of a phase on the validation problems."""
-        return Validation(
-            self.abstract.graphdef,
-            self.mesh,
-            self.run,
-            self.layout,
-            self.problems.validation,
-            self.grade,
-            max_thoughts=max_thoughts,
-            answer_length=answer_length,
-            steps_written=steps_written,
-        )
+        given = self.abstract.graphdef, self.mesh, self.run, self.layout, self.problems.validation, self.grade
+        return Validation(*given, max_thoughts=max_thoughts, answer_length=answer_length, steps_written=steps_written)
 
     def progress(self, name: str, total: int, done: int, unit: str) -> Progress:
         """A progress bar; only that of the first process is visible."""

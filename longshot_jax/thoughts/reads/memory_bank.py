@@ -59,7 +59,8 @@ def empty_bank(slots: int, dim: int) -> MemoryBank:
     )
 
 
-def _unit(x: Float[Array, "*batch R"]) -> Float[Array, "*batch R"]:
+def unit(x: Float[Array, "*batch R"]) -> Float[Array, "*batch R"]:
+    """Vectors of length 1 in the directions of `x`."""
     # Added under the root, so that the gradient at a zero vector is finite and not NaN.
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
@@ -74,8 +75,8 @@ def nearest_entries(
     the scores of all states would be large, the states along the last axis (steps) are searched one after the other.
     """
     positions, values, state = jax.lax.stop_gradient((bank.positions, bank.values, state))
-    query = _unit(state.astype(jnp.promote_types(state.dtype, jnp.float32)))
-    keys, slots = _unit(positions), values.shape[0]
+    query = unit(state.astype(jnp.promote_types(state.dtype, jnp.float32)))
+    keys, slots = unit(positions), values.shape[0]
     usable = (jnp.arange(slots) < bank.filled) & (values > 0)
 
     def search(query):
@@ -117,7 +118,7 @@ def read_bank(
     positions, values = jax.lax.stop_gradient((bank.positions[slot], bank.values[slot]))
     query = state.astype(jnp.promote_types(state.dtype, jnp.float32))
     exact = jax.lax.Precision.HIGHEST
-    cosine = jnp.einsum("...r,...kr->...k", _unit(query), _unit(positions), precision=exact)
+    cosine = jnp.einsum("...r,...kr->...k", unit(query), unit(positions), precision=exact)
     # Scored again, an entry at the threshold may fall a rounding error below it.
     score = cosine * values
     score = jnp.where(found & (score > 0.5 * _SMALLEST_SCORE), score, 0.0)
