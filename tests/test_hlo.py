@@ -116,7 +116,7 @@ def test_of_two_branches_the_longer_one_counts():
 
 
 def test_a_permutation_sends_all_that_it_holds():
-    sent = Operation("p", "collective-permute", (), 0.0, 0.0, (), True, None, devices=2, payload=8.0)
+    sent = Operation("p", "collective-permute", 0.0, 0.0, (), True, None, devices=2, payload=8.0)
     assert sent.sent == 8.0 and replace(sent, opcode="all-gather").sent == 4.0
 
 
