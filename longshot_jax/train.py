@@ -32,7 +32,7 @@ from longshot_jax.checkpoints.run_folder import check_same_config, prepare_workd
 from longshot_jax.checkpoints.saved_reasoner import CODE, DATA, TRAINED_ON
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.declarations import flatten
-from longshot_jax.curriculum.batch import unfitting_steps
+from longshot_jax.curriculum.batch import thoughtless_problems, unfitting_steps
 from longshot_jax.curriculum.loop import CurriculumLoop
 from longshot_jax.data.own import OwnCodeError, own_grader
 from longshot_jax.data.run_tokenizer import build_tokenizer, foreign_tokenizer, store_tokenizer
@@ -107,9 +107,12 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         layout = build_layout(run, tokenizer)
         problems = check_problems(run, layout, problems)
         if "curriculum" in run.phases:
-            unfitting = unfitting_steps(problems.train, run.curriculum, layout, run.thoughts.joined)
-            if unfitting:
-                _note(f"warning: {unfitting}.", stream)
+            for told in (
+                unfitting_steps(problems.train, run.curriculum, layout, run.thoughts.joined),
+                thoughtless_problems(problems.train, run.curriculum),
+            ):
+                if told:
+                    _note(f"warning: {told}.", stream)
         grade = own_grader(run.data.grader, problems.train)
         if "ppo" in run.phases:
             check_rewards(run, problems.train, lambda text: _note(text, stream))

@@ -86,3 +86,19 @@ def test_an_instruction_follows_every_question():
         tokenizer.decode(instructed.question(PROBLEM))
         == tokenizer.decode(plain.question(PROBLEM)) + "The number alone.\n"
     )
+
+
+@pytest.mark.parametrize(("answer", "start"), [("Wednesday", 1), ("12", 2)])
+def test_an_answer_starts_with_the_first_token_of_its_text(answer, start):
+    """The space before it belongs to a word's first token, and is a token of its own before single digits."""
+    tokenizer, problem = Tokenizer.train_bpe(["### Wednesday"] * 9, 400), Problem("x?", (), answer)
+    layout = Layout(tokenizer, "coconut", "coconut", 64)
+    ids = layout.answer(problem)
+    assert layout.answer_start(problem) == start and tokenizer.decode(ids[start:-1]).strip() == answer
+    layout = Layout(tokenizer, "answer", "coconut", 64)
+    assert layout.answer(problem)[layout.answer_start(problem) : -1] == tokenizer.encode(answer)
+
+
+def test_every_character_of_an_answer_may_be_a_token():
+    layout, problem = Layout(Tokenizer.for_chains(), "coconut", "coconut", 64), Problem("a=1 a?", (), "12")
+    assert layout.answer(problem)[layout.answer_start(problem) : -1] == layout.tokenizer.encode("12")

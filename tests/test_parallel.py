@@ -11,8 +11,10 @@ import optax
 import pytest
 from builders import QUICK, small_reasoner
 from flax import nnx
+from tiny_run import tiny
 
 from longshot_jax import LongShot
+from longshot_jax.checkpoints.pretrained import load_pretrained
 from longshot_jax.cli import load_config
 from longshot_jax.config import parse_config
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig, TextConfig
@@ -33,7 +35,7 @@ from longshot_jax.thoughts.answer import decode_answers
 from longshot_jax.thoughts.joint import decode_jointly
 from longshot_jax.thoughts.roles import begin_trajectories
 from longshot_jax.thoughts.rollout import make_temperatures
-from longshot_jax.thoughts.stopping import StopRule, ThoughtRule
+from longshot_jax.thoughts.stopping import StopRule, ThoughtRule, rule_of_stage
 from longshot_jax.thoughts.think import encode, think
 from longshot_jax.train import train
 from longshot_jax.training.state import start_state
@@ -338,3 +340,25 @@ def test_a_run_from_training_to_evaluation_and_ppo(tmp_path):
     assert set(results["controls"]) == {*CONTROLS, *JOINT_CONTROLS} and results["mean_thoughts"] == 3
     generation = model.generate(problems[0].question, thoughts=3, return_all_trajectories=True)
     assert len(generation.trajectories) == 2 and len({each.answer for each in generation.trajectories}) == 1
+
+
+def test_pauses_have_the_trajectories_of_the_problem():
+    """With as many pauses for all, a trajectory without a thread has none in training, and none in evaluation."""
+    config = dataclasses.replace(CONFIG, mode="pause", pad_latent_to_max=True)
+    layout = dataclasses.replace(LAYOUT, mode="pause", steps_written=True)
+    reasoner = small_reasoner(roles=ROLES, join=True, vocab_size=TOKENS.vocabulary_size)
+    graphdef, params = nnx.split(reasoner)
+    decoder = Decoder(graphdef, layout, 3, LENGTH, joined=ROLES)
+    evaluated = Batches(decoder, (params,), PROBLEMS, rule_of_stage(config, 3), None, len(PROBLEMS), 0)
+    trained = batch_at(3, config).num_thoughts
+    assert trained.tolist() == [[3, 3, 0], [3, 3, 3], [3, 0, 0]]
+    assert evaluated.run(make_temperatures()).num_thoughts.tolist() == trained.tolist()
+
+
+@pytest.mark.slow
+def test_a_role_has_read_the_question_so_nothing_is_evaluated_from_thoughts_alone(tmp_path):
+    run = tiny(phases=("ppo",), thoughts__roles=2, ppo__num_trajectories=2, curriculum__question_hidden=0.5)
+    train(run, tmp_path)
+    assert not load_pretrained(tmp_path).question_hidden
+    train(dataclasses.replace(run, thoughts=dataclasses.replace(run.thoughts, roles=0)), tmp_path / "alone")
+    assert load_pretrained(tmp_path / "alone").question_hidden

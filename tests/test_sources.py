@@ -194,6 +194,11 @@ def test_a_gold_answer_that_no_rollout_can_give_is_refused(markers, sampled, key
         checked(run, layout, [Problem("a=1 a?", (), "12")])
 
 
+def test_rollouts_may_be_longer_than_answers_in_the_curriculum():
+    run = tiny(phases=("ppo",), ppo__answer_length=4, data__answer_length=2)
+    checked(run, layout_of(run), [Problem("a=1 a?", (), "123")])
+
+
 def test_a_generated_problem_that_is_too_long_gives_way_to_a_later_one():
     run = tiny(
         data__train="prosqa", data__tokenizer="bpe", data__bpe_vocabulary=400, data__generated_train=200,

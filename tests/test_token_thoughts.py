@@ -9,7 +9,7 @@ import pytest
 from builders import small_reasoner
 
 from longshot_jax.config.curriculum import CurriculumConfig, GuidanceConfig
-from longshot_jax.curriculum.batch import curriculum_batch, unfitting_steps
+from longshot_jax.curriculum.batch import curriculum_batch, thoughtless_problems, unfitting_steps
 from longshot_jax.curriculum.loss import curriculum_sums
 from longshot_jax.curriculum.parallel import parallel_batch
 from longshot_jax.data.layout import Layout
@@ -88,6 +88,21 @@ def test_steps_that_do_not_fit_are_told():
     assert unfitting_steps(PROBLEMS, CurriculumConfig(), LAYOUT, 0) == ""
     threads = [Problem("a=1 b=2 ab?", ("1234", "567"), "45", threads=(("1234",), ("567",)))]
     assert unfitting_steps(threads, CONFIG, LAYOUT, 2) == "" != unfitting_steps(threads, CONFIG, LAYOUT, 0)
+
+
+def test_problems_without_steps_among_others_are_named():
+    """They are trained without thoughts, and evaluated with all."""
+    config, mixed = CurriculumConfig(), [*PROBLEMS, Problem("x?", (), "1")]
+    assert "1 of 4 training problems have no steps" in thoughtless_problems(mixed, config)
+    stops = replace(config, guidance=GuidanceConfig(stop=1.0))
+    for problems, other in (
+        (PROBLEMS, config),
+        (mixed[-1:], config),
+        (mixed, stops),
+        (mixed, replace(config, pad_latent_to_max=True)),
+        (mixed, replace(config, mode="cot")),
+    ):
+        assert thoughtless_problems(problems, other) == ""
 
 
 def test_each_thought_has_its_token_as_its_step():

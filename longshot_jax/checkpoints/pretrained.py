@@ -174,7 +174,7 @@ def _trained(
         memory=sidecar.memory,
         stage_rule=None if sidecar.stage is None else rule_of_stage(run.supervised(phase), sidecar.stage),
         joined=run.thoughts.joined,
-        question_hidden=run.curriculum.question_hidden > 0 and not run.thoughts.joined,
+        question_hidden=run.curriculum.question_hidden > 0 and not run.thoughts.roles,  # a role has read the question
     )
     if run.samples_thoughts(phase):
         std = run.curriculum.variational.std

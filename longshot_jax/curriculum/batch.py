@@ -153,6 +153,24 @@ def replaced_steps(
     return left_out, thoughts if has_thoughts(config.mode) else 0
 
 
+def thoughtless_problems(problems: Sequence[Problem], config: CurriculumConfig) -> str:
+    """What must be said of problems without steps among others; "" if there are none, or if they have thoughts too.
+
+    Of many problems evenly spaced ones are looked at.
+    """
+    if not has_thoughts(config.mode) or config.pad_latent_to_max or config.guidance.stop:
+        return ""
+    sample = evenly_spaced(problems, _SAMPLED)
+    without = sum(not (problem.steps or problem.threads) for problem in sample)
+    if without in (0, len(sample)):
+        return ""
+    return (
+        f"{without} of {len(sample)} training problems have no steps, so they are trained without thoughts, while an "
+        "evaluation gives such a problem all of its stage: leave them out, or train the stop head, which then decides "
+        "(config.curriculum.guidance.stop)"
+    )
+
+
 def unfitting_steps(problems: Sequence[Problem], config: CurriculumConfig, layout: Layout, joined: int) -> str:
     """What must be said of problems with more tokens in their steps than thoughts are allowed; "" if all fit.
 
@@ -239,7 +257,7 @@ def curriculum_batch(
                 f"remove the question {problem.question[:60]!r}."
             )
         rows.append(ids)
-        starts.append(len(ids) - 1 - len(layout.tokenizer.encode(problem.answer)))
+        starts.append(len(ids) - len(layout.answer(problem)) + layout.answer_start(problem))
     guidance, steps, text, most, width = config.guidance, None, None, length, 0
     if padding is not None:
         needs = [padded_lengths(*each, config, layout) for each in zip(problems, replaced, strict=True)]

@@ -125,6 +125,15 @@ class Layout:
         steps = [*(token for step in joint for token in self.step(step)), marker] if joint else []
         return [marker, *steps, *self.tokenizer.encode(problem.answer), self.tokenizer.end]
 
+    def answer_start(self, problem: Problem) -> int:
+        """Index in `answer`, of no joint steps, of the first token with a part of the answer's text."""
+        if self.markers != "coconut":
+            return 1
+        # The space before the answer is a token of its own, or the beginning of the answer's first one.
+        with_space = self.tokenizer.encode(f"{_ANSWER_MARK} ")
+        apart = self.answer(problem)[: len(with_space)] == with_space
+        return len(with_space if apart else self.tokenizer.encode(_ANSWER_MARK))
+
     def answer_text(self, ids: Sequence[int]) -> str:
         """Text of a decoded answer up to its first end token; in layout `answer` only after the last `<|end-latent|>`.
 

@@ -267,7 +267,7 @@ class _Check:
         self.overhead = len(layout.tokenizer.encode_question("?")) + len(layout.instruction.encode()) + 8
         # PPO may set its own answer length, for rollouts and later evaluations.
         own, data = run.ppo.answer_length, run.data.answer_length
-        self.sampled_length, self.key = (own, "ppo") if 0 < own < data else (data, "data")
+        self.sampled_length, self.key = (own, "ppo") if own else (data, "data")
         self.forced = len(layout.opening) - len(layout.closing)
 
     def __call__(self, problem: Problem) -> None:

@@ -192,6 +192,8 @@ class Decoder:
         """`sampling` is the temperature and keys of tokens; the others are as for `decode` and `decode_given`."""
         shape = num_thoughts.shape
         active = None if counts is None else active_trajectories(counts, shape[1])
+        if active is not None:  # a joined answer would read thoughts of trajectories that do not exist
+            num_thoughts = jnp.where(active, num_thoughts, 0)
         encoded = begin_trajectories(reasoner, encode(reasoner, *prompts), shape[1], active, roles)
         embeddings = embeddings.astype(reasoner.backbone.compute_dtype)
         thoughts = think_given(reasoner, encoded, embeddings, num_thoughts)
