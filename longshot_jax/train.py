@@ -40,6 +40,7 @@ from longshot_jax.data.sources import build_layout, check_problems, file_fingerp
 from longshot_jax.distributed import on_primary
 from longshot_jax.errors import UserError
 from longshot_jax.files import has_folder, local_path
+from longshot_jax.model.huggingface.weights import check_weights
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import make_mesh
 from longshot_jax.ppo.loop import PPOLoop
@@ -118,6 +119,8 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
             check_rewards(run, problems.train, lambda text: _note(text, stream))
         abstract = abstract_reasoner(run, tokenizer, mesh, folder, backbone)
         log = stack.enter_context(weights_and_biases(run, workdir))
+        if folder is not None and metadata is None:
+            check_weights(folder)
         # Written after all checks, so a refused run leaves nothing behind.
         on_primary(lambda: write_config(workdir, asdict(run)))
         if metadata is None or not (workdir / "tokenizer").is_dir():

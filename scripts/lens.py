@@ -31,15 +31,24 @@ def main() -> None:
     from longshot_jax.checkpoints.pretrained import load_pretrained  # these take seconds, so after reading the flags
     from longshot_jax.data.chains import ChainProblems
     from longshot_jax.data.stories import StoryProblems
-    from longshot_jax.evaluation.patching import measure_donors, trained_to
-    from longshot_jax.evaluation.step_patching import measure_steps
+    from longshot_jax.evaluation.patching import check_donors, measure_donors, trained_to
+    from longshot_jax.evaluation.step_patching import measure_steps, thought_whole
 
     model = load_pretrained(flags.checkpoint, flags.which)
+    generated = {}
+    for length in flags.operations:  # checked before the first is measured
+        given = flags.seed, flags.questions, (length,), "test"
+        stories = flags.task == "stories"
+        problems = StoryProblems(*given, largest=flags.largest_number) if stories else ChainProblems(*given)
+        generated[length] = [problems[index] for index in range(len(problems))]
+        (thought_whole if stories else check_donors)(model, generated[length])
+    trained_on = model.source.get("trained_on", [])
+    if flags.task not in trained_on:
+        print(f"the model was trained on {', '.join(trained_on) or 'other problems'}, not on generated {flags.task}")
     if flags.task == "stories":
         print("operations  step  nearest tokens are the step  answer follows donor  keeps its own  pairs")
-        for length in flags.operations:
-            problems = StoryProblems(flags.seed, flags.questions, (length,), "test", largest=flags.largest_number)
-            for step in measure_steps(model, [problems[i] for i in range(len(problems))], flags.largest_number):
+        for length, problems in generated.items():
+            for step in measure_steps(model, problems, flags.largest_number):
                 print(
                     f"{length:10}  {step.step:4}  {step.named:27.1%}  {step.follows_donor:20.1%}  {step.keeps_own:13.1%}  "
                     f"{step.pairs:5}",
@@ -49,9 +58,8 @@ def main() -> None:
     if note := trained_to(model, max(flags.operations)):
         print(note)
     print("operations  thought  nearest token is its result  answer follows donor  keeps its own  pairs")
-    for length in flags.operations:
-        chains = ChainProblems(flags.seed, flags.questions, (length,), "test")
-        found = measure_donors(model, [chains[index] for index in range(len(chains))])
+    for length, problems in generated.items():
+        found = measure_donors(model, problems)
         for thought in range(length):
             print(
                 f"{length:10}  {thought + 1:7}  {found.lens[thought]:27.1%}  {found.follows_donor[thought]:20.1%}  "

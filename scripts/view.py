@@ -25,6 +25,8 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.data:
         local_path(flags.data, "--data")
+    if flags.output.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--output {flags.output}: the page is HTML, so give a name that ends in .html.")
     if os.path.lexists(flags.output):
         raise UserError(f"--output {flags.output} exists and is not overwritten: give another name, or remove it.")
     check_writable(flags.output, lambda _: False)

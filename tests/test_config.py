@@ -60,6 +60,9 @@ def test_thoughts_of_loaded_weights_are_normalised_unless_a_setting_or_an_earlie
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
+        ({"ppo": {"clip": "inf"}}, r"config\.ppo\.clip is 'inf': it must be finite"),
+        ({"ppo": {"lernrate": 1}}, r"did you mean config\.ppo\.optimizer\.learning_rate"),
+        ({"ppo": {"optimiser": {"learning_rate": 1}}}, r"did you mean config\.ppo\.optimizer\?"),
         ({"ppo": {"iteration": 1}}, r"config\.ppo\.iteration is not a setting: did you mean config\.ppo\.iterations"),
         ({"ppo": {"top_k": 5}}, r"config\.ppo\.top_k is not a setting, because a rollout samples the whole distribution"),
         ({"ppo": 3}, r"config\.ppo must be a group"),

@@ -129,6 +129,10 @@ def exported(run):
     return run[0].parent / "out"
 
 
+def test_all_files_of_an_export_are_readable_by_others_as_the_umask_says(exported):
+    assert (exported / FILE).exists() and len({file.stat().st_mode for file in exported.iterdir()}) == 1
+
+
 @pytest.mark.slow
 def test_it_comes_back_and_thinks_as_the_run_did(run, exported):
     here, there = run[1], LongShot.from_pretrained(exported)

@@ -193,5 +193,9 @@ def test_a_runs_own_test_is_the_default(folder, capsys):
     assert start("eval.py", "--checkpoint", folder / "run", "--output", output, "--num_trajectories", 0) == 0
     content = json.loads(output.read_text())
     assert content["count"] == PPO.data.generated_test and content["config"]["data"] == "chains"
-    assert start("eval.py", "--checkpoint", folder, "--output", output) == 2
-    assert "is not a run folder with a config of its test: give --data" in capsys.readouterr().err
+    for wrong, sentence in (
+        (folder, "holds neither checkpoints nor a config.json"),
+        (folder / "no", "there is no folder"),
+    ):
+        assert start("eval.py", "--checkpoint", wrong, "--output", output) == 2
+        assert sentence in capsys.readouterr().err

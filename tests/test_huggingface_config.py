@@ -109,6 +109,10 @@ def test_keys_of_public_folders_are_known(tmp_path):
     [
         ({"model_type": "mistral"}, "model_type is 'mistral'"),
         (
+            {"model_type": None, "phases": ["ppo"]},
+            "that of a run, not of a model: name the folder as config.initialize_from",
+        ),
+        (
             {"attention_bias": True},
             "attention_bias is True, but layers with biases cannot be loaded; give another model",
         ),

@@ -1,6 +1,7 @@
 """Weights from a Hugging Face folder: each tensor in its place, and what is missing, surplus or damaged named."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from huggingface_folders import CONFIG, FIRST_QUERY, assert_equal, hf_tensors, leaves, load, write, write_sharded
+from tiny_run import tiny
 
 from longshot_jax.checkpoints.pretrained import load_pretrained
 from longshot_jax.errors import UserError
 from longshot_jax.model.huggingface import read_config, weights
 from longshot_jax.model.llama import Llama
+from longshot_jax.train import train
 
 
 def test_weights_are_placed_and_turned(tmp_path):
@@ -159,6 +162,16 @@ def test_truncated_file_is_named(tmp_path, kept):
     file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
     with pytest.raises(UserError, match=r"model\.safetensors is damaged or cut short"):
         load(tmp_path)
+
+
+def test_a_run_looks_at_the_weights_before_it_writes_anything(tmp_path):
+    shutil.copytree("tests/fixtures/golden_llama3", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    run = tiny(model__source=str(tmp_path / "model"), data__tokenizer="chains")
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged or cut short"):
+        train(run, tmp_path / "run")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_truncated_and_missing_shards_are_named(tmp_path):

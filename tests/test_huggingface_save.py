@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from longshot_jax.errors import UserError
-from longshot_jax.model.huggingface import load_weights, read_config, save_weights, weights
+from longshot_jax.model.huggingface import load_weights, read_config, save_weights, stored_tensors
 from longshot_jax.model.llama import LlamaConfig
 
 
@@ -121,7 +121,7 @@ def test_a_failure_leaves_the_folder_as_it_was(tmp_path, monkeypatch, earlier):
             raise OSError(28, "No space left on device")
         real(*arguments)
 
-    monkeypatch.setattr(weights, "save_file", full_after_one)
+    monkeypatch.setattr(stored_tensors, "save_file", full_after_one)
     with pytest.raises(UserError, match=r"out cannot be written \(No space left on device\): choose another folder"):
         save_weights(state, config, folder, shard_bytes=1500)
     assert len(calls) == 2

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from builders import END, ragged_prompts, small_bank, small_reasoner
+from commands import start
 from flax import nnx
 from run_folders import CURRICULUM, save_run
 
@@ -123,6 +124,19 @@ def test_operations_are_read_off_a_chain(distractors):
             value = apply_operation(operation, value)
             results.append(str(value))
         assert tuple(results) == problem.steps
+
+
+def test_lengths_that_do_not_fit_are_refused_before_the_first_is_measured(tmp_path, monkeypatch, capsys):
+    short = replace(CURRICULUM, data=replace(CURRICULUM.data, prompt_length=12))
+    save_run(tmp_path, short, "curriculum")
+    monkeypatch.setattr("longshot_jax.evaluation.patching.swapped_answers", lambda *_: pytest.fail("measured"))
+    for longest, sentence in (
+        (9, "the chains have 9 operations, but the model at most"),
+        (3, "the prompt length with which the model was trained is 12: shorten or remove"),
+    ):
+        assert start("lens.py", "--checkpoint", tmp_path, "--questions", 2, "--operations", 1, longest) == 2
+        said = capsys.readouterr()
+        assert sentence in said.err and not said.out
 
 
 @pytest.mark.slow

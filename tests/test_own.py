@@ -86,7 +86,8 @@ def test_every_example_is_short():
 def test_the_examples_of_the_document_train(here, capsys, monkeypatch, name):
     write(here / name, EXAMPLES[name])
     rows = "".join(f'"{n} and {n} are",{2 * n},"{n}+{n}={2 * n}"\n' for n in range(60))
-    write(here / "my_problems.csv", f"prompt,target,working\n{rows}")
+    for file in ("my_problems.csv", "my_test.csv"):
+        write(here / file, f"prompt,target,working\n{rows}")
     phase = "ppo" if name == "my_rewards.py" else "text"
     if phase == "ppo":  # no evaluation asks for rewards
         skip_evaluations(monkeypatch.setattr)
@@ -347,6 +348,7 @@ def test_fields_are_read_from_every_kind_of_file(tmp_path):
         files["parquet"].write_bytes(content)
         with pytest.raises(UserError, match=r"data\.parquet cannot be read as Parquet"):
             load_problems(str(files["parquet"]), ("q", "a"))
+    (tmp_path / "config.json").write_text("{}")
     for fields in (("q",), ("q", "q"), ("q", "a", "s", "t")):
         with pytest.raises(UserError, match="name the fields of question and answer"):
             tiny(data__fields=fields)

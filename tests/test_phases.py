@@ -98,7 +98,8 @@ def test_the_curriculum_may_be_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"phases": ["curriculum", "text"]}, r"config\.phases .* name 'text' first"),
+        ({"phases": ["curriculum", "text"]}, r"config\.phases .* write steps before thoughts, .* as in text,curriculum"),
+        ({"phases": ["ppo", "curriculum"]}, r"config\.phases .* both before rewards, as in curriculum,ppo"),
         ({"phases": ["text"], "text.trainable": "navigator"}, r"config\.text\.trainable 'navigator' has nothing to train"),
         ({"phases": ["text"], "text.batch_size": 6, "text.micro_batch_size": 4}, r"config\.text\.batch_size 6 is not"),
         ({"ppo.rewards.correct": 0.0}, r"config\.ppo\.rewards are all 0"),

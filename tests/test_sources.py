@@ -95,6 +95,9 @@ def test_held_out_problems_among_the_training_problems_are_named_or_left_out(tmp
         f"({train}): {advice} of training.",
     ]
     said.clear()
+    if not remove:
+        read_problems(replace(run, data=replace(run.data, validation="", test=train)), said.append)
+        assert len(said) == 1 and said.pop().endswith("name another file as config.data.test.")
     read_problems(replace(run, data=replace(run.data, validation="chains", test="chains")), said.append)
     assert not said
     whole = replace(run, data=replace(run.data, test=train, validation=validation))

@@ -71,7 +71,7 @@ def test_broken_config_files(capsys, tmp_path):
     [
         (["--config.data.train=/no/such.json"], "there is no data file /no/such.json"),
         (["--config.model.source=/no/such"], "config.model.source '/no/such' is not a directory"),
-        (["--config.initialize_from=/no/such"], "/no/such holds no checkpoints"),
+        (["--config.initialize_from=/no/such"], "there is no folder /no/such"),
         (["--config.mesh.fsdp=64"], "config.mesh asks for data 1 x fsdp 64"),
         (["--config.data.prompt_length=9"], "prompt"),
     ],

@@ -240,6 +240,8 @@ def test_similarity_and_map():
         ("plain", {}, f"holds a Llama without {FILE}"),
         ("export", {"--data": None}, "is not a run folder with a config of its test: give --data"),
         ("nothing", {}, "there is no folder"),
+        ("nothing", {"--data": None}, "there is no folder"),
+        ("ppo", {"--output": "page.pdf"}, "give a name that ends in .html"),
     ],
 )
 def test_bad_input_is_one_sentence_before_the_model_is_loaded(

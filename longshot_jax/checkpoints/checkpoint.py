@@ -102,7 +102,8 @@ class Checkpoints:
     def reader(cls, folder: str | Path) -> "Checkpoints":
         """The checkpoints of a run folder for reading, even while a run writes there; a UserError if it has none."""
         if not has_folder(Path(folder) / "checkpoints"):
-            raise UserError(f"{folder} holds no checkpoints: give the folder that was the run's --workdir.")
+            what = f"{folder} holds no checkpoints" if has_folder(Path(folder)) else f"there is no folder {folder}"
+            raise UserError(f"{what}: give the folder that was the run's --workdir.")
         return cls(folder, 1, 0, read_only=True)
 
     def __enter__(self) -> "Checkpoints":

@@ -10,6 +10,7 @@ from flax import nnx
 
 from longshot_jax.checkpoints.checkpoint import Which
 from longshot_jax.checkpoints.initialize import copied_rows, embedding_rows
+from longshot_jax.checkpoints.run_folder import check_model_folder
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.checkpoints.sidecar import BESIDE, FILE, Sidecar, exported_run, read_sidecar
 from longshot_jax.config import RunConfig
@@ -21,7 +22,6 @@ from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.files import has_folder, local_path
 from longshot_jax.model.huggingface import load_weights, read_config
-from longshot_jax.model.huggingface.other_forms import other_form
 from longshot_jax.model.huggingface.stored_tensors import stored_marks
 from longshot_jax.model.llama import LlamaConfig
 from longshot_jax.model.sharding import platform_of
@@ -90,9 +90,7 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
     """
     dtype = None if dtype is None else float_dtype(dtype)
     path = local_path(path, "the model")
-    if not path.is_dir():
-        what = f"{path} is a file" if path.exists() else f"there is no folder {path}"
-        raise UserError(f"{what}: give a run folder or a Hugging Face Llama directory{_hint(path)}.")
+    check_model_folder(path)
     if has_folder(path / "checkpoints"):
         saved = SavedReasoner.find(path, which)
         chosen = (dtype or _default_dtype()) if saved.is_backbone_alone else saved.run.model.compute_dtype
@@ -104,11 +102,6 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
         return _trained(saved.sidecar(params), saved.run, saved.backbone, params, tokenizer)
     if which is not None:
         raise UserError(f"{path} is no run folder, so it has no checkpoints to choose from: leave --which out.")
-    if not (path / "config.json").exists():
-        raise UserError(
-            f"{path} holds neither checkpoints nor a config.json: give a run folder or a Hugging Face Llama "
-            f"directory{_hint(path)}."
-        )
     config, tokenizer = read_config(path), Tokenizer.find(path)  # the model first: what it is says more
     sidecar = read_sidecar(path, config.hidden_size)
     if sidecar is not None:
@@ -129,11 +122,6 @@ def load_pretrained(path: str | Path, which: Which | None = None, dtype: Any = N
         return replace(_plain(backbone, params, tokenizer, chosen), lost_sidecar=lost)
     params = merge_states(backbone=params, navigator=sidecar.navigator)
     return _trained(sidecar, exported_run(sidecar.run, chosen), backbone, params, tokenizer)
-
-
-def _hint(path: Path) -> str:
-    other = other_form(path)
-    return f" ({other})" if other else ""
 
 
 def _default_dtype() -> str:
@@ -157,7 +145,7 @@ def _trained(
         graphdef=nnx.split(nnx.eval_shape(lambda: make_reasoner(run, backbone)))[0],
         params=(params,),
         backbone=backbone,
-        layout=build_layout(run, tokenizer),
+        layout=replace(build_layout(run, tokenizer), limit="the prompt length with which the model was trained"),
         rule=rule,
         max_thoughts=max(run.max_thoughts, rule.max_thoughts) if rule.max_thoughts else 0,
         answer_length=run.data.answer_length,

@@ -16,6 +16,7 @@ from longshot_jax.config.declarations import flatten
 from longshot_jax.data.own import names_code
 from longshot_jax.errors import UserError
 from longshot_jax.files import has_folder, is_regular, open_no_link, read_json, unwritable, write_json
+from longshot_jax.model.huggingface.other_forms import other_form
 
 _CONFIG, _LOCK = "config.json", ".lock"
 _ADVICE = "give the folder that was the run's --workdir, with its own config.json"
@@ -119,12 +120,30 @@ def read_settings(folder: str | Path) -> RunConfig:
         raise error if str(file) in str(error) else UserError(f"{file} holds a wrong setting: {error}") from None
 
 
+def check_model_folder(path: Path) -> None:
+    """Raises a UserError if a path is neither a run folder nor a Hugging Face directory."""
+    if not path.is_dir():
+        what = f"{path} is a file" if path.exists() else f"there is no folder {path}"
+        raise UserError(f"{what}: give a run folder or a Hugging Face Llama directory{_hint(path)}.")
+    if not has_folder(path / "checkpoints") and not (path / _CONFIG).exists():
+        raise UserError(
+            f"{path} holds neither checkpoints nor a config.json: give a run folder or a Hugging Face Llama "
+            f"directory{_hint(path)}."
+        )
+
+
+def _hint(path: Path) -> str:
+    other = other_form(path)
+    return f" ({other})" if other else ""
+
+
 def settings_of_test(folder: Path, data: str | None, grader: str | None, **others: Any) -> RunConfig:
     """Settings of a run, or the defaults for another model, with the test problems and what else the options name.
 
     A folder may come from elsewhere, so code that its config.json names does not run: a UserError, as for a model without a
     run's settings and without `data`. An option that is None leaves the setting as it is.
     """
+    check_model_folder(folder)
     is_run = (folder / _CONFIG).exists() and has_folder(folder / "checkpoints")
     if not is_run and not data:
         raise UserError(f"{folder} is not a run folder with a config of its test: give --data.")

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from longshot_jax.checkpoints.named_arrays import current_name, named_arrays
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.run import Phase
 from longshot_jax.errors import UserError, first_line
 from longshot_jax.files import is_there
+from longshot_jax.model.huggingface.stored_tensors import write_tensors
 from longshot_jax.model.huggingface.weights import METADATA
 from longshot_jax.thoughts.navigator import Navigator
 from longshot_jax.thoughts.reads.memory_bank import MemoryBank, empty_bank
@@ -52,13 +52,13 @@ class Sidecar:
     trained_on: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
-        """Writes the file `FILE` into `folder`."""
+        """Writes the file `FILE` into `folder`, which holds the backbone."""
         rms = jnp.asarray(self.thought_rms, jnp.float32)
         parts = {"navigator": self.navigator, "memory": self.memory, "thought_rms": rms}
         arrays = {name: np.asarray(leaf) for name, leaf in _named(parts).items()}
         trained = {"config": asdict(self.run), "phase": self.phase, "step": self.step, "stage": self.stage}
         trained["trained_on"] = list(self.trained_on)
-        save_file(arrays, folder / FILE, METADATA | {_SETTINGS: json.dumps(trained)})
+        write_tensors(arrays, folder / FILE, METADATA | {_SETTINGS: json.dumps(trained)})
 
 
 def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:

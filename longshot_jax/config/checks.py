@@ -1,11 +1,11 @@
 """Combinations of settings that cannot work; each is an error before anything is computed."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from longshot_jax.config.bounds import MAX_INT
 from longshot_jax.config.curriculum import has_thoughts
-from longshot_jax.config.run import RunConfig
+from longshot_jax.config.run import Phase, RunConfig
 from longshot_jax.config.trajectory_checks import coupling_faults, role_faults, trajectory_faults
 from longshot_jax.errors import UserError, shown
 
@@ -37,8 +37,11 @@ def _phases(run: RunConfig) -> Iterator[str]:
         yield "config.phases is empty: it must name 'text', 'curriculum', 'ppo' or several of them."
     if len(set(run.phases)) < len(run.phases):
         yield f"config.phases {shown(run.phases)} names a phase twice: each can run once."
-    if "text" in run.phases[1:]:
-        yield f"config.phases {shown(run.phases)} teaches written steps after thoughts: name 'text' first."
+    elif list(run.phases) != (ordered := [phase for phase in get_args(Phase) if phase in run.phases]):
+        yield (
+            f"config.phases {shown(run.phases)} begins with what needs the others: write steps before thoughts, and both "
+            f"before rewards, as in {','.join(ordered)}."
+        )
     for phase in run.phases:
         if run.model.weight_dtype != "float32" and run.trainable(phase) == "all":
             yield (

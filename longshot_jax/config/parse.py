@@ -182,19 +182,28 @@ def unknown_setting(key: str) -> UserError:
     inside = next((other for other in known if other.startswith(key + ".")), None)
     if inside:
         return UserError(f"config.{key} is a group of settings: name one of them, such as config.{inside}.")
-    near = nearest(key, known)
+    groups = {other.rpartition(".")[0] for other in known} - {""}
+    near = nearest(key, [*known, *groups])
     advice = f"did you mean config.{near}?" if near else "scripts/train.py --help lists them all."
     return UserError(f"config.{key} is not a setting: {advice}")
 
 
 def nearest(key: str, known: Collection[str]) -> str | None:
-    """The known key closest to a misspelt one: in its group, then of the same name elsewhere, then by spelling."""
+    """The known key closest to a misspelt one: in its group, below it, of the same name elsewhere, then by spelling."""
     group, _, name = key.rpartition(".")
-    siblings = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == group}
-    if near := difflib.get_close_matches(name, siblings, 1):
-        return siblings[near[0]]
-    elsewhere = [other for other in known if other.split(".")[-1] == name]
-    return next(iter(elsewhere or difflib.get_close_matches(key, known, 1, cutoff=0.5)), None)
+
+    def likeness(one: str, other: str) -> float:
+        return difflib.SequenceMatcher(None, one, other).ratio()
+
+    beside = [other for other in known if other.rpartition(".")[0] == group]
+    below = [other for other in known if other.startswith(group + ".")]
+    for candidates in (beside, below):
+        likely = [(likeness(name, other.rpartition(".")[2]), likeness(key, other), other) for other in candidates]
+        if likely and max(likely)[0] >= 0.7:
+            return max(likely)[2]
+    same = [other for other in known if other.rpartition(".")[2] == name]
+    likely = [(likeness(key, other), other) for other in same or known]
+    return max(likely)[1] if same or max(likely)[0] >= 0.5 else None
 
 
 def _with_current_keys(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,7 +280,8 @@ def _coerced(kind: Any, value: Any, key: str) -> Any:
         except OverflowError:
             raise UserError(f"{key} is {shown(value)}: it must be a finite number.") from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{key} is {shown(value)}: it must be of type {kind.__name__}.")
+        infinite = kind is float and isinstance(value, str) and value.lower().lstrip("+-") in ("inf", "infinity", "nan")
+        raise UserError(f"{key} is {shown(value)}: it must be {'finite' if infinite else f'of type {kind.__name__}'}.")
     if isinstance(value, str) and not value.isascii():
         try:
             value.encode()

@@ -123,11 +123,12 @@ def _overlap(
     shared = trained.intersection(held_out)
     if shared:
         count = sum(key in shared for key in held_out)
-        advice = (
-            "they are left out of training"
-            if data.remove_overlap
-            else "set config.data.remove_overlap to True to leave them out of training"
-        )
+        if data.remove_overlap:
+            advice = "they are left out of training"
+        elif getattr(data, setting) == data.train:
+            advice = f"name another file as config.data.{setting}"
+        else:
+            advice = "set config.data.remove_overlap to True to leave them out of training"
         warn(
             f"warning: {count} of the {len(held_out)} problems of config.data.{setting} ({getattr(data, setting)}), "
             f"{count / len(held_out):.1%}, are also in the training problems ({data.train}): {advice}."

@@ -83,11 +83,11 @@ def trained_to(model: Pretrained, longest: int) -> str:
     )
 
 
-def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: int = 250) -> DonorResult:
-    """Both measurements on chains of equally many operations; the donor of a question is the previous one in its batch.
+def check_donors(model: Pretrained, problems: Sequence[Problem]) -> None:
+    """Raises a UserError unless `measure_donors` can measure the model on these problems.
 
-    Raises a UserError if the model has no tokenizer or fewer thoughts than the chains have operations, the problems are
-    not chains of one length, or there are fewer than two.
+    The model needs a tokenizer and at least as many thoughts as the chains have operations; the problems are chains of one
+    length that fit the model's prompts, two or more.
     """
     layout, k = model.layout, len(problems[0].steps) if problems else 0
     if model.joined:
@@ -110,6 +110,19 @@ def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: i
         )
     if k > model.max_thoughts:
         raise UserError(f"the chains have {k} operations, but the model at most {model.max_thoughts} thoughts.")
+    for problem in problems:
+        operations_of(problem)
+        layout.question(problem)
+
+
+def measure_donors(model: Pretrained, problems: Sequence[Problem], batch_size: int = 250) -> DonorResult:
+    """Both measurements on chains of equally many operations; the donor of a question is the previous one in its batch.
+
+    Raises what `check_donors` raises.
+    """
+    check_donors(model, problems)
+    layout, k = model.layout, len(problems[0].steps)
+    assert layout is not None
     operations = [operations_of(problem) for problem in problems]
     expected = np.asarray([[layout.step(step)[0] for step in problem.steps] for problem in problems])
     shape = model.graphdef, layout.opening, layout.tokenizer.ends, model.answer_length, k

@@ -91,15 +91,11 @@ def result_span(layout: Layout, equation: str) -> tuple[int, int] | None:
     return (start, stop) if apart and start < stop else None
 
 
-def measure_steps(
-    model: Pretrained, problems: Sequence[Problem], largest: int, batch_size: int = 100
-) -> list[StepResult]:
-    """Both measurements on problems of equally many steps, each an operation on the result of the one before.
+def thought_whole(model: Pretrained, problems: Sequence[Problem]) -> list[Problem]:
+    """The problems whose steps are all thought: the thoughts of the others do not hold the rest.
 
-    A question's donor is the next in its batch that makes a pair with it.
-
-    Raises a UserError if the model has no tokenizer, no thought for each token of a step or no trained stop head, the steps
-    are no equations, the problems are not of one length, or there are fewer than two.
+    Raises a UserError if the model has no tokenizer, no thought for each token of a step or no trained stop head, the problems
+    are not of one length or do not fit the model's prompts, or fewer than two are left.
     """
     layout, k = model.layout, len(problems[0].steps) if problems else 0
     if model.joined:
@@ -115,8 +111,6 @@ def measure_steps(
             "these problems need a model with a thought for each token of a step (config.curriculum.c_thought 0) and a stop "
             "head that was trained (config.curriculum.guidance.stop)."
         )
-    named, follows, keeps, pairs = np.zeros(k), np.zeros(k), np.zeros(k), np.zeros(k, int)
-    static = model.graphdef, layout.opening, layout.tokenizer.ends, model.answer_length
     stage = (model.stage_rule or model.rule).stage  # of the checkpoint, which may be earlier than the end of the phase
     if k > stage:
         raise UserError(
@@ -124,13 +118,30 @@ def measure_steps(
             "(config.curriculum.max_latent_stage, or the stage of an earlier checkpoint): give fewer operations, or a later "
             "checkpoint with --which."
         )
-    # The thoughts of a problem whose steps are not all thought do not hold the rest.
     whole = [p for p in problems if layout.token_thoughts(p.steps, model.max_thoughts)[0] == k]
     if len(whole) < 2:
         raise UserError(
             f"fewer than two of {len(problems)} problems have all their {k} steps in the model's {model.max_thoughts} "
             "thoughts: give shorter ones."
         )
+    for problem in whole:
+        layout.question(problem)
+    return whole
+
+
+def measure_steps(
+    model: Pretrained, problems: Sequence[Problem], largest: int, batch_size: int = 100
+) -> list[StepResult]:
+    """Both measurements on problems of equally many steps, each an operation on the result of the one before.
+
+    A question's donor is the next in its batch that makes a pair with it.
+
+    Raises a UserError if the steps are no equations, and what `thought_whole` raises.
+    """
+    whole, layout, k = thought_whole(model, problems), model.layout, len(problems[0].steps)
+    assert layout is not None
+    named, follows, keeps, pairs = np.zeros(k), np.zeros(k), np.zeros(k), np.zeros(k, int)
+    static = model.graphdef, layout.opening, layout.tokenizer.ends, model.answer_length
     for first in range(0, len(whole), batch_size):
         batch = whole[first : first + batch_size]
         steps = [[layout.step(step) for step in problem.steps] for problem in batch]

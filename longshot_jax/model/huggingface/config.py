@@ -111,6 +111,8 @@ def read_config(folder: str | Path) -> LlamaConfig:
     content = {key: value for key, value in content.items() if value is not None}  # null: as if left out
     if content.get("use_sliding_window") is False:  # then transformers ignores the window
         content.pop("sliding_window", None)
+    if "model_type" not in content and "phases" in content:
+        raise UserError(f"{file} is that of a run, not of a model: name the folder as config.initialize_from")
     if content.get("model_type") != "llama":
         raise UserError(
             f"{file}: model_type is {shown(content.get('model_type'))}, but only 'llama' can be loaded: give the "

@@ -1,17 +1,26 @@
 """The safetensors files of a Hugging Face directory, open for reading slices, and what is wrong with them."""
 
+import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from longshot_jax.errors import UserError
 from longshot_jax.files import is_there, read_json
 from longshot_jax.model.huggingface.other_forms import is_large_file_pointer, other_form
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def write_tensors(arrays: Mapping[str, np.ndarray], file: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file with the permissions of the config.json beside it; alone only its owner could read it."""
+    save_file(dict(arrays), file, dict(metadata))
+    shutil.copymode(file.parent / "config.json", file)
 
 
 class StoredTensors:

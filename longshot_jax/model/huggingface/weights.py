@@ -18,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from longshot_jax.errors import UserError
 from longshot_jax.files import replacing_folder
-from longshot_jax.model.huggingface.config import config_json
-from longshot_jax.model.huggingface.stored_tensors import INDEX, StoredTensors, open_tensors
+from longshot_jax.model.huggingface.config import config_json, read_config
+from longshot_jax.model.huggingface.stored_tensors import INDEX, StoredTensors, open_tensors, write_tensors
 from longshot_jax.model.huggingface.tensor_names import (
     HEAD,
     TENSORS,
@@ -48,6 +47,15 @@ _EXPORTED = {
     "config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "chat_template.jinja", "additional_chat_templates",
 }  # fmt: skip
+
+
+def check_weights(folder: str | Path) -> None:
+    """Raises a UserError if the files of weights in a Hugging Face directory are missing, cut short or of another model.
+
+    Reads their heads alone.
+    """
+    with ExitStack() as stack:
+        _account(StoredTensors(Path(folder), stack), read_config(folder))
 
 
 def load_weights(
@@ -301,9 +309,7 @@ def _write_tensors(
         max_shard_size=shard_bytes,
     )
     for file, names in split.filename_to_tensors.items():
-        save_file({name: _fetched(named[name], dtype) for name in names}, folder / file, metadata)
-        # safetensors makes its files readable by their owner only; config.json has the user's default permissions.
-        shutil.copymode(folder / "config.json", folder / file)
+        write_tensors({name: _fetched(named[name], dtype) for name in names}, folder / file, metadata)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
