@@ -20,7 +20,12 @@ def main() -> None:
     parser.add_argument("--output", type=path_option("--output"), help="JSON file to write")
     parser.add_argument("--variants", default="", help="names, separated by commas; default: all")
     parser.add_argument("--seeds", type=whole_number(1), default=5, help="runs of each variant")
-    parser.add_argument("--iterations", type=whole_number(1), default=100, help="PPO iterations of every variant")
+    parser.add_argument(
+        "--iterations",
+        type=whole_number(1),
+        default=100,
+        help="PPO iterations of every variant; a start that variants share is trained whole, for minutes",
+    )
     parser.add_argument(
         "--distractors", type=whole_number(0), default=0, help="irrelevant statements, for the harder task"
     )

@@ -194,6 +194,7 @@ def run_ablation(
         place = folder / f"seed{seed}"
         if finished_results(place / name / "results.json", seed) is None:
             script = str(ROOT / "scripts" / "ablate.py")
+            print(f"seed {seed}, {name}: begins, its output goes to {place / f'{name}.log'}", flush=True)
             evaluate = [sys.executable, script, "--evaluate", str(place / name), "--tests", str(tests)]
             for command in (train_command(variants, name, place, seed), evaluate):
                 run_logged(command, place / f"{name}.log")
