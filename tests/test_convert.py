@@ -23,9 +23,12 @@ from longshot_jax.checkpoints import convert
 from longshot_jax.checkpoints.checkpoint import Checkpoints
 from longshot_jax.checkpoints.convert import from_hf, to_hf
 from longshot_jax.checkpoints.initialize import abstract_reasoner, build_reasoner
+from longshot_jax.checkpoints.run_folder import settings_of_test
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.checkpoints.sidecar import FILE, read_sidecar
 from longshot_jax.config.model import ModelConfig
+from longshot_jax.data import sources
+from longshot_jax.data.problems import fingerprint
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
 from longshot_jax.evaluation.model_card import model_card
@@ -127,6 +130,27 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run):
     return run[0].parent / "out"
+
+
+@pytest.mark.parametrize("train", ["threads", "colouring"])
+def test_an_export_is_tested_as_its_run(tmp_path, train):
+    """On problems of the run's own settings, graded by its rule, although the folder is no run folder."""
+    data = replace(
+        RUN.data, train=train, tokenizer=train, test=train, generated_test=7, threads=(1, 3), operations=(2,)
+    )
+    tokens = Tokenizer.for_chains(words=sources.ALPHABETS[train])
+    save_run(tmp_path / "run", replace(RUN, data=data), "ppo", tokens=tokens)
+    to_hf(tmp_path / "run", tmp_path / "out")
+    run, export = (settings_of_test(tmp_path / folder, None, None) for folder in ("run", "out"))
+    assert export.data == run.data and len(sources.test_problems(export)) == 7
+    assert fingerprint(sources.test_problems(export)) == fingerprint(sources.test_problems(run))
+
+
+def test_code_that_an_export_names_runs_only_if_it_is_named_again(tmp_path):
+    save_run(tmp_path / "run", replace(RUN, data=replace(RUN.data, grader="my_grader:grade")), "ppo")
+    to_hf(tmp_path / "run", tmp_path / "out")
+    with pytest.raises(UserError, match=rf"{FILE} names the code my_grader:grade, which runs only if you name it"):
+        settings_of_test(tmp_path / "out", "chains", None)
 
 
 def test_all_files_of_an_export_are_readable_by_others_as_the_umask_says(exported):
@@ -294,6 +318,8 @@ def test_an_export_has_a_model_card_that_is_never_overwritten(run, tmp_path, cap
     (folder / "results.json").write_text(json.dumps(results))
     results["config"]["step"] = 8
     (folder / "of_another_checkpoint.json").write_text(json.dumps(results))
+    results["config"] |= {"step": 7, "run_seed": RUN.seed + 1}
+    (folder / "of_another_checkpoint_of_another_run.json").write_text(json.dumps(results))
     (folder / "damaged.json").write_text('{"correct": [1], "config": {"step": 7, "phase": "ppo"}}')
     assert start("convert.py", "to-hf", folder, out) == 0
     assert "README.md holds 1 results of the run folder" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import re
 import time
 
 import pytest
-from commands import start
+from commands import ROOT, start
 from run_folders import CURRICULUM, PPO, save_run
 
 from longshot_jax.data.chains import write_chains
@@ -193,7 +193,9 @@ def test_a_runs_own_test_is_the_default(folder, capsys):
     assert start("eval.py", "--checkpoint", folder / "run", "--output", output, "--num_trajectories", 0) == 0
     content = json.loads(output.read_text())
     assert content["count"] == PPO.data.generated_test and content["config"]["data"] == "chains"
+    llama = ROOT / "tests" / "fixtures" / "golden_llama3"
     for wrong, sentence in (
+        (llama, "is neither a run folder nor an export with the settings of its test: give --data"),
         (folder, "holds neither checkpoints nor a config.json"),
         (folder / "no", "there is no folder"),
     ):

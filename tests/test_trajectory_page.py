@@ -238,7 +238,7 @@ def test_similarity_and_map():
         ("pause", {}, "whose thoughts are all the same embedding"),
         ("converted", {}, "holds converted weights, which were not trained to think"),
         ("plain", {}, f"holds a Llama without {FILE}"),
-        ("export", {"--data": None}, "is not a run folder with a config of its test: give --data"),
+        ("export", {"--data": None}, f"{FILE} is damaged"),
         ("nothing", {}, "there is no folder"),
         ("nothing", {"--data": None}, "there is no folder"),
         ("ppo", {"--output": "page.pdf"}, "give a name that ends in .html"),

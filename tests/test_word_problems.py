@@ -167,6 +167,12 @@ def test_new_numbers_are_whole_alike_and_true():
     drawn = [division.redrawn(np.random.default_rng(seed)).steps for seed in range(20)]
     assert all(eval(step.replace("=", "==")) and int(step.split("=")[1]) > 0 for steps in drawn for step in steps)
     assert len(set(drawn)) > 5
+    halved = template_of(Problem("Of 56 pupils half play, 24 of them 2 games.", ("56/2=28", "28-24=4"), "4"))
+    assert halved is None, "a half, or the games?"
+    groups = template_of(
+        Problem("56 pupils in groups, the first of 24 plays 2 games. How many more?", ("56-24=32", "32*2=64"), "64")
+    )
+    assert all(" 2 games" in groups.redrawn(np.random.default_rng(seed)).question for seed in range(9))
     alone = template_of(Problem("He has 1 pin and 25 nuts.", ("1+25=26",), "26"))
     assert {alone.redrawn(np.random.default_rng(seed)).question[:13] for seed in range(9)} == {"He has 1 pin "}
 
@@ -188,6 +194,8 @@ def test_new_numbers_are_whole_alike_and_true():
         ("It takes twenty minutes for each of 20 balls.", ("20*20=400",), "400"),
         ("She types 60 words a minute. How many in an hour?", ("60*60=3600",), "3600"),  # one of the two is the hour's
         ("He has 7 pins and 2 nuts for a week.", ("7*2=14",), "14"),  # the pins or the days?
+        ("He triples his 3 pins.", ("3*3=9",), "9"),
+        ("He works 5 hours on weekdays.", ("5*5=25",), "25"),
         ("He has 5 pins.", ("5/2=2.5",), "2.5"),
         ("He has 5 pins, and 7 go.", ("5-7=-2",), "-2"),
         ("He has 5 pins and 6.", ("He has 5+6 = 11 pins.",), "11"),

@@ -10,6 +10,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from longshot_jax.checkpoints.sidecar import FILE as SIDECAR
+from longshot_jax.checkpoints.sidecar import settings_of_export
 from longshot_jax.config import RunConfig, parse_config
 from longshot_jax.config.checks import check_combinations
 from longshot_jax.config.declarations import flatten
@@ -138,20 +140,22 @@ def _hint(path: Path) -> str:
 
 
 def settings_of_test(folder: Path, data: str | None, grader: str | None, **others: Any) -> RunConfig:
-    """Settings of a run, or the defaults for another model, with the test problems and what else the options name.
+    """Settings of a run or its export, or the defaults for another model, with the test problems and what else the options name.
 
-    A folder may come from elsewhere, so code that its config.json names does not run: a UserError, as for a model without a
+    A folder may come from elsewhere, so code that its settings name does not run: a UserError, as for a model without a
     run's settings and without `data`. An option that is None leaves the setting as it is.
     """
     check_model_folder(folder)
     is_run = (folder / _CONFIG).exists() and has_folder(folder / "checkpoints")
-    if not is_run and not data:
-        raise UserError(f"{folder} is not a run folder with a config of its test: give --data.")
-    run = read_settings(folder) if is_run else RunConfig()
+    stored_in = folder / (_CONFIG if is_run else SIDECAR)
+    stored = read_settings(folder) if is_run else settings_of_export(folder)
+    if stored is None and not data:
+        raise UserError(f"{folder} is neither a run folder nor an export with the settings of its test: give --data.")
+    run = stored or RunConfig()
     for option, given, stored in (("data", data, run.data.test), ("grader", grader, run.data.grader)):
         if given is None and names_code(stored):
             raise UserError(
-                f"{folder / _CONFIG} names the code {stored}, which runs only if you name it: add --{option} {stored}"
+                f"{stored_in} names the code {stored}, which runs only if you name it: add --{option} {stored}"
                 + (", or --grader= for the rule of data/grading.py." if option == "grader" else ", or other problems.")
             )
     options = {"test": data, "grader": grader} | others

@@ -112,6 +112,23 @@ def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:
     return Sidecar(run, phase, step, rms, parts["memory"], parts["navigator"], stage, trained_on)
 
 
+def settings_of_export(folder: Path) -> RunConfig | None:
+    """Settings of the run in the file `FILE` of a folder, without its arrays; None if there is no such file.
+
+    Raises a UserError if it cannot be read or is damaged.
+    """
+    file = folder / FILE
+    if not is_there(file):
+        return None
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return parse_config(json.loads((opened.metadata() or {})[_SETTINGS])["config"])
+    except KeyError as error:
+        raise _damaged(file, f"its metadata lack {error}") from None
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError, UserError) as error:
+        raise _damaged(file, first_line(error)) from None
+
+
 def _damaged(file: Path, reason: str) -> UserError:
     return UserError(f"{file} is damaged ({reason}): export the run again, or remove it.")
 

@@ -2,8 +2,9 @@
 
 A problem can be redrawn if its steps are equations of whole numbers that are never negative and end in the answer, and
 each number of them is either the result of one earlier step or stands exactly once in the question, in digits (so a
-constant, such as the 60 of an hour, rules it out: its meaning would be lost). New numbers have as many digits as the old ones,
-results at most as many, and all are whole and positive where the old ones were. Where no draw meets this, or the problem
+constant, such as the 60 of an hour, rules it out: its meaning would be lost). A 2 stays: two halves, people or groups may be meant
+without a word for it. New numbers have as many digits as the old ones, results at most as many, and all are whole and positive
+where the old ones were. Where no draw meets this, or the problem
 does not fit, the problem stays as it is.
 """
 
@@ -31,7 +32,8 @@ _WORDS = {word: value for value, word in enumerate(_UNITS.split())} | {
     word: 10 * tens for tens, word in enumerate(_TENS.split(), start=2)
 } | {
     "twice": 2, "double": 2, "half": 2, "halves": 2, "pair": 2, "pairs": 2, "couple": 2, "couples": 2, "both": 2,
-    "thrice": 3, "triple": 3, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fifth": 5, "sixth": 6,
+    "thrice": 3, "triple": 3, "triples": 3, "tripled": 3, "tripling": 3, "third": 3, "thirds": 3, "trio": 3, "triplets": 3,
+    "quadruple": 4, "quadruples": 4, "quadrupled": 4, "quadrupling": 4, "weekday": 5, "weekdays": 5, "quarter": 4, "quarters": 4, "fourth": 4, "fifth": 5, "sixth": 6,
     "week": 7, "weeks": 7, "weekly": 7, "tenth": 10, "thousand": 1000, "dozen": 12, "dozens": 12, "year": 12, "years": 12,
 }  # fmt: skip
 _ATTEMPTS = 200
@@ -82,9 +84,9 @@ class Template:
 
 
 def _like(value: int, rng: np.random.Generator) -> int:
-    """A number with as many digits; 0 and 1 stay, and others do not become them: they are told in their own words."""
+    """A number with as many digits; 0, 1 and 2 stay, and others become neither 0 nor 1, which have words of their own."""
     digits = len(str(value))
-    return value if value < 2 else int(rng.integers(max(10 ** (digits - 1), 2), 10**digits))
+    return value if value <= 2 else int(rng.integers(max(10 ** (digits - 1), 2), 10**digits))
 
 
 @lru_cache(maxsize=_TEMPLATES)

@@ -22,19 +22,21 @@ def write_model_card(saved: SavedReasoner, export: Path) -> str:
         return f"{export}: a plain Llama, without a model card."
     if os.path.lexists(export / CARD):
         return f"{export}: {CARD} was there and is kept; remove it and export again for a new one."
-    results = _results_of(saved.folder, saved.metadata)
+    results = _results_of(saved)
     write_text(export / CARD, model_card(export.resolve().name, saved, results), advice="free some space")
     return f"{export}: {CARD} holds {len(results)} results of the run folder."
 
 
-def _results_of(folder: Path, metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _results_of(saved: SavedReasoner) -> dict[str, dict[str, Any]]:
     """Results of `eval.py` in the run folder by file name, those of this checkpoint alone."""
-    found = {}
-    for file in sorted(folder.glob("*.json")):
+    run, found = saved.run, {}
+    this = {"step": saved.metadata["step"], "phase": saved.metadata["phase"], "run_seed": run.seed}
+    this |= {"mode": run.curriculum.mode, "feedback": run.thoughts.feedback, "trained_on": list(saved.trained_on)}
+    for file in sorted(saved.folder.glob("*.json")):
         try:
             results = read_results(file)
             at = results.get("config", {})
-            if (at.get("step"), at.get("phase")) == (metadata["step"], metadata["phase"]):
+            if all(at.get(name, value) == value for name, value in this.items()):
                 results_table(results)
                 found[file.name] = results
         except (UserError, KeyError, TypeError, ValueError, AttributeError):  # another kind of file, or a damaged one
