@@ -26,6 +26,7 @@ from longshot_jax.checkpoints.initialize import (
     build_reasoner,
     copied_rows,
     frozen_source,
+    other_layout,
     trained_before,
 )
 from longshot_jax.checkpoints.run_folder import check_same_config, prepare_workdir, write_config
@@ -105,6 +106,8 @@ def train(run: RunConfig, workdir: str | Path, stream: Any = None) -> RunResult:
         tokenizer = build_tokenizer(run, workdir, problems.train, folder, resumed=metadata is not None)
         if metadata is None and (foreign := foreign_tokenizer(run, tokenizer, folder)):
             _note(f"warning: {foreign}.", stream)
+        if metadata is None and (layout_before := other_layout(run, folder)):
+            _note(f"warning: {layout_before}.", stream)
         layout = build_layout(run, tokenizer)
         problems = check_problems(run, layout, problems)
         if "curriculum" in run.phases:
@@ -192,7 +195,7 @@ def _note_difference(difference: Difference, start: str, stream: Any) -> None:
     parts = [("initialised", difference.initialised), ("left out", difference.left_out)]
     said = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
     if said:
-        _note(f"config.thoughts differs from that of {start}. Of the navigator's weights {said}.", stream)
+        _note(f"The navigator is not wholly that of {start}. {said[0].upper()}{said[1:]}.", stream)
 
 
 def _newest_metadata(workdir: Path) -> dict[str, Any] | None:

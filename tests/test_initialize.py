@@ -10,12 +10,20 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_folders import PPO, save_run
 from tiny_run import Stopped, moved, skip_evaluations, stop_before_iterations, stub_updates, tiny
 
-from longshot_jax.checkpoints.initialize import Difference, abstract_reasoner, build_reasoner, weights_in_common
+from longshot_jax.checkpoints.initialize import (
+    Difference,
+    abstract_reasoner,
+    build_reasoner,
+    shape_of_other_run,
+    weights_in_common,
+)
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.data.tokenizer import Tokenizer
+from longshot_jax.errors import UserError
 from longshot_jax.model.sharding import make_mesh
 from longshot_jax.thoughts.navigator import Navigator
 from longshot_jax.thoughts.reads.history import History
@@ -157,8 +165,8 @@ def test_a_run_with_one_head_more_goes_on_with_the_others(start, tmp_path, monke
     stop_before_iterations(monkeypatch.setattr)
     with pytest.raises(Stopped):
         train(tiny(phases=("ppo",), initialize_from=str(start), **THREADS, **chosen), tmp_path / "run", shown)
-    said = "Of the navigator's weights initialised: count_bias, count_weight; left out: step_table."
-    assert f"config.thoughts differs from that of {start}. {said}" in shown.getvalue()
+    said = "Initialised: count_bias, count_weight; left out: step_table."
+    assert f"The navigator is not wholly that of {start}. {said}" in shown.getvalue()
     theirs, ours = (SavedReasoner.find(folder).params() for folder in (start, tmp_path / "run"))
     assert set(ours["navigator"]) == set(theirs["navigator"]) - {"step_table"} | COUNT
     for name in set(ours["navigator"]) - COUNT:
@@ -181,3 +189,24 @@ def test_new_roles_have_the_size_of_the_embeddings_and_nothing_differs_where_all
 
 def rms(array) -> float:
     return float(np.sqrt(np.mean(np.square(np.asarray(array)))))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_adapters_are_not_merged_into_weights_that_would_round_them_away(tmp_path, dtype):
+    lora = {"curriculum__trainable": "lora", "model__weight_dtype": dtype, "phases": ("curriculum",)}
+    save_run(tmp_path / "run", tiny(**lora), "curriculum")
+    start = {"initialize_from": str(tmp_path / "run")}
+    assert shape_of_other_run(tiny(**lora, **start)).hidden_size == 16
+    none = {"phases": ("ppo",), "ppo__trainable": "navigator", "ppo__gradient": "none"}
+    for other in ({"model__lora__rank": 2}, none):
+        with pytest.raises(UserError, match=r"would round away what the adapters of .* learned"):
+            shape_of_other_run(tiny(**lora | other, **start))
+    assert shape_of_other_run(tiny(**lora | none | {"model__weight_dtype": "float32"}, **start)).hidden_size == 16
+
+
+def test_a_memory_bank_that_is_left_out_is_named(tmp_path):
+    save_run(tmp_path / "run", PPO, "ppo")
+    run = replace(PPO, initialize_from=str(tmp_path / "run"))
+    tokenizer = Tokenizer.load(str(tmp_path / "run" / "tokenizer"))
+    abstract = abstract_reasoner(run, tokenizer, make_mesh(run.mesh), None)
+    assert build_reasoner(run, abstract, None)[1] == Difference(left_out=("the memory bank",))

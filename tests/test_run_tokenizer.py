@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from huggingface_folders import LLAMA, LLAMA_SPECIALS, llama_files
 from run_folders import CURRICULUM, save_run
 from tiny_run import Stopped, stop_before_iterations, tiny
 
+from longshot_jax.checkpoints.convert import to_hf
+from longshot_jax.checkpoints.initialize import other_layout
 from longshot_jax.data.run_tokenizer import build_tokenizer, foreign_tokenizer
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
@@ -39,6 +42,16 @@ def test_training_says_that_the_weights_of_another_run_have_another_tokenizer(st
             train(run, tmp_path / kind, said)
         assert ("warning: config.data.tokenizer 'chains' gives" in said.getvalue()) is warned
         assert (f"the tokenizer in {start / 'tokenizer'}, with which" in said.getvalue()) is warned
+
+
+def test_texts_of_another_form_than_the_weights_were_trained_with_are_told(start, tmp_path):
+    run = tiny(initialize_from=str(start))
+    assert run.markers == "answer" and other_layout(run, None) == other_layout(tiny(), None) == ""
+    said = other_layout(replace(run, markers="coconut", data=replace(run.data, instruction="Think.")), None)
+    assert "config.markers is 'coconut' and was 'answer', config.data.instruction is 'Think.' and was ''" in said
+    to_hf(start, tmp_path / "export")
+    exported = replace(tiny(model__source=str(tmp_path / "export")), markers="coconut")
+    assert "config.markers is 'coconut' and was 'answer'" in other_layout(exported, tmp_path / "export")
 
 
 def test_a_tokenizer_named_by_its_folder_is_compared_with_that_of_the_weights(start, tmp_path):

@@ -101,6 +101,28 @@ def test_a_resumed_run_shows_no_step_twice(tmp_path):
     assert texts == ["first 1", "first 2", "first 3", "second 4", "second 5"]
 
 
+def test_what_was_written_of_the_checkpoints_own_step_is_not_written_again(tmp_path):
+    logged: list = []
+    with RunWriter(tmp_path) as killed:
+        killed.hyperparameters({"seed": 0}, ["final/accuracy"])
+        for step in range(1, 5):
+            killed.scalars(step, {"loss": step})
+        killed.results({"final/accuracy": 1})
+    file = next(tmp_path.glob("events.*"))
+    file.write_bytes(file.read_bytes() + b"\7")  # of a record that a kill cut short
+    with RunWriter(tmp_path, resumed_from=3) as hidden:  # killed before it came to step 4
+        hidden.scalars(3, {"accuracy": 0.5})
+    with RunWriter(tmp_path, resumed_from=4, log=lambda *step: logged.append(step)) as resumed:
+        resumed.hyperparameters({"seed": 0}, ["final/accuracy"])
+        resumed.scalars(4, {"loss": 40, "accuracy": 0.75})
+    with RunWriter(tmp_path, resumed_from=4, log=lambda *step: logged.append(step)) as again:
+        again.scalars(4, {"loss": 4000, "accuracy": 0.75})
+        again.results({"final/accuracy": 2})
+    assert points(tmp_path, "loss") == [(1, 1), (2, 2), (3, 3), (4, 40)], "step 4 of the first was hidden"
+    assert points(tmp_path, "accuracy") == [(3, 0.5), (4, 0.75)] and points(tmp_path, "final/accuracy") == [(0, 1)]
+    assert logged == [(4, {"loss": 40.0, "accuracy": 0.75})]
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_its_curves_again(tmp_path):
     with RunWriter(tmp_path) as killed:
         for step in range(4):

@@ -103,6 +103,8 @@ class Checkpoints:
         """The checkpoints of a run folder for reading, even while a run writes there; a UserError if it has none."""
         if not has_folder(Path(folder) / "checkpoints"):
             what = f"{folder} holds no checkpoints" if has_folder(Path(folder)) else f"there is no folder {folder}"
+            if any((Path(folder) / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
+                raise UserError(f"{what} but a model in Hugging Face's form: name it as config.model.source.")
             raise UserError(f"{what}: give the folder that was the run's --workdir.")
         return cls(folder, 1, 0, read_only=True)
 

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Container, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from longshot_jax.checkpoints.frozen_source import FrozenSource, described, load_backbone
 from longshot_jax.checkpoints.saved_reasoner import SavedReasoner
 from longshot_jax.checkpoints.sidecar import FILE as SIDECAR
-from longshot_jax.checkpoints.sidecar import LATENT_ROWS, TRAINED, read_sidecar
+from longshot_jax.checkpoints.sidecar import LATENT_ROWS, TRAINED, read_sidecar, settings_of_export
 from longshot_jax.config import RunConfig
+from longshot_jax.config.declarations import flatten
 from longshot_jax.config.thoughts import NavigatorConfig
 from longshot_jax.data.tokenizer import Tokenizer
 from longshot_jax.errors import UserError
@@ -99,8 +100,38 @@ def latent_rows_trained(folder: Path) -> bool:
 
 
 def shape_of_other_run(run: RunConfig) -> LlamaConfig:
-    """Shape of the backbone of the run that `initialize_from` names."""
-    return SavedReasoner.find(run.initialize_from).backbone
+    """Shape of the backbone of the run that `initialize_from` names.
+
+    Raises a UserError if its adapters would be merged into weights of few bits, whose steps are larger than what adapters learn.
+    """
+    other = SavedReasoner.find(run.initialize_from)
+    if other.run.lora not in (None, run.lora) and run.model.weight_dtype != "float32":
+        raise UserError(
+            f"config.model.weight_dtype {run.model.weight_dtype!r} would round away what the adapters of {run.initialize_from} "
+            "learned, which are merged because this run has others or none: set it to 'float32', or keep config.model.lora "
+            "and a phase that trains it."
+        )
+    return other.backbone
+
+
+def other_layout(run: RunConfig, folder: Path | None) -> str:
+    """What must be said of a new run whose weights were trained with texts of another form; "" if nothing.
+
+    `folder` is that of `model_folder`.
+    """
+    if run.initialize_from:
+        other = SavedReasoner.find(run.initialize_from)
+        theirs = None if other.is_backbone_alone else other.run
+    else:
+        theirs = None if folder is None else settings_of_export(folder)
+    if theirs is None:
+        return ""
+    ours, before = flatten(asdict(run)), flatten(asdict(theirs))
+    names = ("markers", "data.instruction", "data.chat_template")
+    changed = [
+        f"config.{name} is {ours[name]!r} and was {before[name]!r}" for name in names if ours[name] != before[name]
+    ]
+    return f"the weights were trained with texts of another form: {', '.join(changed)}" if changed else ""
 
 
 def shape_from_scratch(run: RunConfig, vocabulary_size: int) -> LlamaConfig:
@@ -139,7 +170,7 @@ def trained_before(run: RunConfig, abstract: AbstractReasoner, folder: Path | No
 
 
 class Difference(NamedTuple):
-    """Names of the navigator's weights in which a run differs from the trained navigator that it starts from."""
+    """What of a navigator a run does not take from the trained one that it starts from: names of weights, and the memory."""
 
     initialised: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -172,6 +203,8 @@ def build_reasoner(
     difference = Difference(
         *(tuple(sorted(names)) for names in (wanted - kept, set(trained) - kept)) if trained else ()
     )
+    if _has_bank(run, folder):
+        difference = difference._replace(left_out=(*difference.left_out, "the memory bank"))
     if not known or not wanted - kept:
         return params, difference
 
@@ -264,6 +297,17 @@ def _params_of_other_run(run: RunConfig, abstract: AbstractReasoner) -> tuple[nn
     theirs, wanted = params["navigator"], abstract.params["navigator"]
     navigator = weights_in_common(other.run.thoughts, theirs, run.thoughts, wanted)
     return merge_states(backbone=backbone, navigator=navigator), tuple(theirs)
+
+
+def _has_bank(run: RunConfig, folder: Path | None) -> bool:
+    """Whether thoughts of the run that this one starts from read a memory bank; PPO begins with an empty one."""
+    if run.initialize_from:
+        other = SavedReasoner.find(run.initialize_from)
+        trained = None if other.is_backbone_alone or other.metadata["phase"] != "ppo" else other.run
+    else:
+        sidecar = None if folder is None else read_sidecar(folder, read_config(folder).hidden_size)
+        trained = None if sidecar is None or sidecar.memory is None else sidecar.run
+    return trained is not None and trained.ppo.memory_slots > 0 and trained.thoughts.reads_bank
 
 
 def _same_backbone(run: RunConfig, other: RunConfig) -> bool:

@@ -42,7 +42,8 @@ class RunWriter:
     Args:
       folder: folder of the run's event files, created if missing.
       resumed_from: step of the checkpoint that the run continues from; None for a new run. Later steps of earlier files
-        are hidden, since the continued run logs them again.
+        are hidden, since the continued run logs them again. What they have of that step itself, and of step 0, is not
+        written again.
       log: also gets every step's scalars, if given.
 
     Raises:
@@ -52,10 +53,13 @@ class RunWriter:
     def __init__(self, folder: str | Path, resumed_from: int | None = None, log: Log | None = None):
         self._folder, self._log = Path(folder), log
         self._file: Any = None
+        self._written: set[tuple[int, str]] = set()
         if jax.process_index() != 0:
             return
         with self._checked("choose another --workdir or fix its permissions"):
             self._folder.mkdir(parents=True, exist_ok=True)
+            if resumed_from is not None:
+                self._written = _tags_at(self._folder, (0, resumed_from))
             # Names have the time in whole seconds: the number keeps a quick restart from overwriting the last file.
             number = len(list(self._folder.glob("events.out.tfevents.*")))
             name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{number}"
@@ -80,9 +84,9 @@ class RunWriter:
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds one point per name; non-finite values are kept."""
         make = event_library().summary.scalar
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = {name: float(value) for name, value in values.items() if (step, name) not in self._written}
         self._add(step, *(make(name, number) for name, number in numbers.items()))
-        if self._log is not None:
+        if self._log is not None and numbers:
             self._log(step, numbers)
 
     def histogram(self, step: int, name: str, array: Any) -> None:
@@ -124,7 +128,8 @@ class RunWriter:
         self._file = None
 
     def _add(self, step: int, *summaries: Any) -> None:
-        self._write(*({"step": step, "summary": summary} for summary in summaries))
+        new = [each for each in summaries if (step, each.value[0].tag) not in self._written]
+        self._write(*({"step": step, "summary": summary} for summary in new))
 
     def _write(self, *events: dict[str, Any]) -> None:
         if self._file is None:
@@ -147,6 +152,24 @@ class RunWriter:
             raise UserError(
                 f"TensorBoard events cannot be written to {self._folder} ({error.strerror or error}): {advice}."
             ) from error
+
+
+def _tags_at(folder: Path, steps: Sequence[int]) -> set[tuple[int, str]]:
+    """(step, tag) of what the event files in a folder show at these steps."""
+    event, found = event_library().proto.event_pb2.Event, set()
+    for file in sorted(folder.glob("events.out.tfevents.*"), key=lambda file: (file.stat().st_mtime, file.name)):
+        content, at = file.read_bytes(), 0
+        while at + 12 <= len(content):
+            start, (length,) = at + 12, struct.unpack_from("<Q", content, at)
+            at = start + length + 4
+            if at > len(content):  # a killed run was writing it
+                break
+            read = event.FromString(content[start : start + length])
+            if read.HasField("session_log"):
+                found = {(step, tag) for step, tag in found if step < read.step}
+            elif read.step in steps:
+                found |= {(read.step, value.tag) for value in read.summary.value}
+    return found
 
 
 def samples_table(rows: Sequence[Mapping[str, Any]]) -> str:
