@@ -3,15 +3,15 @@
 What it is for: the number of trajectories as an action. The curriculum gives each chain a trajectory of its own, by labels. PPO
 is never told how many chains a question has: it earns 1 for all results right, less 0.2 for each trajectory.
 
-What it reaches (docs/results/parallel.md): three seeds, 2,000 held-out questions. As many trajectories as chains for every question, and 100.0,
-99.8 and 99.4 % with all results right. The curriculum alone, whose numbers are given, reaches 98.5, 97.8 and 97.8 %, PPO with always
-three trajectories 99.9, 99.2 and 99.6 %. The best checkpoint is chosen by accuracy alone, and an earlier one may be as accurate with
+What it reaches (docs/results/parallel.md): five seeds, 2,000 held-out questions. As many trajectories as chains for every question (in one
+seed for all but two), and 99.4 to 100.0 % with all results right. The curriculum alone, whose numbers are given, reaches 97.8 to 98.5 %, PPO with always
+three trajectories 99.2 to 99.9 % (three seeds each, earlier runs). The best checkpoint is chosen by accuracy alone, and an earlier one may be as accurate with
 more trajectories, so evaluate the latest.
 
 With up to five chains PPO first learns with always five trajectories, and the choice comes after that: straight from the curriculum one of
 two seeds did as well, and the other gave up on questions of five (docs/results/parallel.md, "Up to five trajectories").
 
-Cost: eight minutes on one CPU core (seed 0: 473 s for 2,000 updates of 64 questions and 200 iterations of PPO).
+Cost: eight minutes on one idle CPU core (seed 0: 473 s for 2,000 updates of 64 questions and 200 iterations of PPO), 15 to 31 on a busy one.
 
     python scripts/train.py --config configs/threads_mixed.py
     python scripts/eval.py --checkpoint runs/threads_mixed --which latest --num_trajectories 0 --output mixed.json
