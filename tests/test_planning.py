@@ -18,6 +18,7 @@ from flax import nnx
 from tiny_run import tiny
 
 from longshot_jax.config.model import MeshConfig
+from longshot_jax.data.chains import write_chains
 from longshot_jax.errors import UserError
 from longshot_jax.model.llama import Llama, LlamaConfig
 from longshot_jax.planning import compilers
@@ -178,7 +179,11 @@ def test_the_problems_that_are_known(tmp_path):
     path = tmp_path / "few.jsonl"
     path.write_text('{"question": "1 + 1", "answer": "2"}\n' * 3)
     assert most_problems(tiny()) == 512
-    assert most_problems(tiny(data__train=str(path))) == 3
+    assert most_problems(tiny(data__train=str(path), data__validation=str(path))) == 3
+    assert most_problems(tiny(data__train=str(path))) is None, "too few for a tenth for validation"
+    path = tmp_path / "chains.json"
+    write_chains(path, 2, 40, seed=1)
+    assert most_problems(tiny(data__train=str(path))) == 36, "the others are for validation"
     assert most_problems(tiny(data__train="somebody/problems")) is None
 
 

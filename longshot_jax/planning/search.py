@@ -4,9 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from longshot_jax.config import RunConfig
-from longshot_jax.data.problems import load_problems
 from longshot_jax.data.reasoning_gym import PREFIX
-from longshot_jax.data.sources import GENERATORS
+from longshot_jax.data.sources import GENERATORS, read_problems
 from longshot_jax.errors import UserError
 
 _TRIES = 10
@@ -49,7 +48,7 @@ def most_problems(run: RunConfig) -> int | None:
     if data.train in GENERATORS or data.train.startswith(PREFIX):
         return data.generated_train
     try:
-        return len(load_problems(data.train, data.fields)) if Path(data.train).is_file() else None
+        return len(read_problems(run).train) if Path(data.train).is_file() else None
     except UserError:  # training will say it; the memory does not depend on them
         return None
 
