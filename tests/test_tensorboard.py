@@ -1,6 +1,7 @@
 """Event files, read back with TensorBoard's own reader."""
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,8 @@ def test_what_was_written_of_the_checkpoints_own_step_is_not_written_again(tmp_p
     file.write_bytes(file.read_bytes() + b"\7")  # of a record that a kill cut short
     with RunWriter(tmp_path, resumed_from=3) as hidden:  # killed before it came to step 4
         hidden.scalars(3, {"accuracy": 0.5})
+    damaged = sorted(tmp_path.glob("events.*"), key=lambda file: file.stat().st_size)[0]
+    damaged.write_bytes(damaged.read_bytes() + struct.pack("<Q", 3) + b"\xff" * 11)
     with RunWriter(tmp_path, resumed_from=4, log=lambda *step: logged.append(step)) as resumed:
         resumed.hyperparameters({"seed": 0}, ["final/accuracy"])
         resumed.scalars(4, {"loss": 40, "accuracy": 0.75})

@@ -33,7 +33,8 @@ _WORDS = {word: value for value, word in enumerate(_UNITS.split())} | {
 } | {
     "twice": 2, "double": 2, "half": 2, "halves": 2, "pair": 2, "pairs": 2, "couple": 2, "couples": 2, "both": 2,
     "thrice": 3, "triple": 3, "triples": 3, "tripled": 3, "tripling": 3, "third": 3, "thirds": 3, "trio": 3, "triplets": 3,
-    "quadruple": 4, "quadruples": 4, "quadrupled": 4, "quadrupling": 4, "weekday": 5, "weekdays": 5, "quarter": 4, "quarters": 4, "fourth": 4, "fifth": 5, "sixth": 6,
+    "quadruple": 4, "quadruples": 4, "quadrupled": 4, "quadrupling": 4, "quarter": 4, "quarters": 4, "fourth": 4,
+    "fifth": 5, "weekday": 5, "weekdays": 5, "sixth": 6,
     "week": 7, "weeks": 7, "weekly": 7, "tenth": 10, "thousand": 1000, "dozen": 12, "dozens": 12, "year": 12, "years": 12,
 }  # fmt: skip
 _ATTEMPTS = 200

@@ -164,7 +164,10 @@ def _tags_at(folder: Path, steps: Sequence[int]) -> set[tuple[int, str]]:
             at = start + length + 4
             if at > len(content):  # a killed run was writing it
                 break
-            read = event.FromString(content[start : start + length])
+            try:
+                read = event.FromString(content[start : start + length])
+            except Exception:  # protobuf's: the rest of the file is damaged, and TensorBoard does not show it either
+                break
             if read.HasField("session_log"):
                 found = {(step, tag) for step, tag in found if step < read.step}
             elif read.step in steps:
