@@ -189,7 +189,7 @@ def test_generate(ppo):
     ("arguments", "message"),
     [
         ({"question": " "}, "the question is empty"),
-        ({"question": "a=1 " * 20}, "config.data.prompt_length is 26"),
+        ({"question": "a=1 " * 20}, "the prompt length with which the model was trained is 26"),
         ({"question": QUESTION, "num_trajectories": 0}, "num_trajectories is 0: it must be a whole number from 1"),
         (
             {"question": QUESTION, "num_trajectories": np.array([1, 2])},
