@@ -94,11 +94,13 @@ def test_an_answer_starts_with_the_first_token_of_its_text(answer, start):
     tokenizer, problem = Tokenizer.train_bpe(["### Wednesday"] * 9, 400), Problem("x?", (), answer)
     layout = Layout(tokenizer, "coconut", "coconut", 64)
     ids = layout.answer(problem)
-    assert layout.answer_start(problem) == start and tokenizer.decode(ids[start:-1]).strip() == answer
+    assert layout.answer_start(ids) == start and tokenizer.decode(ids[start:-1]).strip() == answer
     layout = Layout(tokenizer, "answer", "coconut", 64)
-    assert layout.answer(problem)[layout.answer_start(problem) : -1] == tokenizer.encode(answer)
+    ids = layout.answer(problem)
+    assert ids[layout.answer_start(ids) : -1] == tokenizer.encode(answer)
 
 
 def test_every_character_of_an_answer_may_be_a_token():
-    layout, problem = Layout(Tokenizer.for_chains(), "coconut", "coconut", 64), Problem("a=1 a?", (), "12")
-    assert layout.answer(problem)[layout.answer_start(problem) : -1] == layout.tokenizer.encode("12")
+    layout = Layout(Tokenizer.for_chains(), "coconut", "coconut", 64)
+    ids = layout.answer(Problem("a=1 a?", (), "12"))
+    assert ids[layout.answer_start(ids) : -1] == layout.tokenizer.encode("12")

@@ -1,15 +1,17 @@
-"""The planner's search where micro-batches are set: what is advised is accepted, and fits."""
+"""The planner's search for the largest batch, also where micro-batches are set: what is advised is accepted, and fits."""
 
 from dataclasses import replace
 
 import pytest
 from tiny_run import tiny
 
+from longshot_jax.data.chains import write_chains
 from longshot_jax.planning import plan as planning
 from longshot_jax.planning.compilers import planned_mesh
 from longshot_jax.planning.phases import make_phase
 from longshot_jax.planning.plan import advice, as_json, make_plan
 from longshot_jax.planning.report import report
+from longshot_jax.planning.search import largest_that_fits, most_problems
 from longshot_jax.planning.shapes import planned_backbone
 from longshot_jax.training import accelerators
 
@@ -82,3 +84,52 @@ def test_no_micro_batch_fits(device):
     plan = make_plan(split("text", 64, 16), None, "small")
     assert as_json(plan)["phases"]["text"]["largest_micro_batch"] == 0
     assert "config.text.micro_batch_size that fits: none (set: 16)" in report(plan) and "would fit" not in advice(plan)
+
+
+@pytest.mark.parametrize(
+    ("peak", "largest", "most"),
+    [
+        (lambda batch: 10 + 5 * batch, 16, 4),  # reaches 100 at 18
+        (lambda batch: 40 + batch**1.4, 16, 6),  # at 18.6
+        (lambda batch: 99 if batch < 400 else 101, 384, 10),  # steps, as buffers of a compiler may
+        (lambda batch: 101, 0, 10),
+        (lambda batch: 90 + 2 * batch, 4, 4),  # below the first try
+        (lambda batch: 10 + batch / 1000, 90_000, 7),  # far above it
+    ],
+)
+def test_the_largest_batch_was_tried(peak, largest, most):
+    tried = []
+
+    def compiles(batch):
+        tried.append(batch)
+        return peak(batch)
+
+    assert largest_that_fits(compiles, 100.0, first=8, step=4) == largest
+    assert len(tried) == len(set(tried)) <= most and (largest == 0 or largest in tried)
+    assert all(batch % 4 == 0 and batch > 0 for batch in tried)
+
+
+@pytest.mark.parametrize(
+    ("first", "most", "largest", "tries"), [(8, 500, 500, 4), (8, 502, 500, 4), (512, 500, 512, 1), (8, 8, 8, 1)]
+)
+def test_no_batch_is_tried_beyond_the_problems(first, most, largest, tries):
+    tried = []
+
+    def peak(batch):
+        tried.append(batch)
+        return batch / 1000
+
+    assert largest_that_fits(peak, 100.0, first, 4, most) == largest
+    assert len(tried) <= tries and max(tried) == largest
+
+
+def test_the_problems_that_are_known(tmp_path):
+    path = tmp_path / "few.jsonl"
+    path.write_text('{"question": "1 + 1", "answer": "2"}\n' * 3)
+    assert most_problems(tiny()) == 512
+    assert most_problems(tiny(data__train=str(path), data__validation=str(path))) == 3
+    assert most_problems(tiny(data__train=str(path))) is None, "too few for a tenth for validation"
+    path = tmp_path / "chains.json"
+    write_chains(path, 2, 40, seed=1)
+    assert most_problems(tiny(data__train=str(path))) == 36, "the others are for validation"
+    assert most_problems(tiny(data__train="somebody/problems")) is None

@@ -41,6 +41,7 @@ from longshot_jax.checkpoints.named_arrays import (
 from longshot_jax.checkpoints.refusals import DISK_FULL, TIMED_OUT, read_refusal, write_refusal
 from longshot_jax.errors import UserError, first_line
 from longshot_jax.files import has_folder, unreadable
+from longshot_jax.model.huggingface.stored_tensors import INDEX, SINGLE
 
 Which = Literal["latest", "best"] | int
 
@@ -103,7 +104,7 @@ class Checkpoints:
         """The checkpoints of a run folder for reading, even while a run writes there; a UserError if it has none."""
         if not has_folder(Path(folder) / "checkpoints"):
             what = f"{folder} holds no checkpoints" if has_folder(Path(folder)) else f"there is no folder {folder}"
-            if any((Path(folder) / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
+            if any((Path(folder) / name).exists() for name in (SINGLE, INDEX)):
                 raise UserError(f"{what} but a model in Hugging Face's form: name it as config.model.source.")
             raise UserError(f"{what}: give the folder that was the run's --workdir.")
         return cls(folder, 1, 0, read_only=True)

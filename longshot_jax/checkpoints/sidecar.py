@@ -6,6 +6,8 @@ as `transformers`, ignore the file.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -69,28 +71,19 @@ def read_sidecar(folder: Path, hidden_size: int) -> Sidecar | None:
     file = folder / FILE
     if not is_there(file):
         return None
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            trained = json.loads((opened.metadata() or {})[_SETTINGS])
-            arrays = {current_name(name): opened.get_tensor(name) for name in opened.keys()}
-            # Older exports name the phase `stage`.
-            phase, step, run = (
-                trained.get("phase") or trained["stage"],
-                trained["step"],
-                parse_config(trained["config"]),
-            )
-            if phase not in get_args(Phase):
-                raise ValueError(f"its phase is {str(phase)[:40]!r}")
-            if type(step) is not int or step < 0:
-                raise ValueError(f"its step is {str(step)[:40]!r}")
-            # Older exports do not say which stage of the curriculum was the last one trained.
-            stage = None if phase == "ppo" else trained.get("stage", run.supervised(phase).stages[-1])
-            if stage is not None and (type(stage) is not int or stage < 0):
-                raise ValueError(f"its stage is {str(stage)[:40]!r}")
-    except KeyError as error:
-        raise _damaged(file, f"its metadata lack {error}") from None
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError, UserError) as error:
-        raise _damaged(file, first_line(error)) from None
+    with _opened(file) as (opened, trained):
+        arrays = {current_name(name): opened.get_tensor(name) for name in opened.keys()}
+        # Older exports name the phase `stage`.
+        phase, step = trained.get("phase") or trained["stage"], trained["step"]
+        run = parse_config(trained["config"])
+        if phase not in get_args(Phase):
+            raise ValueError(f"its phase is {str(phase)[:40]!r}")
+        if type(step) is not int or step < 0:
+            raise ValueError(f"its step is {str(step)[:40]!r}")
+        # Older exports do not say which stage of the curriculum was the last one trained.
+        stage = None if phase == "ppo" else trained.get("stage", run.supervised(phase).stages[-1])
+        if stage is not None and (type(stage) is not int or stage < 0):
+            raise ValueError(f"its stage is {str(stage)[:40]!r}")
 
     def empty_parts() -> dict[str, Any]:
         navigator = nnx.split(Navigator(run.thoughts, hidden_size, nnx.Rngs(0)))[1]
@@ -120,9 +113,16 @@ def settings_of_export(folder: Path) -> RunConfig | None:
     file = folder / FILE
     if not is_there(file):
         return None
+    with _opened(file) as (_, trained):
+        return parse_config(trained["config"])
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The file's arrays and metadata; a UserError names it for whatever they lack, in the block too."""
     try:
         with safe_open(file, framework="numpy") as opened:
-            return parse_config(json.loads((opened.metadata() or {})[_SETTINGS])["config"])
+            yield opened, json.loads((opened.metadata() or {})[_SETTINGS])
     except KeyError as error:
         raise _damaged(file, f"its metadata lack {error}") from None
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError, UserError) as error:

@@ -257,7 +257,8 @@ def curriculum_batch(
                 f"remove the question {problem.question[:60]!r}."
             )
         rows.append(ids)
-        starts.append(len(ids) - len(layout.answer(problem)) + layout.answer_start(problem))
+        answer = layout.answer(problem)
+        starts.append(len(ids) - len(answer) + layout.answer_start(answer))
     guidance, steps, text, most, width = config.guidance, None, None, length, 0
     if padding is not None:
         needs = [padded_lengths(*each, config, layout) for each in zip(problems, replaced, strict=True)]

@@ -125,13 +125,13 @@ class Layout:
         steps = [*(token for step in joint for token in self.step(step)), marker] if joint else []
         return [marker, *steps, *self.tokenizer.encode(problem.answer), self.tokenizer.end]
 
-    def answer_start(self, problem: Problem) -> int:
-        """Index in `answer`, of no joint steps, of the first token with a part of the answer's text."""
+    def answer_start(self, answer: Sequence[int]) -> int:
+        """Index in the ids of `answer`, of no joint steps, of the first token with a part of the answer's text."""
         if self.markers != "coconut":
             return 1
         # The space before the answer is a token of its own, or the beginning of the answer's first one.
         with_space = self.tokenizer.encode(f"{_ANSWER_MARK} ")
-        apart = self.answer(problem)[: len(with_space)] == with_space
+        apart = answer[: len(with_space)] == with_space
         return len(with_space if apart else self.tokenizer.encode(_ANSWER_MARK))
 
     def answer_text(self, ids: Sequence[int]) -> str:
